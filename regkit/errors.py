@@ -1,0 +1,5 @@
+"""The one error that a user can cause and mend."""
+
+
+class InputError(ValueError):
+    """Wrong input. The message says who, what was given, what is allowed and what to do."""

@@ -1,0 +1,1 @@
+"""Video models. Each plug is a `VideoModel` that names its frame embeddings."""

@@ -1,0 +1,1 @@
+"""Threshold and difference operators: pure functions of tensors."""
