@@ -1,0 +1,8 @@
+"""regkit: exact sparsity, structure and temporal smoothness for deep video models."""
+
+from regkit.callback import Regularize
+from regkit.errors import InputError
+from regkit.regularizer import Regularizer
+from regkit.sparsity.measure import density
+
+__all__ = ["InputError", "Regularize", "Regularizer", "density"]

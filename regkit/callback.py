@@ -1,0 +1,201 @@
+"""Regularize: penalties for any LightningModule, unchanged."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
+
+from regkit.errors import InputError
+from regkit.regularizer import Penalties, Regularizer, named
+from regkit.sparsity.measure import density
+
+
+class Regularize(pl.Callback):
+    """Train any LightningModule on F = loss + the sum of its penalties.
+
+        L.Trainer(callbacks=[Regularize([L1(lam=1e-4), TemporalSmoothness(lam=1e-2)])])
+
+    Weight penalties act right after each real step of every optimizer. Activation penalties are
+    added to what `training_step` returns (under manual optimization: to what `manual_backward` is
+    given, each time), so accumulation, AMP and DDP scale them as they scale the loss. Gradient
+    clipping sees their gradients, and none of the weight penalties.
+
+    Logs, every `log_every_n_steps` steps and with the same names for every penalty:
+    objective/total, objective/loss, penalty/<name>, lam/<name>, density/total, density/live_groups,
+    density_layer/<parameter>, speed/steps_per_s and speed/prox_share (host time, without loading).
+
+    penalties: one, several, or several by name.
+    Raises: InputError at the start of `fit`, as `Regularizer` does; under DeepSpeed, whose engine
+        steps weights of its own; when no optimizer holds a penalised parameter; and after the
+        first batch when a penalised module did not run.
+    """
+
+    def __init__(self, penalties: Penalties) -> None:
+        self.penalties = named(penalties)
+        self.regularizer: Regularizer | None = None
+        self._saved: dict[str, Any] | None = None
+        self._undo: list[Callable[[], None]] = []
+        self._loss: Tensor | None = None
+        self._checked = False
+        self._began = 0.0
+        self._busy_s = 0.0
+        self._num_batches = 0
+
+    @property
+    def state_key(self) -> str:
+        """Name under which a checkpoint keeps this callback."""
+        return f"{type(self).__name__}[{','.join(self.penalties)}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the regularizer's state."""
+        return {} if self.regularizer is None else self.regularizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until `fit` has made the regularizer."""
+        self._saved = state_dict or None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find what is penalised and hook into the loss."""
+        self._release()
+        self._checked = False
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            raise InputError(
+                "Regularize got strategy='deepspeed', whose engine steps copies of the weights "
+                "that no hook sees. Use ddp or fsdp."
+            )
+        self.regularizer = Regularizer(pl_module, self.penalties)
+        self._undo.append(self.regularizer.detach)
+        if self._saved is not None:
+            self.regularizer.load_state_dict(self._saved)
+            self._saved = None
+        if pl_module.automatic_optimization:
+            self._wrap(pl_module, "training_step", self._with_penalty)
+        else:
+            self._wrap(pl_module, "manual_backward", self._before_backward)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hang the proximal step on the optimizers, each of which steps its own parameters."""
+        reg = self._bound()
+        penalised = set(reg.penalised())
+        for optimizer in trainer.optimizers:
+            held = {p for group in optimizer.param_groups for p in group["params"]}
+            if held & penalised:
+                reg.attach(optimizer)
+                penalised -= held
+        if penalised and penalised == set(reg.penalised()):
+            raise InputError(
+                "Regularize found no penalised parameter in any optimizer of "
+                f"{type(pl_module).__name__}. Give configure_optimizers these parameters, or "
+                "penalise others with `on`."
+            )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Check once that every penalised module ran; log at the logging interval."""
+        self._busy_s += time.perf_counter() - self._began
+        self._num_batches += 1
+        if not self._checked and (silent := self._bound().silent()):
+            raise InputError(
+                f"Penalty {silent[0]!r} saw no training pass of its module in the first batch. "
+                "Name a module that runs in training_step, and compile the model before fit or "
+                "not at all."
+            )
+        self._checked = True
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the state that validation and checkpoint see."""
+        self._log(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module and its optimizers as they were."""
+        self._release()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module and its optimizers as they were."""
+        self._release()
+
+    def _release(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _bound(self) -> Regularizer:
+        assert self.regularizer is not None, "fit has not started"
+        return self.regularizer
+
+    def _wrap(self, module: pl.LightningModule, name: str, wrapper: Callable[..., Any]) -> None:
+        """Put `wrapper(original, *args)` before a method of this very instance."""
+        original = getattr(module, name)
+        was_own = name in vars(module)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        def undo() -> None:
+            if was_own:
+                setattr(module, name, original)
+            else:
+                delattr(module, name)
+
+        setattr(module, name, wrapped)
+        self._undo.append(undo)
+
+    def _with_penalty(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        loss = result.get("loss") if isinstance(result, Mapping) else result
+        terms = self._bound().activation_terms()
+        if not isinstance(loss, Tensor):
+            return result
+        self._loss = loss.detach()
+        if not terms:
+            return result
+        total = loss + torch.stack(list(terms.values())).sum()
+        return {**result, "loss": total} if isinstance(result, Mapping) else total
+
+    def _before_backward(
+        self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        self._loss = loss.detach()
+        terms = self._bound().activation_terms()
+        if terms:
+            loss = loss + torch.stack(list(terms.values())).sum()
+        return original(loss, *args, **kwargs)
+
+    @torch.no_grad()
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        reg = self._bound()
+        left = density(reg.chosen())
+        values = {**reg.values(), **reg.latest}
+        metrics: dict[str, Any] = {f"penalty/{name}": v for name, v in values.items()}
+        metrics |= {f"lam/{name}": p.lam for name, p in reg.penalties.items()}
+        metrics |= {f"density_layer/{name}": share for name, share in left.layers.items()}
+        metrics |= {"density/total": left.total, "density/live_groups": left.live_groups}
+        if self._loss is not None:
+            metrics["objective/loss"] = self._loss
+            metrics["objective/total"] = sum(values.values(), start=self._loss)
+        if self._busy_s > 0:
+            metrics["speed/steps_per_s"] = self._num_batches / self._busy_s
+            metrics["speed/prox_share"] = reg.seconds() / self._busy_s
+        numbers = {name: float(value) for name, value in metrics.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+        pl_module.log("density", left.total, prog_bar=True, logger=False)

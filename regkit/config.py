@@ -1,0 +1,194 @@
+"""The root of the configuration: types, ranges, run names, and errors that say what is allowed."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from regkit.errors import InputError
+
+# Parts of a configuration that a run may not change when it continues.
+KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed")
+
+
+@dataclass
+class TrainConfig:
+    """What `train.py` understands; the groups below are free to hold any plug."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    penalty: dict[str, Any] = field(default_factory=dict)
+    lam: float = 1e-4
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] | None = None
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    evaluate: str = "last"
+    patience: int | None = None
+    ckpt_path: str | None = None
+    name: str = ""
+
+
+def register() -> None:
+    """Tell Hydra the types of the root and how runs are named."""
+    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+
+
+def run_name(penalty: Mapping[str, Any], lam: float, overrides: Iterable[str]) -> str:
+    """Name a run by its penalties, its strength and whatever else was asked for.
+
+    ({"l1": ...}, 1e-4, ["penalty=l1", "seed=1"]) -> "l1 lam=1e-4 seed=1"
+    """
+    parts = ["+".join(penalty) or "none"]
+    if penalty:
+        parts.append(f"lam={short(lam)}")
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in ("penalty", "lam", "ckpt_path", "name"):
+            continue
+        key = key.removeprefix("penalty.") if key.startswith("penalty.") else key.split(".")[-1]
+        value = Path(value.strip("'\"")).name
+        parts.append(f"{key}={short(value)}")
+    return re.sub(r"[^\w.+=\[\], -]", "_", " ".join(parts))[:200]
+
+
+def run_dir(ckpt_path: str | None, fresh: str) -> str:
+    """Return the folder of a run: the old one when it continues from a checkpoint."""
+    if ckpt_path is None:
+        return fresh
+    return str(Path(ckpt_path).expanduser().absolute().parent.parent)
+
+
+def short(value: Any) -> str:
+    """Write a number as people do: 1e-4, not 0.0001 or 1e-04."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    plain = f"{number:g}"
+    scientific = re.sub(r"e([+-])0*(\d+)", r"e\1\2", f"{number:.6e}").replace("e+", "e")
+    scientific = re.sub(r"\.?0+e", "e", scientific)
+    return scientific if 0 < abs(number) < 0.01 or "e" in plain else plain
+
+
+def make_penalties(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the penalties, by name.
+
+    Raises: InputError when settings are given for a penalty that was not selected.
+    """
+    for name, options in settings.items():
+        if not isinstance(options, dict) or "_target_" not in options:
+            chosen = [str(n) for n, o in settings.items() if isinstance(o, dict) and "_target_" in o]
+            raise InputError(
+                f"penalty.{name} has settings, but {name} was not selected; give "
+                f"penalty=[{','.join([*chosen, str(name)])}]."
+            )
+    return {str(name): make(options) for name, options in settings.items()}
+
+
+def make(options: Any, **more: Any) -> Any:
+    """Instantiate a plug; what it says against its options is what the user reads."""
+    try:
+        return instantiate(options, _convert_="all", **more)
+    except HydraException as error:
+        cause = _root(error)
+        if isinstance(cause, InputError):
+            raise cause from None
+        target = options.get("_target_", "?")
+        raise InputError(f"{target} does not take these options: {cause}") from error
+
+
+def check(config: TrainConfig | DictConfig) -> None:
+    """Refuse ranges that the types do not know.
+
+    Raises: InputError.
+    """
+    if not config.lam >= 0:
+        raise InputError(f"lam={config.lam} was given; lam is a number >= 0.")
+    if config.evaluate not in ("last", "best"):
+        raise InputError(f"evaluate={config.evaluate} was given; it is last or best.")
+    if config.seed < 0:
+        raise InputError(f"seed={config.seed} was given; seed is a whole number >= 0.")
+    if config.patience is not None and config.patience < 1:
+        raise InputError(f"patience={config.patience} was given; it is 1 or more, or null.")
+
+
+def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with another configuration.
+
+    Raises: InputError that names what differs.
+    """
+    changed = [
+        f"{key}: {old.get(key)} became {new.get(key)}"
+        for key in KEPT
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise InputError(
+            "ckpt_path belongs to a run with another configuration; repeat its options. "
+            + "; ".join(changed)
+        )
+
+
+def check_overrides(arguments: Sequence[str], configs: Path) -> None:
+    """Answer a wrong choice of a group with the list of right ones.
+
+    Hydra does so for one choice, not for a list of them nor for settings of what is not selected.
+    Raises: InputError.
+    """
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise InputError(f"{error}. Quote values with special letters: \"key='a=b'\".") from error
+    for override in parsed:
+        folder = configs / override.key_or_group.replace(".", "/").lstrip("/")
+        if not folder.is_dir() or override.is_delete():
+            continue
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        for choice in _choices(override.value()):
+            if choice is not None and choice not in known:
+                close = difflib.get_close_matches(choice, known, n=1)
+                hint = f"; close: {close[0]}" if close else ""
+                raise InputError(
+                    f"{override.key_or_group}={choice} was given{hint}. "
+                    f"There are: {', '.join(known)}."
+                )
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Quote values that name existing files, so that spaces and = in them need no care."""
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        special = re.search(r"[^\w./~-]", value)
+        if equals and special and "'" not in value and Path(value).expanduser().exists():
+            argument = f"{key}='{value}'"
+        quoted.append(argument)
+    return quoted
+
+
+def _choices(value: Any) -> list[str | None]:
+    """Flatten a value of a group (a name, a list, a sweep) to names."""
+    if value is None or isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [name for item in value for name in _choices(item)]
+    inner = getattr(value, "list", None) or getattr(value, "choices", None)
+    return _choices(inner) if inner is not None else [str(value)]
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

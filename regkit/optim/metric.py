@@ -1,0 +1,115 @@
+"""How far an optimizer moves along a constant gradient: the step that its prox is taken with.
+
+An optimizer that moves each coordinate by `step_i` times a gradient that stays constant minimises
+F only if the prox that follows is taken with that very `step_i`: the learning rate for plain SGD,
+lr / (1 - momentum) for heavy ball, lr / (sqrt(v_hat) + eps) for Adam.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+
+from regkit.optim.batch import Batch, Step
+
+Group = dict[str, Any]
+Metric = Callable[[Group, Batch], Step]
+
+
+def momentum_after(group: Group, before: float | None) -> float:
+    """Advance the answer of the momentum buffer to a constant unit gradient by one step.
+
+    before: None at the first step, when torch fills the buffer with the gradient itself.
+    """
+    mu = group.get("momentum", 0.0)
+    return 1.0 if before is None else mu * before + 1 - group.get("dampening", 0.0)
+
+
+def momentum_at_rest(group: Group) -> float:
+    """Return what `momentum_after` tends to."""
+    return (1 - group.get("dampening", 0.0)) / (1 - group.get("momentum", 0.0))
+
+
+def euclidean(group: Group, batch: Batch) -> Step:
+    """Return the learning rate: the step of an optimizer that is not known better."""
+    return group["lr"]
+
+
+def metric_of(optimizer: optim.Optimizer) -> Metric | None:
+    """Return the metric of this optimizer, None where it is not known.
+
+    A subclass has the metric of its parent unless it changes `step`.
+    """
+    own = inspect.unwrap(type(optimizer).step)
+    for known, metric in METRICS.items():
+        if isinstance(optimizer, known) and own is inspect.unwrap(known.step):
+            return metric
+    return None
+
+
+def _sgd(group: Group, batch: Batch) -> Step:
+    mu = group["momentum"]
+    if mu == 0:
+        return group["lr"]
+    reach = batch.momentum
+    return group["lr"] * (1 + mu * reach if group["nesterov"] else reach)
+
+
+def _adam(group: Group, batch: Batch) -> Step:
+    second = batch.flat("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
+    correction = 1 - group["betas"][1] ** batch.scalar("step")
+    return group["lr"] / (second.sqrt() / correction**0.5 + group["eps"])
+
+
+def _nadam(group: Group, batch: Batch) -> Step:
+    beta1, beta2 = group["betas"]
+    t, product = batch.scalar("step"), batch.scalar("mu_product")
+    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (k * group["momentum_decay"])) for k in (t, t + 1))
+    reach = (1 - mu) / (1 - product) + mu_next * (1 - beta1**t) / (1 - product * mu_next)
+    scale = batch.flat("exp_avg_sq").sqrt() / (1 - beta2**t) ** 0.5 + group["eps"]
+    return group["lr"] * reach / scale
+
+
+def _radam(group: Group, batch: Batch) -> Step:
+    beta2, t = group["betas"][1], batch.scalar("step")
+    correction = 1 - beta2**t
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2**t / correction
+    taming = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho) * correction
+    second = batch.flat("exp_avg_sq")
+    # Without rectification (rho <= 5) the optimizer moves by lr m_hat.
+    if not isinstance(rho, Tensor):
+        return group["lr"] * taming**0.5 / (second.sqrt() + group["eps"]) if rho > 5 else group["lr"]
+    adaptive = group["lr"] * taming.clamp_min(0).sqrt() / (second.sqrt() + group["eps"])
+    return torch.where(rho > 5, adaptive, group["lr"])
+
+
+def _rmsprop(group: Group, batch: Batch) -> Step:
+    mean_square = batch.flat("square_avg")
+    if group["centered"]:
+        mean_square = mean_square - batch.flat("grad_avg").square()
+    reach = batch.momentum if group["momentum"] > 0 else 1.0
+    return group["lr"] * reach / (mean_square.sqrt() + group["eps"])
+
+
+def _adagrad(group: Group, batch: Batch) -> Step:
+    rate = group["lr"] / (1 + (batch.scalar("step") - 1) * group["lr_decay"])
+    return rate / (batch.flat("sum").sqrt() + group["eps"])
+
+
+def _adamax(group: Group, batch: Batch) -> Step:
+    return group["lr"] / batch.flat("exp_inf")
+
+
+METRICS: dict[type[optim.Optimizer], Metric] = {
+    optim.SGD: _sgd,
+    optim.Adam: _adam,
+    optim.AdamW: _adam,
+    optim.NAdam: _nadam,
+    optim.RAdam: _radam,
+    optim.RMSprop: _rmsprop,
+    optim.Adagrad: _adagrad,
+    optim.Adamax: _adamax,
+}

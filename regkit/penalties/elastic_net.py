@@ -1,0 +1,38 @@
+"""Elastic net: the zeros of L1, the shared weight of L2 among correlated inputs."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from regkit.ops.threshold import soft_threshold
+from regkit.penalties.penalty import Step, WeightPenalty, check_number
+
+
+@dataclass(frozen=True)
+class ElasticNet(WeightPenalty):
+    """Charge a mix of absolute and squared weights, in scikit-learn's convention.
+
+    value = lam (l1_ratio ||w||_1 + (1 - l1_ratio)/2 ||w||^2)
+    prox  = soft(v, step lam l1_ratio) / (1 + step lam (1 - l1_ratio))
+
+    l1_ratio: share of L1 in the mix, from 0 (ridge) to 1 (lasso).
+    Source: Zou and Hastie, JRSS B 67 (2005), 301-320, equation 3 (without its rescaling).
+    """
+
+    l1_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "l1_ratio", check_number(self, "l1_ratio", 0.0, 1.0))
+
+    def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+        """Return lam (l1_ratio ||rows||_1 + (1 - l1_ratio)/2 ||rows||^2)."""
+        l2_half = (1 - self.l1_ratio) / 2 * rows.square().sum()
+        return self.lam * (self.l1_ratio * rows.abs().sum() + l2_half)
+
+    def prox(self, rows: Float[Tensor, "*shape"], step: Step) -> Float[Tensor, "*shape"]:
+        """Soft-threshold, then shrink."""
+        strength = step * self.lam
+        shrunk = soft_threshold(rows, strength * self.l1_ratio)
+        return shrunk / (1 + strength * (1 - self.l1_ratio))

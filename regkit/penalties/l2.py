@@ -1,0 +1,29 @@
+"""L2: the coupled ridge, exact in the optimizer's metric."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from regkit.penalties.penalty import Step, WeightPenalty
+
+
+@dataclass(frozen=True)
+class L2(WeightPenalty):
+    """Charge half the squared weights; all weights shrink, none becomes zero.
+
+    value = lam/2 ||w||^2,    prox = v / (1 + step lam)
+
+    It is part of F, so its minimiser does not depend on the optimizer. `WeightDecay` is not:
+    under Adam it shrinks every weight at the same rate, whatever its gradients.
+
+    Source: Hoerl and Kennard, Technometrics 12 (1970), 55-67.
+    """
+
+    def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+        """Return lam/2 ||rows||^2."""
+        return self.lam / 2 * rows.square().sum()
+
+    def prox(self, rows: Float[Tensor, "*shape"], step: Step) -> Float[Tensor, "*shape"]:
+        """Divide by 1 + step * lam."""
+        return rows / (1 + step * self.lam)

@@ -1,0 +1,60 @@
+"""Density: the share of weights that are not exactly zero."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regkit.targets import weights
+
+
+@dataclass(frozen=True)
+class Density:
+    """What is left of a set of weights.
+
+    total: share of non-zero entries, all layers together.
+    layers: the same by parameter name.
+    live_groups: number of output rows (filters, units) with a non-zero entry.
+    num_groups: number of output rows.
+    """
+
+    total: float
+    layers: dict[str, float]
+    live_groups: int
+    num_groups: int
+
+    def __str__(self) -> str:
+        width = max(map(len, [*self.layers, "total"]))
+        lines = [f"{name:<{width}}  {share:7.2%}" for name, share in self.layers.items()]
+        rows = f"  ({self.live_groups} of {self.num_groups} output rows live)"
+        return "\n".join([*lines, f"{'total':<{width}}  {self.total:7.2%}{rows}"])
+
+
+@torch.no_grad()
+def density(model: nn.Module | Mapping[str, Tensor]) -> Density:
+    """Count the exact non-zeros of a model's weights, or of the tensors given by name.
+
+    Of a model: the weights of convolution, linear, attention and recurrent layers, no biases,
+    norms or embeddings. Waits for the GPU once, whatever the number of tensors.
+    """
+    tensors = weights(model) if isinstance(model, nn.Module) else dict(model)
+    counts = torch.stack([_counts(t) for t in tensors.values()]).tolist()
+    sizes = [t.numel() for t in tensors.values()]
+    return Density(
+        total=sum(nonzero for nonzero, _ in counts) / max(sum(sizes), 1),
+        layers={
+            name: nonzero / max(size, 1)
+            for name, size, (nonzero, _) in zip(tensors, sizes, counts, strict=True)
+        },
+        live_groups=sum(live for _, live in counts),
+        num_groups=sum(t.shape[0] for t in tensors.values() if t.ndim),
+    )
+
+
+def _counts(tensor: Tensor) -> Tensor:
+    """Return [non-zero entries, output rows with one], on the CPU only when read."""
+    full_tensor = getattr(tensor, "full_tensor", None)
+    nonzero = (full_tensor() if full_tensor is not None else tensor) != 0
+    rows = nonzero.flatten(1).any(1) if nonzero.ndim > 1 else nonzero
+    return torch.stack([nonzero.sum(), rows.sum()])

@@ -1,0 +1,170 @@
+"""Which parameters and modules a penalty acts on, and why the rest are left out."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from regkit.errors import InputError
+
+WEIGHTED = (
+    _ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+Selector = str | type[nn.Module]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter of a model: chosen, or the reason why not."""
+
+    parameter: nn.Parameter
+    name: str
+    module: nn.Module
+    chosen: bool
+    why: str
+
+
+def clean_name(name: str) -> str:
+    """Strip what `torch.compile`, DDP and FSDP put into names."""
+    for wrapper in ("_orig_mod.", "_fsdp_wrapped_module."):
+        name = name.replace(wrapper, "")
+    return name.removeprefix("module.")
+
+
+def survey(model: nn.Module, on: Sequence[Selector] = ()) -> list[Entry]:
+    """Say of every parameter whether `on` chooses it, and why; a tied one counts once.
+
+    on: as in `WeightPenalty`. Without selectors: all weights of convolution, linear, attention
+        and recurrent layers.
+    Raises: InputError when a selector matches nothing, or the model has no such weight.
+    """
+    modules = dict(model.named_modules())
+    wanted = [s for s in on if not (isinstance(s, str) and s.startswith("!"))]
+    unwanted = [s[1:] for s in on if isinstance(s, str) and s.startswith("!")]
+    matched: set[Selector] = set()
+    entries = []
+    for full_name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(f"Parameter {full_name!r} has no shape yet; run one forward first.")
+        owner_name, _, leaf = full_name.rpartition(".")
+        owner = modules[owner_name]
+        name = clean_name(full_name)
+        reason = _not_a_weight(owner, leaf, parameter)
+        hits = [s for s in wanted if _matches(s, name, owner, reason, model)]
+        misses = [s for s in unwanted if _matches(s, name, owner, None, model)]
+        matched.update(hits, (f"!{s}" for s in misses))
+        if misses:
+            chosen, why = False, f"left out by !{misses[0]}"
+        elif hits:
+            chosen, why = True, f"on {hits[0] if isinstance(hits[0], str) else hits[0].__name__}"
+        elif wanted:
+            chosen, why = False, "not in `on`"
+        else:
+            chosen, why = reason is None, reason or "weight"
+        entries.append(Entry(parameter, name, owner, chosen, why))
+    for selector in on:
+        if selector not in matched:
+            raise _unmatched(selector, model)
+    if not any(e.chosen for e in entries):
+        raise InputError(
+            f"{type(model).__name__} has no parameter to penalise: no weight of a convolution, "
+            "linear, attention or recurrent layer is left. Name parameters in `on`."
+        )
+    return entries
+
+
+def weights(model: nn.Module, on: Sequence[Selector] = ()) -> dict[str, nn.Parameter]:
+    """Return the chosen parameters by name."""
+    return {e.name: e.parameter for e in survey(model, on) if e.chosen}
+
+
+def find_module(model: nn.Module, name: str, asker: str) -> nn.Module:
+    """Return the submodule `name`; InputError with close names otherwise."""
+    modules = {clean_name(n): m for n, m in model.named_modules()}
+    if not name or name not in modules:
+        raise InputError(
+            f"{asker} got of={name!r}, which names no module{_close(name, modules)}. "
+            "Give a name from model.named_modules()."
+        )
+    return modules[name]
+
+
+def declared_embeddings(model: nn.Module) -> str | None:
+    """Return the name that the model, or the first submodule with one, gives its embeddings."""
+    for name, module in model.named_modules():
+        declared = getattr(module, "frame_embeddings", None)
+        if isinstance(declared, str):
+            return clean_name(f"{name}.{declared}" if name else declared)
+    return None
+
+
+def _not_a_weight(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> str | None:
+    """Return why a parameter is left out by default, or None where it is a weight."""
+    if isinstance(owner, NORMS):
+        return "normalisation"
+    if isinstance(owner, EMBEDDINGS):
+        return "embedding"
+    if leaf.startswith("bias") or leaf.endswith("_bias") or leaf in ("bias_k", "bias_v"):
+        return "bias"
+    if type(owner).__name__ == "ParametrizationList" or leaf in ("weight_g", "weight_v"):
+        return "parametrized; its parts are no weights by themselves"
+    is_weight = leaf.startswith("weight") or leaf.endswith("_weight")
+    if isinstance(owner, WEIGHTED) and is_weight and parameter.ndim >= 2:
+        return None
+    return "no weight of a convolution, linear, attention or recurrent layer"
+
+
+def _matches(
+    selector: Selector, name: str, owner: nn.Module, reason: str | None, model: nn.Module
+) -> bool:
+    """Say whether one selector chooses the parameter `name` of the module `owner`.
+
+    A type chooses all but biases, a module name the weights below it, and a parameter name (its
+    last part has letters that match the parameter's own) just what it says.
+    """
+    if isinstance(selector, type):
+        return isinstance(owner, selector) and reason != "bias"
+    if any(c.__name__ == selector for c in type(owner).__mro__):
+        return reason != "bias"
+    owner_name, _, leaf = name.rpartition(".")
+    leaf_glob = selector.rpartition(".")[2]
+    if leaf_glob.strip("*?") and fnmatchcase(name, selector) and fnmatchcase(leaf, leaf_glob):
+        return True
+    return reason is None and any(fnmatchcase(p, selector) for p in _prefixes(owner_name))
+
+
+def _prefixes(owner_name: str) -> Iterable[str]:
+    parts = owner_name.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _unmatched(selector: Selector, model: nn.Module) -> InputError:
+    if isinstance(selector, type):
+        return InputError(
+            f"on={selector.__name__} matches no parameter: {type(model).__name__} has no such "
+            "layer. Give a type from model.modules()."
+        )
+    modules = list(model.named_modules())
+    known = {clean_name(n) for n, _ in modules} | {clean_name(n) for n, _ in
+             model.named_parameters()} | {type(m).__name__ for _, m in modules}
+    return InputError(
+        f"on={selector!r} matches no weight{_close(selector.removeprefix('!'), known)}. Give "
+        "names or globs from model.named_modules() or model.named_parameters(), or module types."
+    )
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, [k for k in known if k], n=3, cutoff=0.5)
+    return f"; close: {', '.join(map(repr, close))}" if close else ""
