@@ -1,0 +1,17 @@
+"""Shapes in signatures are checked while testing; randomness is fixed; no progress bars."""
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+install_import_hook("regkit", "beartype.beartype").__enter__()
+
+settings.register_profile("regkit", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("regkit")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Fix the seed of every test."""
+    torch.manual_seed(0)

@@ -1,0 +1,168 @@
+import csv
+import pickle
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from regkit.data.decode import VideoError, read_frames, read_timeline
+
+SIZE = 32
+
+CODINGS = {
+    "gop.mp4": {"g": "6", "bf": "0"},
+    "reordered.mp4": {"g": "7", "bf": "3"},
+    "open_gop.mkv": {"g": "7", "bf": "3", "x264-params": "open-gop=1"},
+    "one_key.mp4": {"g": "250"},
+    "reordered.avi": {"g": "6", "bf": "2"},
+    "stream.ts": {"g": "6", "bf": "2"},
+    "elementary.h264": {"g": "6", "bf": "2"},
+    "all_keys.avi": {"codec": "mjpeg"},
+    "mpeg4.avi": {"codec": "mpeg4", "g": "5"},
+    "vp9.webm": {"codec": "libvpx-vp9", "g": "6", "deadline": "realtime"},
+}
+
+
+def linear(path: Path) -> list[np.ndarray]:
+    """Decode from the first frame to the last; cut the square with PyAV's own conversion."""
+    squares = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            scale = SIZE / min(frame.width, frame.height)
+            width, height = round(frame.width * scale), round(frame.height * scale)
+            array = frame.to_ndarray(format="rgb24", width=width, height=height)
+            top, left = (height - SIZE) // 2, (width - SIZE) // 2
+            square = array[top : top + SIZE, left : left + SIZE]
+            squares.append(np.rot90(square, frame.rotation // 90))
+    return squares
+
+
+def choices(num: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    few = [sorted(rng.integers(0, num, size=3).tolist()) for _ in range(4)]
+    return [list(range(num)), [num - 1], [num - 1, 0, num // 2, num // 2], *few]
+
+
+def assert_linear(path: Path) -> None:
+    truth, timeline = linear(path), read_timeline(path)
+    assert len(timeline) == len(truth)
+    for indices in choices(len(truth)):
+        got = read_frames(path, indices, SIZE, timeline)
+        np.testing.assert_array_equal(got, np.stack([truth[index] for index in indices]))
+
+
+@pytest.mark.parametrize("name", CODINGS)
+def test_reads_the_frames_of_a_linear_decode(write, name):
+    assert_linear(write(name, **CODINGS[name]))
+
+
+def test_variable_rate(write):
+    times = np.cumsum(np.random.default_rng(0).integers(1, 9, size=24)).tolist()
+    assert_linear(write("vfr.mp4", times=times, g="6", bf="2"))
+
+
+def test_seeks_only_forward_to_a_keyframe(write, monkeypatch):
+    path = write("gop.mp4", num_frames=60, g="10", bf="0", sc_threshold="0")
+    decoded = []
+    timeline = read_timeline(path)
+    locate = type(timeline).locate
+
+    def counted(self, frame, previous):
+        decoded.append(locate(self, frame, previous))
+        return decoded[-1]
+
+    monkeypatch.setattr(type(timeline), "locate", counted)
+    read_frames(path, [2, 4, 33, 34, 41], SIZE, timeline)
+    assert decoded == [0, 1, 2, 3, 4, 30, 31, 32, 33, 34, 40, 41]
+
+
+def test_real_video(shared):
+    files = sorted((shared / "bodygesture").glob("*/*.mp4"))[::45]
+    files += sorted((shared / "bodygesture_raw").glob("*/*.avi"))[:2]
+    for path in files:
+        assert_linear(path)
+
+
+def test_robustness_files(shared):
+    """Sound files read exactly, the others raise VideoError and nothing else."""
+    with (shared / "robustness" / "table.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    sound = 0
+    for row in rows:
+        path = shared / "robustness" / row["file"]
+        if row["error"] or int(row["dec_frames"]) == 0:
+            with pytest.raises(VideoError, match=path.name):
+                read_frames(path, range(10**4), SIZE)
+        elif path.name == "d_byteflips.avi":  # damage lasts until the next keyframe
+            assert read_frames(path, [0, 60], SIZE).shape == (2, SIZE, SIZE, 3)
+        elif int(row["w"]) * int(row["dec_frames"]) < 40_000 and row["w"] != "1":
+            assert_linear(path)
+            sound += 1
+    assert sound > 30
+
+
+def test_rotation_is_honoured(write):
+    """QuickTime's matrix (a b u, c d v, x y w) shows the point (x, y) at (ax + cy, bx + dy)."""
+    path = write("upright.mp4")
+    upright = read_frames(path, [0], SIZE)
+    numbers = dict(zip("abucdvxyw", (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), strict=True))
+    clockwise = {**numbers, "a": 0, "b": 65536, "c": -65536, "d": 0}  # shown at (-y, x)
+    content = path.read_bytes()
+    track = content.index(b"tkhd")  # the movie header before it has a matrix as well
+    old, new = (struct.pack(">9i", *matrix.values()) for matrix in (numbers, clockwise))
+    path.write_bytes(content[:track] + content[track:].replace(old, new, 1))
+    np.testing.assert_array_equal(read_frames(path, [0], SIZE)[0], np.rot90(upright[0], -1))
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\necho hello\n", bytes(range(256)) * 40])
+def test_what_is_no_video(tmp_path, content):
+    path = tmp_path / "fake.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"fake\.mp4: InvalidDataError"):
+        read_timeline(path)
+
+
+def test_missing_and_audio_only(tmp_path, audio_only):
+    with pytest.raises(VideoError, match=r"none\.mp4: FileNotFoundError"):
+        read_timeline(tmp_path / "none.mp4")
+    with pytest.raises(VideoError, match=r"audio\.mp4: it has no video stream"):
+        read_frames(audio_only, [0], SIZE)
+
+
+def test_cut_file_counts_what_is_left(write):
+    path = write("cut.avi", codec="mpeg4", g="5")
+    whole = read_frames(path, range(24), SIZE)
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: places[12]])
+    assert len(read_timeline(path)) == 12  # while the header still says 24
+    np.testing.assert_array_equal(read_frames(path, [3, 11, 20], SIZE), whole[[3, 11, 11]])
+
+
+def test_stream_that_ends_early_repeats_its_last_frame(write):
+    path = write("short.mp4", num_frames=10)
+    longer = read_timeline(write("longer.mp4", num_frames=30))
+    got = read_frames(path, [8, 9, 20], SIZE, longer)
+    np.testing.assert_array_equal(got[1], got[2])
+    assert (got[0] != got[1]).any()
+
+
+def test_wrong_timeline_falls_back_to_counting(write):
+    path = write("gop.mp4", g="6", bf="0")
+    other = read_timeline(write("other.mkv", g="6", bf="0"))  # another time base
+    np.testing.assert_array_equal(
+        read_frames(path, [3, 19], SIZE, other), read_frames(path, [3, 19], SIZE)
+    )
+
+
+def test_colon_in_a_name_is_no_protocol(write, monkeypatch):
+    path = write("a:b.mp4")
+    monkeypatch.chdir(path.parent)
+    assert len(read_timeline("a:b.mp4")) == 24
+
+
+def test_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(VideoError("x.mp4", "it is odd")))
+    assert (str(error), error.path, error.reason) == ("x.mp4: it is odd", "x.mp4", "it is odd")
