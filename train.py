@@ -2,11 +2,16 @@
 
 import json
 import logging
+import os
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
+
+# Threads that wait should sleep: spinning, they take the core from the one they wait for as soon as
+# anything else runs (measured on 2 cores with one busy neighbour: 234 ms a step, 44 ms without).
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import hydra
 import lightning.pytorch as pl

@@ -117,7 +117,9 @@ class Regularize(pl.Callback):
                 "not at all."
             )
         self._checked = True
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        # The trainer gets this attribute from its logger connector, unseen by type checkers.
+        every = getattr(trainer, "log_every_n_steps")  # noqa: B009
+        if every > 0 and trainer.global_step % every == 0:
             self._log(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -88,7 +88,9 @@ def make_penalties(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name, options in settings.items():
         if not isinstance(options, dict) or "_target_" not in options:
-            chosen = [str(n) for n, o in settings.items() if isinstance(o, dict) and "_target_" in o]
+            chosen = [
+                str(n) for n, o in settings.items() if isinstance(o, dict) and "_target_" in o
+            ]
             raise InputError(
                 f"penalty.{name} has settings, but {name} was not selected; give "
                 f"penalty=[{','.join([*chosen, str(name)])}]."

@@ -51,9 +51,8 @@ class VideoClassifier(pl.LightningModule):
         self.seed = seed
         self.loss = nn.CrossEntropyLoss()
         self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
-        self.measures = nn.ModuleDict(
-            {split: _measures(len(classes)) for split in ("val", "test")}
-        )
+        self.val_measures = Measures(len(classes))
+        self.test_measures = Measures(len(classes))
 
     def forward(self, clip: Tensor) -> Tensor:
         """Return class scores (batch, classes) of clips (batch, channels, frames, h, w)."""
@@ -83,65 +82,66 @@ class VideoClassifier(pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Measure one batch."""
-        self._measure(batch, "val")
+        self._measure(batch, self.val_measures)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Measure one batch."""
-        self._measure(batch, "test")
+        self._measure(batch, self.test_measures)
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures of the whole split."""
-        self._log_measures("val")
+        self._log_measures("val", self.val_measures)
 
     def on_test_epoch_end(self) -> None:
         """Log the measures of the whole split."""
-        self._log_measures("test")
+        self._log_measures("test", self.test_measures)
 
-    def _measure(self, batch: Mapping[str, Any], split: str) -> None:
+    def _measure(self, batch: Mapping[str, Any], measures: "Measures") -> None:
         label = batch["label"]
         if len(label) == 0:  # every file of this batch was skipped
             return
         with _caught_frames(self.net) as frames:
             logits = self(batch["clip"])
-        measures = self.measures[split]
-        measures["accuracy"].update(logits, label)
-        measures["loss"].update(self.loss(logits, label), len(label))
+        measures.accuracy.update(logits, label)
+        measures.loss.update(self.loss(logits, label), len(label))
         for z in frames:
             if z.shape[1] > 1:
-                measures["roughness"].update(roughness(z.float()), len(label))
+                measures.roughness.update(roughness(z.float()), len(label))
 
-    def _log_measures(self, split: str) -> None:
-        measures = self.measures[split]
-        results = measures["accuracy"].compute()
+    def _log_measures(self, split: str, measures: "Measures") -> None:
+        results = measures.compute()
         per_class = results.pop("class")
-        results |= {
-            name: measures[name].compute()
-            for name in ("loss", "roughness")
-            if measures[name].update_called
-        }
         for name, value in results.items():
             self.log(f"{split}/{name}", value, prog_bar=(split, name) == ("val", "acc"))
         for name, value in zip(self.classes, per_class, strict=True):
             self.log(f"{split}_class/{name}", value)
-        for metric in measures.values():
-            metric.reset()
 
 
-def _measures(num_classes: int) -> nn.ModuleDict:
-    accuracy: dict[str, Metric] = {
-        "acc": MulticlassAccuracy(num_classes, average="micro"),
-        "acc_macro": MulticlassAccuracy(num_classes, average="macro"),
-        "class": MulticlassAccuracy(num_classes, average="none"),
-    }
-    if num_classes > 5:
-        accuracy["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    return nn.ModuleDict(
-        {
-            "accuracy": MetricCollection(dict(accuracy)),
-            "loss": MeanMetric(),
-            "roughness": MeanMetric(),
+class Measures(nn.Module):
+    """What is measured on a whole split."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        accuracy: dict[str, Metric | MetricCollection] = {
+            "acc": MulticlassAccuracy(num_classes, average="micro"),
+            "acc_macro": MulticlassAccuracy(num_classes, average="macro"),
+            "class": MulticlassAccuracy(num_classes, average="none"),
         }
-    )
+        if num_classes > 5:
+            accuracy["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        self.accuracy = MetricCollection(accuracy)
+        self.loss = MeanMetric()
+        self.roughness = MeanMetric()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return all results by name, and start anew."""
+        results: dict[str, Tensor] = self.accuracy.compute()
+        for name, metric in (("loss", self.loss), ("roughness", self.roughness)):
+            if metric.update_called:
+                results[name] = metric.compute()
+        for metric in (self.accuracy, self.loss, self.roughness):
+            metric.reset()
+        return results
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Penalties bound to a model: what is penalised, how much it adds, and the step that acts."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from regkit.optim.proximal_step import Chain, ProximalStep
 from regkit.penalties import ActivationPenalty, Penalty, WeightPenalty
 from regkit.targets import Entry, clean_name, declared_embeddings, find_module, survey
 
-Penalties = Penalty | Iterable[Penalty] | Mapping[str, Penalty]
+Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
 
 
 class Regularizer:
@@ -80,10 +80,12 @@ class Regularizer:
     def value(self) -> Float[Tensor, ""]:
         """Return what the weight penalties add to the objective F, `lam` included.
 
+        To be looked at, not trained on: it has no gradient, for the step acts already.
         `WeightDecay` is no part of F and adds nothing.
         """
         return sum(self.values().values(), start=self._zero())
 
+    @torch.no_grad()
     def values(self) -> dict[str, Float[Tensor, ""]]:
         """Return what each weight penalty adds to F."""
         return {
@@ -166,7 +168,7 @@ class Regularizer:
         total = sum(p.numel() for p in self._chains)
         everything = sum(e.parameter.numel() for e in entries)
         lines.append(f"penalised: {total:,} of {everything:,} parameters")
-        return "\n".join(lines + [""] + _table(rows))
+        return "\n".join([*lines, "", *_table(rows)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs again: numbers by parameter name."""
@@ -183,8 +185,12 @@ class Regularizer:
 
     def _momentum(self) -> dict[str, float]:
         names = self._names()
-        current = {names[p]: c for step in self._steps for p, c in step.momentum.items()
-                   if p in self._chains}
+        current = {
+            names[p]: c
+            for step in self._steps
+            for p, c in step.momentum.items()
+            if p in self._chains
+        }
         return {**self._pending, **current}
 
     def _names(self) -> dict[nn.Parameter, str]:
@@ -244,19 +250,20 @@ def named(penalties: Penalties) -> dict[str, Penalty]:
     """Return penalties by name; without names, by the module that defines each."""
     if isinstance(penalties, Penalty):
         penalties = [penalties]
-    if not isinstance(penalties, Mapping):
-        by_name: dict[str, Penalty] = {}
+    by_name: dict[str, Penalty] = {}
+    if isinstance(penalties, Mapping):
+        by_name.update(penalties)
+    else:
         for p in penalties:
             stem = type(p).__module__.rpartition(".")[2]
-            taken = sum(n.rstrip("0123456789_") == stem.rstrip("0123456789_") for n in by_name)
-            by_name[f"{stem}_{taken + 1}" if stem in by_name else stem] = p
-        penalties = by_name
-    for name, p in penalties.items():
+            count = sum(type(p) is type(other) for other in by_name.values())
+            by_name[f"{stem}_{count + 1}" if count else stem] = p
+    for name, p in by_name.items():
         if not isinstance(p, Penalty):
             raise InputError(
                 f"Regularizer got {p!r} as penalty {name!r}; give penalties such as L1(lam=1e-4)."
             )
-    return dict(penalties)
+    return by_name
 
 
 def _full(parameter: Tensor) -> Tensor:
@@ -276,5 +283,7 @@ def _what(found: list[tuple[str, Entry]]) -> str:
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -112,12 +112,12 @@ def declared_embeddings(model: nn.Module) -> str | None:
 
 def _not_a_weight(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> str | None:
     """Return why a parameter is left out by default, or None where it is a weight."""
+    if leaf.startswith("bias") or leaf.endswith("_bias"):
+        return "bias"
     if isinstance(owner, NORMS):
         return "normalisation"
     if isinstance(owner, EMBEDDINGS):
         return "embedding"
-    if leaf.startswith("bias") or leaf.endswith("_bias") or leaf in ("bias_k", "bias_v"):
-        return "bias"
     if type(owner).__name__ == "ParametrizationList" or leaf in ("weight_g", "weight_v"):
         return "parametrized; its parts are no weights by themselves"
     is_weight = leaf.startswith("weight") or leaf.endswith("_weight")
@@ -157,8 +157,11 @@ def _unmatched(selector: Selector, model: nn.Module) -> InputError:
             "layer. Give a type from model.modules()."
         )
     modules = list(model.named_modules())
-    known = {clean_name(n) for n, _ in modules} | {clean_name(n) for n, _ in
-             model.named_parameters()} | {type(m).__name__ for _, m in modules}
+    known = (
+        {clean_name(n) for n, _ in modules}
+        | {clean_name(n) for n, _ in model.named_parameters()}
+        | {type(m).__name__ for _, m in modules}
+    )
     return InputError(
         f"on={selector!r} matches no weight{_close(selector.removeprefix('!'), known)}. Give "
         "names or globs from model.named_modules() or model.named_parameters(), or module types."

@@ -13,4 +13,5 @@ def soft_threshold(
 
     threshold: >= 0, broadcasts to `v`. NaN stays NaN.
     """
-    return v - v.clamp(-threshold, threshold)
+    # clamp takes numbers and tensors; its stub wants both bounds declared alike.
+    return v - v.clamp(-threshold, threshold)  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -44,7 +44,8 @@ class Batch:
     def write(self, rows: Tensor) -> None:
         """Write the entries back, in few launches."""
         values = [s.values for s in self.slices]
-        torch._foreach_copy_(values, list(rows.split([v.numel() for v in values])))
+        parts = rows.split([v.numel() for v in values])
+        torch._foreach_copy_(values, list(parts))  # pyright: ignore[reportPrivateImportUsage]: no public name
 
     def flat(self, key: str) -> Tensor:
         """Return a state tensor of all entries; possibly a view, not to be written to."""
@@ -69,7 +70,7 @@ class Batch:
 
     def _agreed(self, numbers: Sequence[Step]) -> Step:
         first = numbers[0]
-        if len(numbers) == 1 or not isinstance(first, Tensor) and set(numbers) == {first}:
+        if len(numbers) == 1 or (not isinstance(first, Tensor) and set(numbers) == {first}):
             return first
         return self._joined(
             [

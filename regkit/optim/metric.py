@@ -81,7 +81,9 @@ def _radam(group: Group, batch: Batch) -> Step:
     second = batch.flat("exp_avg_sq")
     # Without rectification (rho <= 5) the optimizer moves by lr m_hat.
     if not isinstance(rho, Tensor):
-        return group["lr"] * taming**0.5 / (second.sqrt() + group["eps"]) if rho > 5 else group["lr"]
+        return (
+            group["lr"] * taming**0.5 / (second.sqrt() + group["eps"]) if rho > 5 else group["lr"]
+        )
     adaptive = group["lr"] * taming.clamp_min(0).sqrt() / (second.sqrt() + group["eps"])
     return torch.where(rho > 5, adaptive, group["lr"])
 

@@ -13,12 +13,12 @@ SIZE = 32
 
 CODINGS = {
     "gop.mp4": {"g": "6", "bf": "0"},
-    "reordered.mp4": {"g": "7", "bf": "3"},
-    "open_gop.mkv": {"g": "7", "bf": "3", "x264-params": "open-gop=1"},
+    "reordered.mp4": {"g": "7", "bf": "3", "b_strategy": "0"},
+    "open_gop.mkv": {"g": "7", "bf": "3", "b_strategy": "0", "x264-params": "open-gop=1"},
     "one_key.mp4": {"g": "250"},
-    "reordered.avi": {"g": "6", "bf": "2"},
-    "stream.ts": {"g": "6", "bf": "2"},
-    "elementary.h264": {"g": "6", "bf": "2"},
+    "reordered.avi": {"g": "6", "bf": "2", "b_strategy": "0"},
+    "stream.ts": {"g": "6", "bf": "2", "b_strategy": "0"},
+    "elementary.h264": {"g": "6", "bf": "2", "b_strategy": "0"},
     "all_keys.avi": {"codec": "mjpeg"},
     "mpeg4.avi": {"codec": "mpeg4", "g": "5"},
     "vp9.webm": {"codec": "libvpx-vp9", "g": "6", "deadline": "realtime"},
@@ -58,13 +58,23 @@ def test_reads_the_frames_of_a_linear_decode(write, name):
     assert_linear(write(name, **CODINGS[name]))
 
 
+def test_frames_are_really_reordered(write):
+    """Else the tests above prove less than they say. AVI has no pts to tell it by."""
+    path = write("reordered.mp4", **CODINGS["reordered.mp4"])
+    with av.open(str(path)) as container:
+        pts = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert pts != sorted(pts)
+    assert read_timeline(path).exact
+    assert not read_timeline(write("reordered.avi", **CODINGS["reordered.avi"])).exact
+
+
 def test_variable_rate(write):
     times = np.cumsum(np.random.default_rng(0).integers(1, 9, size=24)).tolist()
-    assert_linear(write("vfr.mp4", times=times, g="6", bf="2"))
+    assert_linear(write("vfr.mp4", times=times, g="6", bf="2", b_strategy="0"))
 
 
 def test_seeks_only_forward_to_a_keyframe(write, monkeypatch):
-    path = write("gop.mp4", num_frames=60, g="10", bf="0", sc_threshold="0")
+    path = write("gop.mp4", num_frames=60, g="10", bf="2", b_strategy="0", sc_threshold="0")
     decoded = []
     timeline = read_timeline(path)
     locate = type(timeline).locate
@@ -97,7 +107,7 @@ def test_robustness_files(shared):
                 read_frames(path, range(10**4), SIZE)
         elif path.name == "d_byteflips.avi":  # damage lasts until the next keyframe
             assert read_frames(path, [0, 60], SIZE).shape == (2, SIZE, SIZE, 3)
-        elif int(row["w"]) * int(row["dec_frames"]) < 40_000 and row["w"] != "1":
+        elif int(row["w"]) * int(row["dec_frames"]) < 60_000 and row["w"] != "1":
             assert_linear(path)
             sound += 1
     assert sound > 30

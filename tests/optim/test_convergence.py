@@ -50,11 +50,13 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
-def train(penalties: Any, make: Make, num_steps: int = 4000) -> nn.Linear:
+def train(penalties: Any, make: Make, num_steps: int = 2000) -> nn.Linear:
     x, y = problem()
     model = nn.Linear(NUM_INPUTS, 1, bias=False).double()
     optimizer = make(model.parameters())
-    scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0 if t < 2000 else 0.997 ** (t - 2000))
+    scheduler = optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: 1.0 if t < 2000 else 0.997 ** (t - 2000)
+    )
     Regularizer(model, penalties).attach(optimizer)
     for _ in range(num_steps):
         optimizer.zero_grad()

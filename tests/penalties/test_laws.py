@@ -21,14 +21,15 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 lams = st.floats(1e-3, 10.0)
 steps = st.floats(1e-3, 10.0)
 # In units of step * lam, so that draws straddle the kinks.
+pairs_of_numbers = st.tuples(st.floats(-4, 4), st.floats(-4, 4))
 units = st.lists(
     st.one_of(st.floats(-4, 4), st.sampled_from([0.0, 1.0, -1.0])), min_size=1, max_size=6
 )
 
 
 def make(name: str, lam: float, **options: Any) -> Penalty:
-    config = OmegaConf.create({"lam": lam, **OmegaConf.load(CONFIGS / f"{name}.yaml")})
-    return hydra.utils.instantiate(config, _convert_="all", **{name: options})[name]
+    config = OmegaConf.merge({"lam": lam}, OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    return hydra.utils.instantiate(OmegaConf.select(config, name), _convert_="all", **options)
 
 
 def of_kind(kind: type) -> list[str]:
@@ -101,7 +102,11 @@ def test_nan_is_not_hidden(name: str):
 
 
 @pytest.mark.parametrize("name", of_kind(WeightPenalty))
-@given(step=steps, lam=st.floats(1e-3, 0.1), pairs=st.lists(st.tuples(st.floats(-4, 4), st.floats(-4, 4)), min_size=1, max_size=6))
+@given(
+    step=steps,
+    lam=st.floats(1e-3, 0.1),
+    pairs=st.lists(st.tuples(st.floats(-4, 4), st.floats(-4, 4)), min_size=1, max_size=6),
+)
 def test_convex_prox_brings_no_two_points_further_apart(
     name: str, step: float, lam: float, pairs: list[tuple[float, float]]
 ):

@@ -1,4 +1,4 @@
-"""Values and proxes against closed forms typed in from the definitions, and scikit-learn's names."""
+"""Values and proxes against numbers worked out by hand from the definitions."""
 
 import math
 

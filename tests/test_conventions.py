@@ -1,0 +1,130 @@
+"""Rules of the house, held by reading the code: floors, plugs, exports."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import regkit.penalties
+from regkit.penalties import Penalty
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "regkit"
+
+# A room imports only from floors below its own; rooms on one floor do not know each other.
+FLOORS = [
+    {"errors"},
+    {"ops", "targets", "activations", "models", "data"},
+    {"penalties"},
+    {"optim"},
+    {"regularizer", "sparsity"},
+    {"callback"},
+    {"module", "config"},
+]
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+PLUG_ROOMS = {"penalty": "penalties", "model": "models", "data": "data"}
+PLUGS = [
+    (group, path)
+    for group in PLUG_ROOMS
+    for path in sorted((ROOT / "configs" / group).glob("*.yaml"))
+]
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found.append(node.module or "")
+    return [name for name in found if name.split(".")[0] == "regkit"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downward(path: Path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports(path):
+        other = room_of(name)
+        assert other == own or FLOOR[other] < FLOOR[own], f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_are_short_and_not_futuristic(path: Path):
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    assert "from __future__" not in text
+
+
+def targets(group: str, path: Path) -> list[str]:
+    """Return the regkit classes that a plug's YAML names: of a penalty, under its own key."""
+    config = OmegaConf.load(path)
+    node = OmegaConf.select(config, path.stem) if group == "penalty" else config
+    target = OmegaConf.select(node, "_target_") if node is not None else None
+    return [] if target is None else [target]
+
+
+@pytest.mark.parametrize(("group", "path"), PLUGS, ids=lambda x: getattr(x, "stem", x))
+def test_a_yaml_has_the_module_of_its_stem(group: str, path: Path):
+    if path.stem == "none":
+        assert OmegaConf.load(path) == {}
+        return
+    (target,) = targets(group, path)
+    module, _, name = target.rpartition(".")
+    plug = getattr(importlib.import_module(module), name)
+    assert plug.__module__ == f"regkit.{PLUG_ROOMS[group]}.{path.stem}"
+
+
+@pytest.mark.parametrize("group", PLUG_ROOMS)
+def test_a_plug_has_a_yaml(group: str):
+    """A plug is a concrete class that inherits from the abstract one of its room."""
+    from regkit.data.video_data import VideoData
+    from regkit.models.video_model import VideoModel
+
+    kind = {"penalty": Penalty, "model": VideoModel, "data": VideoData}[group]
+    stems = set()
+    for path in (PACKAGE / PLUG_ROOMS[group]).glob("*.py"):
+        module = importlib.import_module(f"regkit.{PLUG_ROOMS[group]}.{path.stem}")
+        stems |= {
+            path.stem
+            for thing in vars(module).values()
+            if isinstance(thing, type)
+            and issubclass(thing, kind)
+            and thing.__module__ == module.__name__
+            and thing is not kind
+            and not getattr(thing, "__abstractmethods__", None)
+        }
+    yamls = {p.stem for p in (ROOT / "configs" / group).glob("*.yaml")} - {"none"}
+    assert stems == yamls
+
+
+def test_penalties_are_exported():
+    for path in (ROOT / "configs" / "penalty").glob("*.yaml"):
+        for target in targets("penalty", path):
+            assert target.rpartition(".")[2] in regkit.penalties.__all__
+
+
+def test_python_names_no_plug():
+    """Which penalty, model or data set is used stands in YAML."""
+    stems = {path.stem for _, path in PLUGS} - {"none"}
+    for path in [*MODULES, ROOT / "train.py"]:
+        room = path.relative_to(ROOT).parts[1] if path.is_relative_to(PACKAGE) else "train"
+        for name in imports(path):
+            plug = name.rpartition(".")[2]
+            inside = room in PLUG_ROOMS.values() and path.name == "__init__.py"
+            assert inside or plug not in stems, f"{path} imports {name}"
+
+
+def test_top_level_holds_what_was_agreed():
+    agreed = {"pyproject.toml", "README.md", "regkit", "configs", "train.py", "tests"}
+    agreed |= {"notebooks", "CHANGELOG.md", "runs"}
+    present = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
+    assert {p for p in present if not p.endswith(".egg-info")} <= agreed
