@@ -49,10 +49,12 @@ class Regularizer:
         }
         self.latest: dict[str, Tensor] = {}
 
-    def attach(self, optimizer: Optimizer) -> "Regularizer":
+    def attach(self, optimizer: Any) -> "Regularizer":
         """Take a proximal step after every real step of this optimizer.
 
-        May be called once for each optimizer of the model.
+        Call it once for each optimizer of the model.
+
+        optimizer: a torch Optimizer, or Lightning's wrapper of one.
         Raises: InputError when the optimizer holds none of the penalised parameters, or has a
             regularizer already.
         """
@@ -148,7 +150,7 @@ class Regularizer:
 
     def seconds(self) -> float:
         """Return the host time that the proximal steps have taken so far, in s."""
-        return sum(step.seconds for step in self._steps)
+        return sum((step.seconds for step in self._steps), start=0.0)
 
     def summary(self) -> str:
         """Return a table: every parameter, its penalties, and why the rest is left out."""

@@ -102,7 +102,7 @@ def test_names_are_those_before_compilation():
 
 
 def test_of_that_names_no_module_names_close_ones():
-    with pytest.raises(InputError, match=r'TemporalSmoothness got of=.haed., .*close: .head.'):
+    with pytest.raises(InputError, match=r"TemporalSmoothness got of=.haed., .*close: .head."):
         Regularizer(Net(), TemporalSmoothness(0.1, of="haed"))
     with pytest.raises(InputError, match="got no `of`, and Net does not say where"):
         Regularizer(Net(), TemporalSmoothness(0.1))

@@ -1,0 +1,263 @@
+"""Regularize on LightningModules that know nothing of it."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader
+
+from regkit import InputError, Regularize, density
+from regkit.penalties import L1, TemporalSmoothness
+
+NUM_CLIPS, BATCH = 12, 2
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*", "ignore:.*treespec, LeafSpec.*"
+)
+
+
+def smoothness(frames: Tensor) -> Tensor:
+    return (frames[:, 1:] - frames[:, :-1]).square().mean()
+
+
+class Plain(pl.LightningModule):
+    """A user's module. `extra` writes the temporal term by hand: the reference."""
+
+    def __init__(self, make: Callable[..., Any] = optim.SGD, extra: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.encoder = nn.Linear(4, 3)
+        self.head = nn.Linear(3, 1)
+        self.make, self.extra = make, extra
+        self.seen: list[float] = []
+
+    def objective(self, batch: Tensor) -> Tensor:
+        frames = self.encoder(batch)
+        loss = self.head(frames.mean(1)).square().mean()
+        return loss + self.extra * smoothness(frames.float())
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+        loss = self.objective(batch)
+        self.seen.append(loss.item())
+        return {"loss": loss, "other": 1} if batch_idx % 2 else loss
+
+    def configure_optimizers(self) -> Any:
+        return self.make(self.parameters(), lr=0.05)
+
+
+class Manual(Plain):
+    """The same by manual optimization, with two optimizers."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(self.objective(batch))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [self.make(m.parameters(), lr=0.05) for m in (self.encoder, self.head)]
+
+
+def loader() -> DataLoader:
+    clips = torch.randn(NUM_CLIPS, 5, 4, generator=torch.Generator().manual_seed(0))
+    return DataLoader(clips, batch_size=BATCH)  # type: ignore[arg-type]
+
+
+def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    defaults = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": list(callbacks),
+    }
+    return pl.Trainer(**{**defaults, **options})
+
+
+def fitted(module: Plain, *callbacks: pl.Callback, **options: Any) -> Plain:
+    trainer(*callbacks, **options).fit(module, loader())
+    return module
+
+
+def assert_same(a: nn.Module, b: nn.Module, rtol: float = 1e-6) -> None:
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=rtol, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def fp16() -> dict[str, Any]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+SETTINGS = {
+    "plain": lambda: {},
+    "accumulation": lambda: {"accumulate_grad_batches": 2},
+    "accumulation with a rest": lambda: {"accumulate_grad_batches": 4},
+    "clipping": lambda: {"gradient_clip_val": 0.01},
+    "bf16": lambda: {"precision": "bf16-mixed"},
+    "fp16 scaler": fp16,
+}
+
+
+@pytest.mark.parametrize("kind", [Plain, Manual])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_activation_penalty_is_the_term_written_by_hand(kind: type[Plain], setting: str):
+    if kind is Manual and ("accumulation" in setting or setting == "clipping"):
+        pytest.skip("Lightning leaves these to the user under manual optimization")
+    by_hand = fitted(kind(extra=0.7), **SETTINGS[setting]())
+    penalty = TemporalSmoothness(0.7, of="encoder")
+    ours = fitted(kind(), Regularize([penalty]), **SETTINGS[setting]())
+    without = fitted(kind(), **SETTINGS[setting]())
+    assert_same(ours, by_hand)
+    with pytest.raises(AssertionError):
+        assert_same(without, by_hand)
+
+
+@pytest.mark.parametrize("kind", [Plain, Manual])
+@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW])
+def test_no_strength_is_bitwise_no_regkit(kind: type[Plain], make: Callable[..., Any]):
+    plain = fitted(kind(make=make))
+    ours = fitted(kind(make=make), Regularize([L1(0.0), TemporalSmoothness(0.0, of="encoder")]))
+    for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_one_prox_for_each_real_step(accumulate: int):
+    """With gradients of zero, SGD's soft threshold takes lr * lam off at every step."""
+
+    class Still(Plain):
+        def objective(self, batch: Tensor) -> Tensor:
+            return 0 * super().objective(batch)
+
+    module = Still()
+    with torch.no_grad():
+        module.head.weight.fill_(1.0)
+    fitted(module, Regularize(L1(0.1)), max_epochs=1, accumulate_grad_batches=accumulate)
+    num_steps = -(-NUM_CLIPS // BATCH // accumulate)
+    expected = torch.full((1, 3), 1 - num_steps * 0.05 * 0.1)
+    torch.testing.assert_close(module.head.weight.detach(), expected)
+
+
+def test_the_user_sees_the_own_loss_and_the_module_is_left_as_it_was(tmp_path: Any):
+    module = Plain()
+    regularize = Regularize({"sparse": L1(0.3), "smooth": TemporalSmoothness(0.7, of="encoder")})
+    logger = CSVLogger(tmp_path)
+    fitted(module, regularize, logger=logger, log_every_n_steps=1)
+    assert "training_step" not in vars(module)
+    assert not module.encoder._forward_hooks
+    assert regularize.regularizer is not None
+    rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    header = set(rows[0].split(","))
+    assert {
+        "objective/total", "objective/loss", "penalty/sparse", "penalty/smooth", "lam/sparse",
+        "density/total", "density/live_groups", "density_layer/encoder.weight",
+        "speed/prox_share",
+    } <= header  # fmt: skip
+    first = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
+    assert float(first["objective/loss"]) == pytest.approx(module.seen[0])
+    total = sum(float(first[k]) for k in ("objective/loss", "penalty/sparse", "penalty/smooth"))
+    assert float(first["objective/total"]) == pytest.approx(total)
+
+
+def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
+    module = Plain(make=optim.AdamW)
+    checkpoint = ModelCheckpoint(tmp_path, filename="end")
+    fitted(module, Regularize(L1(0.02)), checkpoint, enable_checkpointing=True, max_epochs=4)
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"]
+    assert 0 < density(module).total < 1
+    assert torch.equal(saved["encoder.weight"], module.encoder.weight)
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, lambda p, lr: optim.SGD(p, lr, momentum=0.9)])
+@pytest.mark.filterwarnings("ignore:.*(dirpath has changed|checkpoint callback).*")
+def test_resume_is_bitwise_the_uninterrupted_run(tmp_path: Any, make: Callable[..., Any]):
+    def callbacks(folder: str) -> list[pl.Callback]:
+        return [
+            Regularize(L1(0.1)),
+            ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1),
+        ]
+
+    whole = fitted(Plain(make=make), *callbacks("a"), max_epochs=4, enable_checkpointing=True)
+    fitted(Plain(make=make), *callbacks("b"), max_epochs=2, enable_checkpointing=True)
+    resumed = Plain(make=make)
+    trainer(Regularize(L1(0.1)), max_epochs=4).fit(
+        resumed, loader(), ckpt_path=str(tmp_path / "b" / "epoch=1.ckpt")
+    )
+    for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_skipped_fp16_step_shrinks_nothing():
+    class Exploding(Plain):
+        def objective(self, batch: Tensor) -> Tensor:
+            return super().objective(batch) * float("inf")
+
+    module = Exploding()
+    before = copy.deepcopy(module)
+    fitted(module, Regularize(L1(100.0)), max_epochs=1, **fp16())
+    assert_same(module, before)
+
+
+def test_a_compiled_net_is_regularized():
+    """In a process of its own: dynamo would trace the checks of types that tests put in."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compiled.py")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal" in done.stdout
+
+
+def test_wrong_use_is_said_at_the_start():
+    with pytest.raises(InputError, match="of='encodr', which names no module; close: 'encoder'"):
+        fitted(Plain(), Regularize(TemporalSmoothness(0.1, of="encodr")))
+
+    class Frozen(Plain):
+        def configure_optimizers(self) -> Any:
+            return optim.SGD(self.head.parameters(), lr=0.1)
+
+    with pytest.raises(InputError, match="no penalised parameter in any optimizer of Frozen"):
+        fitted(Frozen(), Regularize(L1(0.1, on="encoder")))
+
+    class Idle(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Linear(4, 4)
+
+    with pytest.raises(InputError, match="'temporal' saw no training pass"):
+        fitted(Idle(), Regularize(TemporalSmoothness(0.1, of="idle")))
+
+
+def test_after_a_failure_the_module_is_left_as_it_was():
+    class Failing(Plain):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+            raise RuntimeError("mine")
+
+    module = Failing()
+    with pytest.raises(RuntimeError, match="mine"):
+        fitted(module, Regularize([L1(0.1), TemporalSmoothness(0.1, of="encoder")]))
+    assert "training_step" not in vars(module)
+    assert not module.encoder._forward_hooks
