@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
@@ -110,18 +112,17 @@ def _checkpoint(path: str | None, recipe: dict[Any, Any]) -> dict[str, Any] | No
 
 
 def _callbacks(config: DictConfig, folder: Path, regularize: Regularize) -> list[pl.Callback]:
+    checkpoint = partial(
+        ModelCheckpoint,
+        folder / "checkpoints",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
     callbacks: list[pl.Callback] = [
         regularize,
         LearningRateMonitor("step"),
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename="best",
-            monitor="val/acc",
-            mode="max",
-            save_last=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        ),
+        checkpoint(filename="best", monitor="val/acc", mode="max"),
+        checkpoint(filename="last"),
     ]
     if config.patience is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=config.patience))
@@ -139,6 +140,7 @@ def _refuse_scripted_sweep(trainer: pl.Trainer) -> None:
         )
 
 
+@rank_zero_only
 def _log_hparams(logger: TensorBoardLogger, config: DictConfig) -> None:
     """Fill TensorBoard's HPARAMS table: one row a run, with the last value of each curve."""
     values = {

@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from regkit.errors import InputError
 
@@ -110,7 +110,7 @@ def make(options: Any, **more: Any) -> Any:
         raise InputError(f"{target} does not take these options: {cause}") from error
 
 
-def check(config: TrainConfig | DictConfig) -> None:
+def check(config: Any) -> None:
     """Refuse ranges that the types do not know.
 
     Raises: InputError.

@@ -188,7 +188,7 @@ def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
 
 
 @pytest.mark.parametrize("make", [optim.AdamW, lambda p, lr: optim.SGD(p, lr, momentum=0.9)])
-@pytest.mark.filterwarnings("ignore:.*(dirpath has changed|checkpoint callback).*")
+@pytest.mark.filterwarnings("ignore:.*Please add the following callbacks")
 def test_resume_is_bitwise_the_uninterrupted_run(tmp_path: Any, make: Callable[..., Any]):
     def callbacks(folder: str) -> list[pl.Callback]:
         return [

@@ -136,12 +136,16 @@ class VideoData(LightningDataModule, ABC):
         ranks, rank = 1, 0
         if self.trainer is not None:
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = EpochSampler(dataset, ranks, rank, shuffle=training, seed=self.seed)
+        if training and self.trainer is not None:
+            # A run that continues draws its first batches before Lightning sets the epoch.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         # joblib's own start method cannot carry a loader's queues
         loky = multiprocessing.get_start_method(allow_none=True) == "loky"
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=EpochSampler(dataset, ranks, rank, shuffle=training, seed=self.seed),
+            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
