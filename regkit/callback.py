@@ -1,5 +1,6 @@
 """Regularize: penalties for any LightningModule, unchanged."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from regkit.errors import InputError
 from regkit.regularizer import Penalties, Regularizer, named
 from regkit.sparsity.measure import density
 
+log = logging.getLogger(__name__)
+
 
 class Regularize(pl.Callback):
     """Train any LightningModule on F = loss + the sum of its penalties.
@@ -23,6 +26,8 @@ class Regularize(pl.Callback):
     added to what `training_step` returns (under manual optimization: to what `manual_backward` is
     given, each time), so accumulation, AMP and DDP scale them as they scale the loss. Gradient
     clipping sees their gradients, and none of the weight penalties.
+
+    Writes `Regularizer.summary()` to the log "regkit.callback" when `fit` starts.
 
     Logs, every `log_every_n_steps` steps and with the same names for every penalty:
     objective/total, objective/loss, penalty/<name>, lam/<name>, density/total, density/live_groups,
@@ -69,6 +74,8 @@ class Regularize(pl.Callback):
             )
         self.regularizer = Regularizer(pl_module, self.penalties)
         self._undo.append(self.regularizer.detach)
+        if trainer.is_global_zero:
+            log.info("\n%s", self.regularizer.summary())
         if self._saved is not None:
             self.regularizer.load_state_dict(self._saved)
             self._saved = None

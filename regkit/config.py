@@ -54,7 +54,7 @@ def run_name(penalty: Mapping[str, Any], lam: float, overrides: Iterable[str]) -
         parts.append(f"lam={short(lam)}")
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in ("penalty", "lam", "ckpt_path", "name"):
+        if key in ("penalty", "lam", "ckpt_path", "name", "trainer.enable_progress_bar"):
             continue
         key = key.removeprefix("penalty.") if key.startswith("penalty.") else key.split(".")[-1]
         value = Path(value.strip("'\"")).name

@@ -1,10 +1,7 @@
 """Regularize on LightningModules that know nothing of it."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -215,20 +212,6 @@ def test_a_skipped_fp16_step_shrinks_nothing():
     before = copy.deepcopy(module)
     fitted(module, Regularize(L1(100.0)), max_epochs=1, **fp16())
     assert_same(module, before)
-
-
-def test_a_compiled_net_is_regularized():
-    """In a process of its own: dynamo would trace the checks of types that tests put in."""
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("compiled.py")],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "equal" in done.stdout
 
 
 def test_wrong_use_is_said_at_the_start():

@@ -146,12 +146,12 @@ def test_no_strength_is_bitwise_no_penalty(folder: Path):
 def test_a_sweep_makes_comparable_runs(folder: Path):
     code, _, err = run(
         folder, "-m", "hydra.sweep.dir=sweep", "penalty=none,l1", "lam=1e-2",
-        "trainer.max_epochs=1", "evaluate=best",
+        "trainer.max_epochs=1", "evaluate=best", "patience=1",
     )  # fmt: skip
     assert code == 0, err
     names = sorted(p.name for p in (folder / "sweep").iterdir() if p.is_dir())
     assert [name.split(" num_train")[0] for name in names] == ["l1 lam=0.01", "none"]
-    assert all(name.endswith("max_epochs=1 evaluate=best") for name in names)
+    assert all(name.endswith("max_epochs=1 evaluate=best patience=1") for name in names)
     runs = [EventAccumulator(str(folder / "sweep" / name)).Reload() for name in names]
     shared = [
         {t for t in r.Tags()["scalars"] if not t.startswith(("lam", "penalty"))} for r in runs

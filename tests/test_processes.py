@@ -1,0 +1,24 @@
+"""What needs processes of its own: compilation (dynamo would trace type checks) and ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("script", ["compiled.py", "two_processes.py"])
+def test_ends_as_the_plain_run(script: str, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, HERE / script, tmp_path / "store"][: 3 if "two" in script else 2],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal" in done.stdout
