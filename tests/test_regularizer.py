@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regkit import InputError, Regularizer
 from regkit.activations import as_frames
-from regkit.penalties import L1, L2, ElasticNet, TemporalSmoothness, WeightDecay
+from regkit.penalties import L1, L2, ActivationPenalty, ElasticNet, TemporalSmoothness, WeightDecay
 from regkit.regularizer import named
 
 
@@ -136,22 +137,34 @@ def test_copies_of_the_model_are_another_model():
 
 def test_checkpointed_activations_are_counted_once():
     model, clip = Clips(), torch.randn(2, 5, 4, requires_grad=True)
-    reg = Regularizer(model, TemporalSmoothness(1.0, of="encoder"))
+    reg = Regularizer(model, TemporalSmoothness(1.0))
     for _ in range(2):
-        frames = checkpoint(model.encoder, clip, use_reentrant=False)
-        assert isinstance(frames, Tensor)
-        (frames.sum() + reg.activation_loss()).backward()
+        scores = checkpoint(model, clip, use_reentrant=False)
+        assert isinstance(scores, Tensor)
+        (scores.sum() + reg.activation_loss()).backward()
     with pytest.raises(RuntimeError, match="has not run"):
         reg.activation_loss()
 
 
+@dataclass(frozen=True)
+class Similarity(ActivationPenalty):
+    """Charge the products of frames with each other: matmul is what autocast would take."""
+
+    least_frames = 1
+
+    def value(self, frames: Tensor) -> Tensor:
+        return self.lam * (frames @ frames.mT).mean()
+
+
 def test_autocast_does_not_reach_the_penalty():
     model, clip = Clips(), torch.randn(2, 5, 4)
-    reg = Regularizer(model, TemporalSmoothness(1.0))
+    reg = Regularizer(model, Similarity(1.0))
     with torch.autocast("cpu", torch.bfloat16):
         model(clip)
         term = reg.activation_loss()
-    assert term.dtype == torch.float32
+        frames = model.encoder(clip)
+    expected = (frames.float() @ frames.float().mT).mean()
+    assert torch.equal(term, expected)
 
 
 def test_penalties_that_do_not_compose_are_refused_with_the_remedy():
