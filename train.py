@@ -205,7 +205,7 @@ def main(config: DictConfig) -> float:
 if __name__ == "__main__":
     register()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")  # not the user's
     sys.argv[1:] = quote_paths(sys.argv[1:])
     try:
         check_overrides(sys.argv[1:], CONFIGS)

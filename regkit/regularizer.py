@@ -39,8 +39,7 @@ class Regularizer:
         self._steps: list[ProximalStep] = []
         self._pending: dict[str, float] = {}
         self._surveys = {
-            name: survey(model, penalty.on)
-            for name, penalty in self._of_kind(WeightPenalty).items()
+            name: self._survey(penalty) for name, penalty in self._of_kind(WeightPenalty).items()
         }
         self._chains = self._make_chains()
         self._collectors = {
@@ -156,7 +155,7 @@ class Regularizer:
         """Return a table: every parameter, its penalties, and why the rest is left out."""
         rows = [("parameter", "shape", "entries", "penalty")]
         names = self._names()
-        entries = next(iter(self._surveys.values()), None) or survey(self.model)
+        entries = survey(self.model)
         by_parameter = defaultdict(list)
         for name, found in self._surveys.items():
             for e in found:
@@ -204,6 +203,16 @@ class Regularizer:
     def _zero(self) -> Tensor:
         parameter = next(self.model.parameters(), None)
         return torch.zeros((), device=parameter.device if parameter is not None else None)
+
+    def _survey(self, penalty: WeightPenalty) -> list[Entry]:
+        entries = survey(self.model, penalty.on)
+        if not any(e.chosen for e in entries):
+            raise InputError(
+                f"{type(penalty).__name__}: {type(self.model).__name__} has no parameter to "
+                "penalise: no weight of a convolution, linear, attention or recurrent layer is "
+                "left. Name parameters in `on`."
+            )
+        return entries
 
     def _make_chains(self) -> dict[nn.Parameter, Chain]:
         met: dict[nn.Parameter, list[str]] = defaultdict(list)

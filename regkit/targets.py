@@ -48,7 +48,7 @@ def survey(model: nn.Module, on: Sequence[Selector] = ()) -> list[Entry]:
 
     on: as in `WeightPenalty`. Without selectors: all weights of convolution, linear, attention
         and recurrent layers.
-    Raises: InputError when a selector matches nothing, or the model has no such weight.
+    Raises: InputError when a selector matches nothing, or a parameter has no shape yet.
     """
     modules = dict(model.named_modules())
     wanted = [s for s in on if not (isinstance(s, str) and s.startswith("!"))]
@@ -77,11 +77,6 @@ def survey(model: nn.Module, on: Sequence[Selector] = ()) -> list[Entry]:
     for selector in on:
         if selector not in matched:
             raise _unmatched(selector, model)
-    if not any(e.chosen for e in entries):
-        raise InputError(
-            f"{type(model).__name__} has no parameter to penalise: no weight of a convolution, "
-            "linear, attention or recurrent layer is left. Name parameters in `on`."
-        )
     return entries
 
 

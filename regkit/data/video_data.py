@@ -44,6 +44,8 @@ class VideoData(LightningDataModule, ABC):
     on_error: "skip" names unreadable files once and goes on, "raise" stops at the first.
     augment: v2 transforms of one training clip (T, C, H, W). No flip unless asked for: it would
         turn left into right.
+    view: "frames", or "differences" of each frame from the one before: what stands still vanishes,
+        and with it most of what tells people and places apart.
     mean, std: of each colour, on a scale of 0 to 1; Kinetics' own by default.
 
     Raises: InputError when an option is out of range.
@@ -59,6 +61,7 @@ class VideoData(LightningDataModule, ABC):
     on_error: str = "skip"
     seed: int = 0
     augment: Sequence[Callable[..., Any]] = ()
+    view: str = "frames"
     mean: Sequence[float] = (0.43216, 0.394666, 0.37645)
     std: Sequence[float] = (0.22803, 0.22145, 0.216989)
     splits: Splits | None = field(init=False, default=None)
@@ -72,6 +75,7 @@ class VideoData(LightningDataModule, ABC):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         self._check("sampling", self.sampling in ("uniform", "dense"), '"uniform" or "dense"')
         self._check("on_error", self.on_error in ("skip", "raise"), '"skip" or "raise"')
+        self._check("view", self.view in ("frames", "differences"), '"frames" or "differences"')
         self._check("mean", len(self.mean) == 3, "three numbers, one a colour")
         self._check("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers")
 
@@ -173,7 +177,10 @@ class VideoData(LightningDataModule, ABC):
             torch.tensor(list(values), device=clip.device).view(3, 1, 1, 1)
             for values in (self.mean, self.std)
         )
-        batch["clip"] = (clip - mean) / std
+        clip = (clip - mean) / std
+        if self.view == "differences":
+            clip = torch.diff(clip, dim=2, prepend=clip[:, :, :1])
+        batch["clip"] = clip
         return batch
 
     def _augmented(self, clip: UInt8[Tensor, "3 t h w"], draw: int) -> Float[Tensor, "3 t2 h2 w2"]:

@@ -39,7 +39,7 @@ def density(model: nn.Module | Mapping[str, Tensor]) -> Density:
     norms or embeddings. Waits for the GPU once, whatever the number of tensors.
     """
     tensors = weights(model) if isinstance(model, nn.Module) else dict(model)
-    counts = torch.stack([_counts(t) for t in tensors.values()]).tolist()
+    counts = torch.stack([_counts(t) for t in tensors.values()]).tolist() if tensors else []
     sizes = [t.numel() for t in tensors.values()]
     return Density(
         total=sum(nonzero for nonzero, _ in counts) / max(sum(sizes), 1),

@@ -108,6 +108,16 @@ def test_empty_batch_passes(root):
     assert data.finish(batch, training=True)["clip"].shape == (0, 3, 4, 16, 16)
 
 
+def test_differences_are_of_each_frame_from_the_one_before(root):
+    plain, moving = made(root), made(root, view="differences")
+    batch = next(iter(plain.val_dataloader()))
+    frames = plain.finish(batch, training=False)["clip"]
+    changes = moving.finish(batch, training=False)["clip"]
+    assert changes.shape == frames.shape
+    assert not changes[:, :, 0].any()
+    torch.testing.assert_close(changes[:, :, 3], frames[:, :, 3] - frames[:, :, 2])
+
+
 def test_evaluation_is_in_order_and_whole(root):
     data = made(root)
     paths = [path for batch in data.val_dataloader() for path in batch["path"]]

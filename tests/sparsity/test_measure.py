@@ -23,3 +23,7 @@ def test_density_of_named_tensors():
     left = density({"a": torch.tensor(0.0), "b": torch.ones(2, 2), "c": torch.zeros(0, 3)})
     assert left.total == pytest.approx(0.8)
     assert left.layers == {"a": 0.0, "b": 1.0, "c": 0.0}
+
+
+def test_nothing_to_count():
+    assert density(nn.BatchNorm3d(3)).num_groups == 0
