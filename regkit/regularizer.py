@@ -13,7 +13,7 @@ from regkit.activations import FrameCollector
 from regkit.errors import InputError
 from regkit.optim.proximal_step import Chain, ProximalStep
 from regkit.penalties import ActivationPenalty, Penalty, WeightPenalty
-from regkit.targets import Entry, clean_name, declared_embeddings, find_module, survey
+from regkit.targets import Entry, clean_name, declared_embeddings, find_module, survey, table
 
 Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
 
@@ -153,23 +153,11 @@ class Regularizer:
 
     def summary(self) -> str:
         """Return a table: every parameter, its penalties, and why the rest is left out."""
-        rows = [("parameter", "shape", "entries", "penalty")]
-        names = self._names()
-        entries = survey(self.model)
-        by_parameter = defaultdict(list)
-        for name, found in self._surveys.items():
-            for e in found:
-                by_parameter[e.parameter].append((name, e))
-        for entry in entries:
-            p = entry.parameter
-            shape = "x".join(map(str, p.shape)) or "()"
-            what = _what(by_parameter[p]) + ("" if p.requires_grad else " (frozen)")
-            rows.append((names[p], shape, f"{p.numel():,}", what))
         lines = [f"{name}: {penalty}" for name, penalty in self.penalties.items()]
         total = sum(p.numel() for p in self._chains)
-        everything = sum(e.parameter.numel() for e in entries)
+        everything = sum(p.numel() for p in self.model.parameters())
         lines.append(f"penalised: {total:,} of {everything:,} parameters")
-        return "\n".join([*lines, "", *_table(rows)])
+        return "\n".join([*lines, "", *table(survey(self.model), self._surveys)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs again: numbers by parameter name."""
@@ -285,16 +273,3 @@ def _plain(value: Tensor) -> Tensor:
     """Return the whole of a value that is spread over ranks (DTensor)."""
     full_tensor = getattr(value, "full_tensor", None)
     return full_tensor() if full_tensor is not None else value
-
-
-def _what(found: list[tuple[str, Entry]]) -> str:
-    chosen = [f"{name} ({e.why})" for name, e in found if e.chosen]
-    return " + ".join(chosen) or (f"- ({found[0][1].why})" if found else "-")
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

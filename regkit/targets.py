@@ -1,7 +1,7 @@
 """Which parameters and modules a penalty acts on, and why the rest are left out."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -83,6 +83,28 @@ def survey(model: nn.Module, on: Sequence[Selector] = ()) -> list[Entry]:
 def weights(model: nn.Module, on: Sequence[Selector] = ()) -> dict[str, nn.Parameter]:
     """Return the chosen parameters by name."""
     return {e.name: e.parameter for e in survey(model, on) if e.chosen}
+
+
+def table(entries: Sequence[Entry], surveys: Mapping[str, Sequence[Entry]]) -> list[str]:
+    """Lay out, a line a parameter, what the surveys by name say of it.
+
+    entries: all parameters, with the reason that holds where there is no survey.
+    """
+    rows = [("parameter", "shape", "entries", "penalty")]
+    for place, entry in enumerate(entries):
+        p = entry.parameter
+        said = {name: found[place] for name, found in surveys.items()}
+        chosen = [f"{name} ({e.why})" for name, e in said.items() if e.chosen]
+        why = next(iter(said.values()), entry).why
+        what = " + ".join(chosen) or f"- ({why})"
+        shape = "x".join(map(str, p.shape)) or "()"
+        frozen = "" if p.requires_grad else " (frozen)"
+        rows.append((entry.name, shape, f"{p.numel():,}", what + frozen))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def find_module(model: nn.Module, name: str, asker: str) -> nn.Module:
