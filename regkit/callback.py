@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
 from regkit.errors import InputError
@@ -34,9 +34,9 @@ class Regularize(pl.Callback):
     density_layer/<parameter>, speed/steps_per_s and speed/prox_share (host time, without loading).
 
     penalties: one, several, or several by name.
-    Raises: InputError at the start of `fit`, as `Regularizer` does; under DeepSpeed, whose engine
-        steps weights of its own; when no optimizer holds a penalised parameter; and after the
-        first batch when a penalised module did not run.
+    Raises: InputError at the start of `fit`, as `Regularizer` does; under DeepSpeed and FSDP1,
+        which train flat copies of the weights; when no optimizer holds a penalised parameter; and
+        after the first batch when a penalised module did not run.
     """
 
     def __init__(self, penalties: Penalties) -> None:
@@ -49,6 +49,7 @@ class Regularize(pl.Callback):
         self._began = 0.0
         self._busy_s = 0.0
         self._num_batches = 0
+        self._logged_step = -1
 
     @property
     def state_key(self) -> str:
@@ -66,11 +67,12 @@ class Regularize(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find what is penalised and hook into the loss."""
         self._release()
-        self._checked = False
-        if isinstance(trainer.strategy, DeepSpeedStrategy):
+        self._checked, self._logged_step = False, -1
+        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise InputError(
-                "Regularize got strategy='deepspeed', whose engine steps copies of the weights "
-                "that no hook sees. Use ddp or fsdp."
+                f"Regularize got {type(trainer.strategy).__name__}, which trains flat copies of "
+                "the weights that have lost their names and shapes. Use DDPStrategy, or FSDP2 by "
+                "ModelParallelStrategy."
             )
         self.regularizer = Regularizer(pl_module, self.penalties)
         self._undo.append(self.regularizer.detach)
@@ -126,12 +128,14 @@ class Regularize(pl.Callback):
         self._checked = True
         # The trainer gets this attribute from its logger connector, unseen by type checkers.
         every = getattr(trainer, "log_every_n_steps")  # noqa: B009
-        if every > 0 and trainer.global_step % every == 0:
+        step = trainer.global_step
+        if every > 0 and step % every == 0 and step != self._logged_step:
             self._log(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the state that validation and checkpoint see."""
-        self._log(trainer, pl_module)
+        """Log the state that the checkpoint of this epoch holds."""
+        if trainer.global_step != self._logged_step:
+            self._log(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module and its optimizers as they were."""
@@ -192,6 +196,7 @@ class Regularize(pl.Callback):
     @torch.no_grad()
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         reg = self._bound()
+        self._logged_step = trainer.global_step
         left = density(reg.chosen())
         values = {**reg.values(), **reg.latest}
         metrics: dict[str, Any] = {f"penalty/{name}": v for name, v in values.items()}

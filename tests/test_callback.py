@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
@@ -232,6 +233,13 @@ def test_wrong_use_is_said_at_the_start():
 
     with pytest.raises(InputError, match="'temporal' saw no training pass"):
         fitted(Idle(), Regularize(TemporalSmoothness(0.1, of="idle")))
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_that_flatten_weights_are_refused(kind: type, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pl.Trainer, "strategy", property(lambda self: kind.__new__(kind)))
+    with pytest.raises(InputError, match=f"got {kind.__name__}, .* Use DDPStrategy, or FSDP2"):
+        Regularize(L1(0.1)).on_fit_start(pl.Trainer.__new__(pl.Trainer), Plain())
 
 
 def test_after_a_failure_the_module_is_left_as_it_was():
