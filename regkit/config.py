@@ -153,7 +153,12 @@ def check_overrides(arguments: Sequence[str], configs: Path) -> None:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise InputError(f"{error}. Quote values with special letters: \"key='a=b'\".") from error
+    chosen = [c for o in parsed if o.key_or_group == "penalty" for c in _choices(o.value())]
     for override in parsed:
+        _, _, name = override.key_or_group.partition("penalty.")
+        name = name.partition(".")[0]
+        if name and chosen and name not in chosen:
+            raise _not_selected(name, [c for c in chosen if c is not None])
         folder = configs / override.key_or_group.replace(".", "/").lstrip("/")
         if not folder.is_dir() or override.is_delete():
             continue
@@ -178,6 +183,13 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
             argument = f"{key}='{value}'"
         quoted.append(argument)
     return quoted
+
+
+def _not_selected(name: str, selected: Sequence[str]) -> InputError:
+    return InputError(
+        f"penalty.{name} has settings, but {name} was not selected; give "
+        f"penalty=[{','.join([*selected, name])}]."
+    )
 
 
 def _choices(value: Any) -> list[str | None]:

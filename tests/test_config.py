@@ -102,6 +102,11 @@ def test_a_wrong_name_answers_with_the_right_ones(argument: str, said: str):
         check_overrides([argument], CONFIGS)
 
 
+def test_settings_of_what_was_not_selected_are_refused_before_hydra_advises_a_plus():
+    with pytest.raises(InputError, match=r"temporal was not selected; give penalty=\[l1,temporal"):
+        check_overrides(["penalty=l1", "penalty.temporal.lam=1e-2"], CONFIGS)
+
+
 def test_right_names_pass():
     check_overrides(["-m", "penalty=none,l1,[l1,temporal]", "lam=1e-5,1e-4", "scheduler=null",
                      "~trainer.precision", "penalty.l1.lam=2"], CONFIGS)  # fmt: skip
