@@ -43,13 +43,14 @@ def clean_name(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def survey(model: nn.Module, on: Sequence[Selector] = ()) -> list[Entry]:
+def survey(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> list[Entry]:
     """Say of every parameter whether `on` chooses it, and why; a tied one counts once.
 
     on: as in `WeightPenalty`. Without selectors: all weights of convolution, linear, attention
         and recurrent layers.
     Raises: InputError when a selector matches nothing, or a parameter has no shape yet.
     """
+    on = (on,) if isinstance(on, str | type) else on
     modules = dict(model.named_modules())
     wanted = [s for s in on if not (isinstance(s, str) and s.startswith("!"))]
     unwanted = [s[1:] for s in on if isinstance(s, str) and s.startswith("!")]
@@ -80,7 +81,7 @@ def survey(model: nn.Module, on: Sequence[Selector] = ()) -> list[Entry]:
     return entries
 
 
-def weights(model: nn.Module, on: Sequence[Selector] = ()) -> dict[str, nn.Parameter]:
+def weights(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> dict[str, nn.Parameter]:
     """Return the chosen parameters by name."""
     return {e.name: e.parameter for e in survey(model, on) if e.chosen}
 

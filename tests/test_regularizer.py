@@ -150,7 +150,9 @@ def test_checkpointed_activations_are_counted_once():
 class Similarity(ActivationPenalty):
     """Charge the products of frames with each other: matmul is what autocast would take."""
 
-    least_frames = 1
+    @property
+    def least_frames(self) -> int:
+        return 1
 
     def value(self, frames: Tensor) -> Tensor:
         return self.lam * (frames @ frames.mT).mean()

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn, optim
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from regkit import Regularizer, density
@@ -80,5 +81,5 @@ def main(rank: int, store: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
-        torch.multiprocessing.spawn(main, (sys.argv[1],), nprocs=2)
+        spawn(main, (sys.argv[1],), nprocs=2)
         print("equal")
