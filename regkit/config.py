@@ -103,11 +103,12 @@ def make(options: Any, **more: Any) -> Any:
     try:
         return instantiate(options, _convert_="all", **more)
     except HydraException as error:
-        cause = _root(error)
-        if isinstance(cause, InputError):
-            raise cause from None
+        causes = _causes(error)
+        for cause in causes:
+            if isinstance(cause, InputError):
+                raise cause from None
         target = options.get("_target_", "?")
-        raise InputError(f"{target} does not take these options: {cause}") from error
+        raise InputError(f"{target} does not take these options: {causes[-1]}") from error
 
 
 def check(config: Any) -> None:
@@ -202,7 +203,9 @@ def _choices(value: Any) -> list[str | None]:
     return _choices(inner) if inner is not None else [str(value)]
 
 
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def _causes(error: BaseException) -> list[BaseException]:
+    """List an error and what it came from, the first cause last."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain

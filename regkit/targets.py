@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import TypeGuard
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -47,38 +48,28 @@ def survey(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> list[Ent
     """Say of every parameter whether `on` chooses it, and why; a tied one counts once.
 
     on: as in `WeightPenalty`. Without selectors: all weights of convolution, linear, attention
-        and recurrent layers.
+        and recurrent layers. A name that is nowhere at the top is looked for deeper: "fc" finds
+        "net.fc".
     Raises: InputError when a selector matches nothing, or a parameter has no shape yet.
     """
     on = (on,) if isinstance(on, str | type) else on
-    modules = dict(model.named_modules())
-    wanted = [s for s in on if not (isinstance(s, str) and s.startswith("!"))]
-    unwanted = [s[1:] for s in on if isinstance(s, str) and s.startswith("!")]
-    matched: set[Selector] = set()
-    entries = []
-    for full_name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(f"Parameter {full_name!r} has no shape yet; run one forward first.")
-        owner_name, _, leaf = full_name.rpartition(".")
-        owner = modules[owner_name]
-        name = clean_name(full_name)
-        reason = _not_a_weight(owner, leaf, parameter)
-        hits = [s for s in wanted if _matches(s, name, owner, reason, model)]
-        misses = [s for s in unwanted if _matches(s, name, owner, None, model)]
-        matched.update(hits, (f"!{s}" for s in misses))
+    entries = list(_all_weights(model))
+    wanted = [_found(s, entries, model) for s in on if not _leaves_out(s)]
+    unwanted = [_found(s[1:], entries, model) for s in on if _leaves_out(s)]
+    if not on:
+        return entries
+    chosen = []
+    for e in entries:
+        hits = [s for s in wanted if _matches(s, e)]
+        misses = [s for s in unwanted if _matches(s, e)]
         if misses:
-            chosen, why = False, f"left out by !{misses[0]}"
+            verdict = (False, f"left out by !{_text(misses[0])}")
         elif hits:
-            chosen, why = True, f"on {hits[0] if isinstance(hits[0], str) else hits[0].__name__}"
-        elif wanted:
-            chosen, why = False, "not in `on`"
+            verdict = (True, f"on {_text(hits[0])}")
         else:
-            chosen, why = reason is None, reason or "weight"
-        entries.append(Entry(parameter, name, owner, chosen, why))
-    for selector in on:
-        if selector not in matched:
-            raise _unmatched(selector, model)
-    return entries
+            verdict = (False, "not in `on`") if wanted else (e.chosen, e.why)
+        chosen.append(replace(e, chosen=verdict[0], why=verdict[1]))
+    return chosen
 
 
 def weights(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> dict[str, nn.Parameter]:
@@ -109,9 +100,15 @@ def table(entries: Sequence[Entry], surveys: Mapping[str, Sequence[Entry]]) -> l
 
 
 def find_module(model: nn.Module, name: str, asker: str) -> nn.Module:
-    """Return the submodule `name`; InputError with close names otherwise."""
-    modules = {clean_name(n): m for n, m in model.named_modules()}
-    if not name or name not in modules:
+    """Return the submodule `name`, or the only one whose name ends so ("layer2", "net.layer2").
+
+    Raises: InputError with close names.
+    """
+    modules = {clean_name(n): m for n, m in model.named_modules() if n}
+    deeper = [n for n in modules if n.endswith(f".{name}")]
+    if name not in modules and len(deeper) == 1:
+        name = deeper[0]
+    if name not in modules:
         raise InputError(
             f"{asker} got of={name!r}, which names no module{_close(name, modules)}. "
             "Give a name from model.named_modules()."
@@ -126,6 +123,18 @@ def declared_embeddings(model: nn.Module) -> str | None:
         if isinstance(declared, str):
             return clean_name(f"{name}.{declared}" if name else declared)
     return None
+
+
+def _all_weights(model: nn.Module) -> Iterable[Entry]:
+    """Yield every parameter, chosen where it is a weight."""
+    modules = dict(model.named_modules())
+    for full_name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(f"Parameter {full_name!r} has no shape yet; run one forward first.")
+        owner_name, _, leaf = full_name.rpartition(".")
+        owner = modules[owner_name]
+        reason = _not_a_weight(owner, leaf, parameter)
+        yield Entry(parameter, clean_name(full_name), owner, reason is None, reason or "weight")
 
 
 def _not_a_weight(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> str | None:
@@ -144,23 +153,39 @@ def _not_a_weight(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> str |
     return "no weight of a convolution, linear, attention or recurrent layer"
 
 
-def _matches(
-    selector: Selector, name: str, owner: nn.Module, reason: str | None, model: nn.Module
-) -> bool:
-    """Say whether one selector chooses the parameter `name` of the module `owner`.
+def _leaves_out(selector: Selector) -> TypeGuard[str]:
+    return isinstance(selector, str) and selector.startswith("!")
+
+
+def _text(selector: Selector) -> str:
+    return selector if isinstance(selector, str) else selector.__name__
+
+
+def _found(selector: Selector, entries: Sequence[Entry], model: nn.Module) -> Selector:
+    """Return the selector, looking deeper where needed; InputError where it matches nothing."""
+    deeper = f"*.{selector}" if isinstance(selector, str) else selector
+    for candidate in (selector, deeper):
+        if any(_matches(candidate, e) for e in entries):
+            return candidate
+    raise _unmatched(selector, model)
+
+
+def _matches(selector: Selector, entry: Entry) -> bool:
+    """Say whether one selector chooses one parameter (`entry` without selectors).
 
     A type chooses all but biases, a module name the weights below it, and a parameter name (its
     last part has letters that match the parameter's own) just what it says.
     """
     if isinstance(selector, type):
-        return isinstance(owner, selector) and reason != "bias"
-    if any(c.__name__ == selector for c in type(owner).__mro__):
-        return reason != "bias"
+        return isinstance(entry.module, selector) and entry.why != "bias"
+    if any(c.__name__ == selector for c in type(entry.module).__mro__):
+        return entry.why != "bias"
+    name = entry.name
     owner_name, _, leaf = name.rpartition(".")
     leaf_glob = selector.rpartition(".")[2]
     if leaf_glob.strip("*?") and fnmatchcase(name, selector) and fnmatchcase(leaf, leaf_glob):
         return True
-    return reason is None and any(fnmatchcase(p, selector) for p in _prefixes(owner_name))
+    return entry.chosen and any(fnmatchcase(p, selector) for p in _prefixes(owner_name))
 
 
 def _prefixes(owner_name: str) -> Iterable[str]:
@@ -181,7 +206,7 @@ def _unmatched(selector: Selector, model: nn.Module) -> InputError:
         | {type(m).__name__ for _, m in modules}
     )
     return InputError(
-        f"on={selector!r} matches no weight{_close(selector.removeprefix('!'), known)}. Give "
+        f"on={selector!r} matches no weight{_close(selector, known)}. Give "
         "names or globs from model.named_modules() or model.named_parameters(), or module types."
     )
 

@@ -3,6 +3,7 @@
 import inspect
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -68,6 +69,16 @@ def test_a_plug_that_refuses_its_options_is_quoted():
         make({"_target_": "regkit.penalties.L1", "lam": -1.0})
     with pytest.raises(InputError, match=r"L1 does not take these options: .*lan"):
         make({"_target_": "regkit.penalties.L1", "lam": 1.0, "lan": 1.0})
+
+
+def test_what_a_plug_says_is_not_hidden_by_what_made_it_say_so(monkeypatch: Any, tmp_path: Path):
+    def offline(*args: Any, **options: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"r3d_18.*pretrained"):
+        make({"_target_": "regkit.models.r3d_18.R3D18", "num_classes": 3, "pretrained": "DEFAULT"})
 
 
 @pytest.mark.parametrize(

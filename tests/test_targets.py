@@ -7,7 +7,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from regkit import InputError, Regularizer
 from regkit.penalties import L1, TemporalSmoothness
-from regkit.targets import survey, weights
+from regkit.targets import find_module, survey, weights
 
 
 class Net(nn.Module):
@@ -63,12 +63,22 @@ def test_selectors(on: list, expected: set[str]):
     assert set(weights(Net(), on)) == expected
 
 
+def test_names_that_are_nowhere_at_the_top_are_looked_for_deeper():
+    inner = nn.ModuleDict({"net": nn.ModuleDict({"net": Net()})})
+    assert set(weights(inner, "head")) == {"net.net.head.weight"}
+    assert set(weights(inner, ["st*", "!stem.0"])) == set()
+    assert find_module(inner, "stem.0", "L1") is inner["net"]["net"].stem[0]
+    twice = nn.ModuleDict({"a": Net(), "b": Net()})
+    with pytest.raises(InputError, match=r"names no module; close: '[ab].head', '[ab].head'"):
+        find_module(twice, "head", "L1")
+
+
 def test_a_selector_that_matches_nothing_names_close_ones():
     with pytest.raises(InputError, match=r"on='haed' matches no weight; close: 'head'"):
         Regularizer(Net(), L1(0.1, on="haed"))
     with pytest.raises(InputError, match="on=Conv2d matches no parameter: Net has no such"):
         Regularizer(Net(), L1(0.1, on=[nn.Conv2d]))
-    with pytest.raises(InputError, match="!haed"):
+    with pytest.raises(InputError, match=r"on=.haed"):
         Regularizer(Net(), L1(0.1, on=["*", "!haed"]))
 
 
