@@ -60,7 +60,9 @@ def _sgd(group: Group, batch: Batch) -> Step:
 def _adam(group: Group, batch: Batch) -> Step:
     second = batch.flat("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
     correction = 1 - group["betas"][1] ** batch.scalar("step")
-    return group["lr"] / (second.sqrt() / correction**0.5 + group["eps"])
+    # In place from here on: every pass over all weights that is saved is seen on a CPU.
+    scale = second.sqrt().div_(correction**0.5).add_(group["eps"])
+    return scale.reciprocal_().mul_(group["lr"])
 
 
 def _nadam(group: Group, batch: Batch) -> Step:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
-from regkit.optim.batch import Batch, Slice, flat, is_dense, local, packed
+from regkit.optim.batch import Batch, Slice, Step, flat, is_dense, local, packed
 from regkit.optim.metric import (
     METRICS,
     Group,
@@ -25,9 +25,10 @@ from regkit.penalties.penalty import WeightPenalty
 
 Chain = tuple[WeightPenalty, ...]
 
-# Entries in a batch. On a CPU a batch and its temporaries should stay in the cache; on a GPU the
-# number of launches counts, and temporaries of 64 MiB are nothing.
-BATCH_ENTRIES = {"cpu": 2**16, "cuda": 2**24}
+# Entries in a batch. On a CPU the temporaries should stay in the cache (r3d_18, 33 M weights, 2
+# threads, L1 after fused AdamW: 38 ms at 2^19, 97 ms at 2^15, 317 ms at 2^24); on a GPU the number
+# of launches should count, and temporaries of 64 MiB are nothing.
+BATCH_ENTRIES = {"cpu": 2**19, "cuda": 2**24}
 
 
 class ProximalStep:
@@ -65,7 +66,7 @@ class ProximalStep:
         found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return
-        taken = 1.0 if found_inf is None else 1.0 - found_inf
+        taken = None if found_inf is None else 1.0 - found_inf
         for group in optimizer.param_groups:
             for chain, batch in self._batches(optimizer, group):
                 self._apply(chain, batch, group, taken)
@@ -94,16 +95,22 @@ class ProximalStep:
         for values, copy in copies:
             values.copy_(copy)
 
-    def _apply(self, chain: Chain, batch: Batch, group: Group, taken: float | Tensor) -> None:
+    def _apply(self, chain: Chain, batch: Batch, group: Group, taken: Tensor | None) -> None:
         rows = batch.values()
         step = None
         for penalty in chain:
             if penalty.decoupled:
-                rows = penalty.prox(rows, group["lr"] * taken)
+                rows = penalty.prox(rows, _unless_skipped(group["lr"], taken))
             else:
-                step = self.metric(group, batch) * taken if step is None else step
+                if step is None:
+                    step = _unless_skipped(self.metric(group, batch), taken)
                 rows = penalty.prox(rows, step)
         batch.write(rows)
+
+
+def _unless_skipped(step: Step, taken: Tensor | None) -> Step:
+    """Make the step 0, with which a prox changes nothing, where the scaler skipped it."""
+    return step if taken is None else step * taken
 
 
 def _check(optimizer: Optimizer, chains: Mapping[nn.Parameter, Chain]) -> None:
