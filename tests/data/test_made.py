@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from regkit.data.decode import read_frames
-from regkit.data.made import Made, render
+from regkit.data.made import Made, render, write_video
 
 MOTIONS = ("clockwise", "counterclockwise", "down", "left", "right", "up")
 
