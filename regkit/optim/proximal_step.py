@@ -26,8 +26,8 @@ from regkit.penalties.penalty import WeightPenalty
 Chain = tuple[WeightPenalty, ...]
 
 # Entries in a batch. On a CPU the temporaries should stay in the cache (r3d_18, 33 M weights, 2
-# threads, fused AdamW and L1 together: 58 ms at 2^19, 123 at 2^15, 334 at 2^24); on a GPU the number
-# of launches should count, and temporaries of 64 MiB are nothing.
+# threads, fused AdamW and L1 together: 58 ms at 2^19, 123 at 2^15, 334 at 2^24); on a GPU the
+# number of launches should count, and temporaries of 64 MiB are nothing.
 BATCH_ENTRIES = {"cpu": 2**19, "cuda": 2**24}
 
 
