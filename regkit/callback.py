@@ -9,10 +9,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
+from torch.optim import Optimizer
 
 from regkit.errors import InputError
+from regkit.penalties import WeightPenalty
 from regkit.regularizer import Penalties, Regularizer, named
 from regkit.sparsity.measure import density
+from regkit.strength import check_strength
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +34,38 @@ class Regularize(pl.Callback):
 
     Logs, every `log_every_n_steps` steps and with the same names for every penalty:
     objective/total, objective/loss, penalty/<name>, lam/<name>, density/total, density/live_groups,
-    density_layer/<parameter>, speed/steps_per_s and speed/prox_share (host time, without loading).
+    density_layer/<parameter>, speed/steps_per_s and speed/prox_share (host time, without loading);
+    for group penalties groups/<name>, the share of its groups that is not zero; objective/kkt, the
+    length of the shortest subgradient of F at a logged step, from its batch.
 
     penalties: one, several, or several by name.
+    example: what the module is called with, where groups are found by tracing it; default: its
+        `example_input_array`.
+    strength: ramp, ramp_until, target_density, freeze_support of `regkit.strength.Strength`; and
+        num_steps, which the trainer gives otherwise.
     Raises: InputError at the start of `fit`, as `Regularizer` does; under DeepSpeed and FSDP1,
         which train flat copies of the weights; when no optimizer holds a penalised parameter; and
         after the first batch when a penalised module did not run.
     """
 
-    def __init__(self, penalties: Penalties) -> None:
+    def __init__(
+        self,
+        penalties: Penalties,
+        *,
+        example: Any = None,
+        num_steps: int | None = None,
+        **strength: Any,
+    ) -> None:
+        check_strength(**strength)
         self.penalties = named(penalties)
+        self.example = example
+        self.num_steps = num_steps
+        self.strength = strength
         self.regularizer: Regularizer | None = None
         self._saved: dict[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
         self._loss: Tensor | None = None
+        self._kkt: Tensor | None = None
         self._checked = False
         self._began = 0.0
         self._busy_s = 0.0
@@ -74,7 +95,13 @@ class Regularize(pl.Callback):
                 "the weights that have lost their names and shapes. Use DDPStrategy, or FSDP2 by "
                 "ModelParallelStrategy."
             )
-        self.regularizer = Regularizer(pl_module, self.penalties)
+        self.regularizer = Regularizer(
+            pl_module,
+            self.penalties,
+            example=self.example,
+            num_steps=self._steps_of(trainer),
+            **self.strength,
+        )
         self._undo.append(self.regularizer.detach)
         if trainer.is_global_zero:
             log.info("\n%s", self.regularizer.summary())
@@ -102,6 +129,16 @@ class Regularize(pl.Callback):
                 "penalise others with `on`."
             )
 
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Measure stationarity where weights and gradients belong together, if it is logged."""
+        every = _log_interval(trainer)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        if every > 0 and (trainer.global_step + 1) % every == 0 and not scaled:
+            self._kkt = self._bound().kkt_residual()
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -126,8 +163,7 @@ class Regularize(pl.Callback):
                 "not at all."
             )
         self._checked = True
-        # The trainer gets this attribute from its logger connector, unseen by type checkers.
-        every = getattr(trainer, "log_every_n_steps")  # noqa: B009
+        every = _log_interval(trainer)
         step = trainer.global_step
         if every > 0 and step % every == 0 and step != self._logged_step:
             self._log(trainer, pl_module)
@@ -150,6 +186,18 @@ class Regularize(pl.Callback):
     def _release(self) -> None:
         while self._undo:
             self._undo.pop()()
+
+    def _steps_of(self, trainer: pl.Trainer) -> int | None:
+        """Return the number of optimizer steps of the whole training, where it is needed."""
+        if self.num_steps is not None or not self.strength:
+            return self.num_steps
+        total = trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise InputError(
+                "Regularize got a strength that changes over training, and the trainer has no "
+                "end. Set max_epochs or max_steps, or give num_steps."
+            )
+        return int(total)
 
     def _bound(self) -> Regularizer:
         assert self.regularizer is not None, "fit has not started"
@@ -200,7 +248,14 @@ class Regularize(pl.Callback):
         left = density(reg.chosen())
         values = {**reg.values(), **reg.latest}
         metrics: dict[str, Any] = {f"penalty/{name}": v for name, v in values.items()}
-        metrics |= {f"lam/{name}": p.lam for name, p in reg.penalties.items()}
+        strength = reg.factor() or 0.0
+        for name, p in reg.penalties.items():
+            metrics[f"lam/{name}"] = (p.at(strength) if isinstance(p, WeightPenalty) else p).lam
+        for name, (live, count) in reg.live_groups().items():
+            metrics[f"groups/{name}"] = live / max(count, 1)
+        if self._kkt is not None:
+            metrics["objective/kkt"] = self._kkt
+            self._kkt = None
         metrics |= {f"density_layer/{name}": share for name, share in left.layers.items()}
         metrics |= {"density/total": left.total, "density/live_groups": left.live_groups}
         if self._loss is not None:
@@ -213,3 +268,8 @@ class Regularize(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
         pl_module.log("density", left.total, prog_bar=True, logger=False)
+
+
+def _log_interval(trainer: pl.Trainer) -> int:
+    # The trainer gets this attribute from its logger connector, unseen by type checkers.
+    return getattr(trainer, "log_every_n_steps")  # noqa: B009

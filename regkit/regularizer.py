@@ -1,6 +1,5 @@
 """Penalties bound to a model: what is penalised, how much it adds, and the step that acts."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.activations import FrameCollector
+from regkit.composition import compose
 from regkit.errors import InputError
-from regkit.optim.proximal_step import Chain, ProximalStep
+from regkit.optim.proximal_step import ProximalStep
+from regkit.optim.residual import kkt_residual
 from regkit.penalties import ActivationPenalty, Penalty, WeightPenalty
-from regkit.targets import Entry, clean_name, declared_embeddings, find_module, survey, table
+from regkit.sparsity.measure import density
+from regkit.strength import Strength, check_strength
+from regkit.targets import clean_name, declared_embeddings, find_module, survey, table, weights
+from regkit.terms import bind
 
 Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
 
@@ -29,19 +33,35 @@ class Regularizer:
         loss = criterion(model(clip), label) + reg.activation_loss()
 
     penalties: one, several, or several by name.
-    Raises: InputError when a selector or module name matches nothing, or when two penalties meet
-        on one parameter and their proxes do not compose.
+    example: what the model is called with (a tensor, or a tuple of arguments), for groups that
+        are found by tracing the model; default: `model.example_input_array`.
+    num_steps: number of optimizer steps of the whole training, for the options below.
+    ramp, ramp_until, target_density, freeze_support: see `regkit.strength.Strength`.
+    Raises: InputError when a selector or module name matches nothing, when two penalties meet on
+        one parameter and their proxes do not compose, or when an option is out of range.
     """
 
-    def __init__(self, model: nn.Module, penalties: Penalties) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        penalties: Penalties,
+        *,
+        example: Any = None,
+        num_steps: int | None = None,
+        **strength: Any,
+    ) -> None:
         self.model = model
         self.penalties = named(penalties)
+        self.strength = self._make_strength(num_steps, strength)
         self._steps: list[ProximalStep] = []
-        self._pending: dict[str, float] = {}
-        self._surveys = {
-            name: self._survey(penalty) for name, penalty in self._of_kind(WeightPenalty).items()
+        self._pending: dict[str, Any] = {"momentum": {}, "steps": []}
+        if example is None:
+            example = getattr(model, "example_input_array", None)
+        self.terms = {
+            name: bind(model, name, penalty, example)
+            for name, penalty in self._of_kind(WeightPenalty).items()
         }
-        self._chains = self._make_chains()
+        self._chains, self._bundles = compose(list(self.terms.values()), self._names())
         self._collectors = {
             name: FrameCollector(self._embedding_module(penalty), penalty.layout)
             for name, penalty in self._of_kind(ActivationPenalty).items()
@@ -60,22 +80,19 @@ class Regularizer:
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper
         if not isinstance(optimizer, Optimizer):
             raise InputError(f"attach got a {type(optimizer).__name__}; give a torch Optimizer.")
-        if self._chains:
-            step = ProximalStep(optimizer, self._chains)
-            names = self._names()
-            for p in self._chains:
-                if names[p] in self._pending:
-                    step.momentum[p] = self._pending[names[p]]
+        if self.penalised():
+            step = ProximalStep(optimizer, self._chains, self._bundles, self.strength)
             self._steps.append(step)
+            self._restore(len(self._steps) - 1)
         return self
 
     def detach(self) -> None:
         """Take everything off the optimizers and the model."""
+        self._pending = self._current()
         for step in self._steps:
             step.detach()
         for collector in self._collectors.values():
             collector.remove()
-        self._pending = self._momentum()
         self._steps = []
 
     def value(self) -> Float[Tensor, ""]:
@@ -86,26 +103,48 @@ class Regularizer:
         """
         return sum(self.values().values(), start=self._zero())
 
-    @torch.no_grad()
     def values(self) -> dict[str, Float[Tensor, ""]]:
-        """Return what each weight penalty adds to F."""
+        """Return what each weight penalty adds to F, at the strength of the last step."""
+        strength = self.factor() or 0.0
         return {
-            name: sum(
-                (_plain(penalty.value(_full(p))) for p in self.parameters(name).values()),
-                start=self._zero(),
-            )
-            for name, penalty in self._of_kind(WeightPenalty).items()
-            if not penalty.decoupled
+            name: term.value(strength)
+            for name, term in self.terms.items()
+            if not term.penalty.decoupled
         }
+
+    def kkt_residual(self) -> Float[Tensor, ""]:
+        """Return how far from stationary F is at these weights, from the gradients at hand.
+
+        The length of the shortest subgradient of F, over all parameters: call it between backward
+        and the optimizer's step. With the gradient of a mini-batch it holds that batch's noise.
+        At the strength of the last step, without decoupled weight decay.
+        """
+        gradients = {p: p.grad for p in self.model.parameters() if p.grad is not None}
+        return kkt_residual(gradients, self._chains, self._bundles, self.factor())
 
     def parameters(self, name: str | None = None) -> dict[str, nn.Parameter]:
         """Return the parameters of the weight penalty `name`, or of all of them, by name."""
-        surveys = self._surveys.values() if name is None else [self._surveys[name]]
-        return {e.name: e.parameter for entries in surveys for e in entries if e.chosen}
+        terms = self.terms.values() if name is None else [self.terms[name]]
+        return {key: p for term in terms for key, p in term.parameters().items()}
 
     def penalised(self) -> list[nn.Parameter]:
         """Return the parameters that the step acts on: chosen by a penalty with lam > 0."""
-        return list(self._chains)
+        grouped = (piece.parameter for _, bundle in self._bundles for piece in bundle.pieces)
+        return list(dict.fromkeys([*self._chains, *grouped]))
+
+    def live_groups(self) -> dict[str, tuple[int, int]]:
+        """Return by name of each group penalty how many of its groups are not zero, and of all.
+
+        Waits for the GPU once.
+        """
+        counts = {
+            name: torch.stack([(bundle.rows() != 0).any(1).sum() for _, bundle in term.parts]).sum()
+            for name, term in self.terms.items()
+            if not term.elementwise
+        }
+        live = torch.stack(list(counts.values())).tolist() if counts else []
+        totals = [sum(b.num_groups for _, b in self.terms[name].parts) for name in counts]
+        return dict(zip(counts, zip(live, totals, strict=True), strict=True))
 
     def activation_loss(self) -> Float[Tensor, ""]:
         """Return what the activation penalties add to the loss since the last call.
@@ -143,9 +182,12 @@ class Regularizer:
 
     def chosen(self) -> dict[str, nn.Parameter]:
         """Return the parameters that count for density: the penalised, else all weights."""
-        if self._surveys:
-            return self.parameters()
-        return {e.name: e.parameter for e in survey(self.model) if e.chosen}
+        return self.parameters() if self.terms else weights(self.model)
+
+    def factor(self) -> float | None:
+        """Return what every `lam` was multiplied by at the last step; None once they are off."""
+        step = max((step.num_steps for step in self._steps), default=0)
+        return 1.0 if self.strength is None or step == 0 else self.strength(step)
 
     def seconds(self) -> float:
         """Return the host time that the proximal steps have taken so far, in s."""
@@ -153,34 +195,57 @@ class Regularizer:
 
     def summary(self) -> str:
         """Return a table: every parameter, its penalties, and why the rest is left out."""
-        lines = [f"{name}: {penalty}" for name, penalty in self.penalties.items()]
-        total = sum(p.numel() for p in self._chains)
+        lines = []
+        for name, penalty in self.penalties.items():
+            lines.append(f"{name}: {penalty}")
+            lines += self.terms[name].lines() if name in self.terms else []
+        total = sum(p.numel() for p in self.penalised())
         everything = sum(p.numel() for p in self.model.parameters())
         lines.append(f"penalised: {total:,} of {everything:,} parameters")
-        return "\n".join([*lines, "", *table(survey(self.model), self._surveys)])
+        found = {name: term.entries for name, term in self.terms.items()}
+        return "\n".join([*lines, "", *table(survey(self.model), found)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what training needs again: numbers by parameter name."""
-        return {"momentum": self._momentum()}
+        """Return what training needs again: numbers, by parameter name where there is one."""
+        return self._current()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state, before or after `attach`."""
-        self._pending = dict(state["momentum"])
-        names = self._names()
-        for step in self._steps:
-            for p in step.chains:
-                if names[p] in self._pending:
-                    step.momentum[p] = self._pending[names[p]]
+        self._pending = {"momentum": {}, "steps": [], **state}
+        if self.strength is not None and "strength" in state:
+            self.strength.load_state_dict(state["strength"])
+        for place in range(len(self._steps)):
+            self._restore(place)
 
-    def _momentum(self) -> dict[str, float]:
+    def _restore(self, place: int) -> None:
+        """Bring one step to where the saved state left it."""
+        step, names = self._steps[place], self._names()
+        saved = self._pending["momentum"]
+        step.momentum |= {p: saved[names[p]] for p in step.members if names[p] in saved}
+        if place < len(self._pending["steps"]):
+            step.num_steps = self._pending["steps"][place]
+
+    def _current(self) -> dict[str, Any]:
         names = self._names()
-        current = {
-            names[p]: c
-            for step in self._steps
-            for p, c in step.momentum.items()
-            if p in self._chains
+        momentum = {
+            names[p]: c for step in self._steps for p, c in step.momentum.items() if p in names
         }
-        return {**self._pending, **current}
+        steps = [step.num_steps for step in self._steps] or self._pending["steps"]
+        state = {"momentum": {**self._pending["momentum"], **momentum}, "steps": steps}
+        return state if self.strength is None else state | {"strength": self.strength.state_dict()}
+
+    def _make_strength(self, num_steps: int | None, options: Mapping[str, Any]) -> Strength | None:
+        check_strength(**options)
+        if all(options.get(name) is None for name in ("ramp", "target_density", "freeze_support")):
+            return None
+        if num_steps is None or num_steps < 1:
+            raise InputError(
+                f"Regularizer got num_steps={num_steps}; a ramp, a target density and a frozen "
+                "support need the number of optimizer steps of the whole training, 1 or more."
+            )
+        return Strength(
+            num_steps=num_steps, density=lambda: density(self.chosen()).total, **options
+        )
 
     def _names(self) -> dict[nn.Parameter, str]:
         return {p: clean_name(name) for name, p in self.model.named_parameters()}
@@ -191,38 +256,6 @@ class Regularizer:
     def _zero(self) -> Tensor:
         parameter = next(self.model.parameters(), None)
         return torch.zeros((), device=parameter.device if parameter is not None else None)
-
-    def _survey(self, penalty: WeightPenalty) -> list[Entry]:
-        entries = survey(self.model, penalty.on)
-        if not any(e.chosen for e in entries):
-            raise InputError(
-                f"{type(penalty).__name__}: {type(self.model).__name__} has no parameter to "
-                "penalise: no weight of a convolution, linear, attention or recurrent layer is "
-                "left. Name parameters in `on`."
-            )
-        return entries
-
-    def _make_chains(self) -> dict[nn.Parameter, Chain]:
-        met: dict[nn.Parameter, list[str]] = defaultdict(list)
-        for name, entries in self._surveys.items():
-            for e in entries:
-                if e.chosen and self.penalties[name].lam > 0:
-                    met[e.parameter].append(name)
-        names = self._names()
-        return {p: self._chain(found, names[p]) for p, found in met.items()}
-
-    def _chain(self, names: list[str], parameter_name: str) -> Chain:
-        """Order the penalties of one parameter so that the proxes compose exactly."""
-        penalties: list[WeightPenalty] = [self._of_kind(WeightPenalty)[n] for n in names]
-        last = [p for p in penalties if not p.composes and not p.decoupled]
-        if len(last) > 1:
-            pair = " and ".join(type(p).__name__ for p in last)
-            raise InputError(
-                f"{pair} meet on {parameter_name!r}, and no order of their proxes is exact. Use "
-                "one penalty that holds both (L1 with L2: ElasticNet; two of a kind: add their "
-                "lam), or give them different parameters in `on`."
-            )
-        return tuple(sorted(penalties, key=lambda p: (not p.decoupled, not p.composes)))
 
     def _embedding_module(self, penalty: ActivationPenalty) -> nn.Module:
         who = type(penalty).__name__
@@ -263,13 +296,3 @@ def named(penalties: Penalties) -> dict[str, Penalty]:
                 f"Regularizer got {p!r} as penalty {name!r}; give penalties such as L1(lam=1e-4)."
             )
     return by_name
-
-
-def _full(parameter: Tensor) -> Tensor:
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
-
-
-def _plain(value: Tensor) -> Tensor:
-    """Return the whole of a value that is spread over ranks (DTensor)."""
-    full_tensor = getattr(value, "full_tensor", None)
-    return full_tensor() if full_tensor is not None else value

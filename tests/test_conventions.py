@@ -17,9 +17,11 @@ PACKAGE = ROOT / "regkit"
 FLOORS = [
     {"errors"},
     {"ops", "targets", "activations", "models", "data"},
-    {"penalties"},
-    {"optim"},
-    {"regularizer", "sparsity"},
+    {"groups"},
+    {"penalties", "coupling"},
+    {"optim", "terms", "strength", "sparsity"},
+    {"composition"},
+    {"regularizer"},
     {"callback"},
     {"module", "config"},
 ]

@@ -1,34 +1,65 @@
-"""Many parameters as one flat vector, so that a step costs few operations however many there are.
+"""Many parameters as one vector, or as one matrix of rows, so that a step costs few operations.
 
-Entries stand in storage order: an element-wise penalty does not care, and no memory format costs a
-copy.
+A vector holds the entries in storage order: an element-wise penalty does not care, and no memory
+format costs a copy. A matrix holds a group a row.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from regkit.groups import View
 
 Step = float | Tensor
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A run of entries of one dense parameter, in its storage order.
+    """A run of entries, or of groups, of one parameter.
 
-    values: the entries themselves, a flat view that is written to.
-    start: index of the first entry.
+    parameter: this rank's values.
+    view: how a tensor of its shape is seen; None for its entries in storage order (it is dense
+        then).
+    start, stop: the run, along the first axis of the view.
     state: what the optimizer keeps for this parameter.
     momentum: answer of its momentum buffer to a constant unit gradient.
+    before: the parameter before the optimizer moved it, where that was kept.
     """
 
     parameter: Tensor
-    values: Tensor
+    view: View | None
     start: int
+    stop: int
     state: dict[str, Any]
     momentum: float
+    before: Tensor | None = None
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """Return the run as it lies in memory: of the parameter a view, which is written to."""
+        whole = flat(tensor, self.parameter) if self.view is None else self.view(tensor)
+        return whole[self.start : self.stop]
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the run as a vector, or as a matrix (groups, size)."""
+        seen = self.seen(tensor)
+        if self.view is None:
+            return seen
+        return seen.reshape(prod(seen.shape[: self.view.lead]), -1)
+
+    def between(self, start: int, stop: int) -> "Slice":
+        """Return a part of the run."""
+        return replace(self, start=start, stop=stop)
+
+    @property
+    def per_index(self) -> int:
+        """Number of entries for each place along the first axis of the view."""
+        if self.view is None:
+            return 1
+        return self.parameter.numel() // max(self.view.shape[self.view.order[0]], 1)
 
 
 @dataclass(frozen=True)
@@ -39,25 +70,22 @@ class Batch:
 
     def values(self) -> Tensor:
         """Return all entries, in float32 at least; possibly a view, not to be written to."""
-        return self._joined([s.values for s in self.slices])
+        return self._joined([s.rows(s.parameter) for s in self.slices])
 
     def write(self, rows: Tensor) -> None:
         """Write the entries back, in few launches."""
-        values = [s.values for s in self.slices]
-        parts = rows.split([v.numel() for v in values])
-        torch._foreach_copy_(values, list(parts))  # pyright: ignore[reportPrivateImportUsage]: no public name
+        targets = [s.seen(s.parameter) for s in self.slices]
+        leads = [1 if s.view is None else s.view.lead for s in self.slices]
+        counts = [prod(t.shape[:lead]) for t, lead in zip(targets, leads, strict=True)]
+        parts = [p.reshape(t.shape) for p, t in zip(rows.split(counts), targets, strict=True)]
+        torch._foreach_copy_(targets, parts)  # pyright: ignore[reportPrivateImportUsage]: no public name
 
     def flat(self, key: str) -> Tensor:
-        """Return a state tensor of all entries; possibly a view, not to be written to."""
-        return self._joined(
-            [
-                flat(local(s.state[key]), s.parameter)[s.start :][: s.values.numel()]
-                for s in self.slices
-            ]
-        )
+        """Return a state tensor, laid out as `values`; possibly a view, not to be written to."""
+        return self._joined([s.rows(local(s.state[key])) for s in self.slices])
 
     def scalar(self, key: str) -> Step:
-        """Return a state scalar: a number where all agree, else a tensor, one number an entry.
+        """Return a state scalar: a number where all agree, else a tensor, one number a row.
 
         Scalars on a GPU are never compared: that would wait for it.
         """
@@ -72,12 +100,13 @@ class Batch:
         first = numbers[0]
         if len(numbers) == 1 or (not isinstance(first, Tensor) and set(numbers) == {first}):
             return first
-        return self._joined(
-            [
-                (n if isinstance(n, Tensor) else torch.full_like(s.values, n)).expand_as(s.values)
-                for n, s in zip(numbers, self.slices, strict=True)
-            ]
-        )
+        parts = []
+        for number, s in zip(numbers, self.slices, strict=True):
+            rows = s.rows(s.parameter)
+            shape = (len(rows),) if rows.ndim == 1 else (len(rows), 1)
+            number = number if isinstance(number, Tensor) else torch.tensor(number)
+            parts.append(number.to(rows.device, rows.dtype).expand(shape))
+        return self._joined(parts)
 
     @staticmethod
     def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -86,17 +115,19 @@ class Batch:
 
 
 def packed(slices: Sequence[Slice], most: int) -> Iterator[Batch]:
-    """Cut slices into batches of at most `most` entries, splitting the long ones."""
+    """Cut slices into batches of at most `most` entries (or one row), splitting the long ones."""
     batch: list[Slice] = []
     room = most
     for s in slices:
-        for start in range(0, s.values.numel(), most):
-            run = s.values[start : start + most]
-            if batch and run.numel() > room:
+        length = max(most // max(s.per_index, 1), 1)
+        for start in range(s.start, s.stop, length):
+            run = s.between(start, min(start + length, s.stop))
+            entries = (run.stop - run.start) * run.per_index
+            if batch and entries > room:
                 yield Batch(batch)
                 batch, room = [], most
-            batch.append(replace(s, values=run, start=start))
-            room -= run.numel()
+            batch.append(run)
+            room -= entries
     if batch:
         yield Batch(batch)
 

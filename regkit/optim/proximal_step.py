@@ -2,8 +2,7 @@
 
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,39 +10,55 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
-from regkit.optim.batch import Batch, Slice, Step, flat, is_dense, local, packed
+from regkit.groups import Bundle
+from regkit.optim.batch import Batch, Step
 from regkit.optim.metric import (
     METRICS,
-    Group,
     Metric,
     euclidean,
     metric_of,
     momentum_after,
     momentum_at_rest,
 )
+from regkit.optim.plan import Chain, Group, Move, entry_batches, row_batches
 from regkit.penalties.penalty import WeightPenalty
 
-Chain = tuple[WeightPenalty, ...]
-
-# Entries in a batch. On a CPU the temporaries should stay in the cache (r3d_18, 33 M weights, 2
-# threads, fused AdamW and L1 together: 58 ms at 2^19, 123 at 2^15, 334 at 2^24); on a GPU the
-# number of launches should count, and temporaries of 64 MiB are nothing.
-BATCH_ENTRIES = {"cpu": 2**19, "cuda": 2**24}
+# What every lam is multiplied by at real step 1, 2, ...; None: penalties are off, zeros stay zero.
+Strength = Callable[[int], float | None]
 
 
 class ProximalStep:
     """Apply the penalties of each parameter after every real step of one optimizer.
 
-    Hangs on `optimizer.register_step_post_hook`, so a step that a loss scaler skips is none.
-    Parameters without a gradient were not moved and are left alone. Nothing here waits for a GPU.
+    Hangs on `optimizer.register_step_post_hook`, so a step that a loss scaler skips is none; an
+    optimizer that has to do something after the prox takes it as its attribute `proximal`.
+    Parameters without a gradient were not moved and are left alone, and so is a bundle of which
+    any parameter has none. Nothing here waits for a GPU, unless `strength` changes with time and a
+    loss scaler leaves the skipping to a fused optimizer.
 
-    chains: the penalties of each parameter, in the order in which they apply.
+    chains: the element-wise penalties of each parameter, in the order in which they apply.
+    bundles: the group penalties, which apply after them.
+    strength: what every `lam` is multiplied by at a real step, counted from 1; None: the penalties
+        are off, and zeros stay zero. Constraints hold always.
     Raises: InputError when the optimizer holds none of these parameters or has a step already.
     """
 
-    def __init__(self, optimizer: Optimizer, chains: Mapping[nn.Parameter, Chain]) -> None:
-        _check(optimizer, chains)
-        self.chains = dict(chains)
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        chains: Mapping[nn.Parameter, Chain],
+        bundles: Sequence[tuple[WeightPenalty, Bundle]] = (),
+        strength: Strength | None = None,
+    ) -> None:
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        penalised = [*chains, *(p.parameter for _, bundle in bundles for p in bundle.pieces)]
+        self.members = list(dict.fromkeys(penalised))
+        _check(optimizer, self.members, held, bundles)
+        self.optimizer = optimizer
+        self.chains = chains
+        self.bundles = bundles
+        self.strength = strength
+        self.num_steps = 0
         self.seconds = 0.0
         # Answers of the momentum buffers; those that are filled already are taken to be at rest.
         self.momentum = {
@@ -53,49 +68,69 @@ class ProximalStep:
             if optimizer.state.get(p, {}).get("momentum_buffer") is not None
         }
         self.metric = _metric_or_warning(optimizer)
-        self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._before: dict[nn.Parameter, Tensor] = {}
+        self._joint = [p.parameter for pen, b in bundles if pen.joint for p in b.pieces]
+        self._handles = [optimizer.register_step_pre_hook(self._before_step)]
+        if hasattr(optimizer, "proximal"):
+            optimizer.proximal = lambda: self._after_step(optimizer, (), {})  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     def detach(self) -> None:
         """Take the step off its optimizer."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+        if hasattr(self.optimizer, "proximal"):
+            self.optimizer.proximal = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Keep the weights that the next move starts from, where something depends on them."""
+        frozen = self._strength(self.num_steps + 1) is None
+        self._before = {p: p.detach().clone() for p in (self.members if frozen else self._joint)}
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         began = time.perf_counter()
         # Set by a loss scaler during the call of a fused optimizer, which decides on the device.
+        taken: Tensor | None = None
         found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
-            return
-        taken = None if found_inf is None else 1.0 - found_inf
-        for group in optimizer.param_groups:
-            for chain, batch in self._batches(optimizer, group):
-                self._apply(chain, batch, group, taken)
+        if found_inf is not None:
+            if (found_inf.device.type == "cpu" or self.strength is not None) and found_inf.item():
+                return
+            taken = 1.0 - found_inf
+        self.num_steps += 1
+        strength = self._strength(self.num_steps)
+        moves = self._moves()
+        for chain, group, batch in entry_batches(self.chains, moves):
+            if now := at_strength(chain, strength):
+                self._apply(now, group, batch, taken)
+        for penalty, batches in row_batches(self.bundles, moves):
+            for now in at_strength((penalty,), strength):
+                self._apply_rows(now, batches, taken)
+        if strength is None:
+            for p in moves:
+                p.mul_(self._before[p] != 0)
         self.seconds += time.perf_counter() - began
 
-    def _batches(self, optimizer: Optimizer, group: Group) -> Iterator[tuple[Chain, Batch]]:
-        """Yield what is updated together: same penalties, type and device."""
-        buckets: dict[tuple[Chain, torch.dtype, torch.device], list[Slice]] = defaultdict(list)
-        copies: list[tuple[Tensor, Tensor]] = []
-        for p in group["params"]:
-            if p not in self.chains or p.grad is None or p.numel() == 0:
-                continue
-            self.momentum[p] = momentum_after(group, self.momentum.get(p))
-            values = local(p.detach())
-            if not is_dense(values):
-                copies.append((values, values.contiguous()))
-                values = copies[-1][1]
-            buckets[self.chains[p], values.dtype, values.device].append(
-                Slice(values, flat(values, values), 0, optimizer.state[p], self.momentum[p])
-            )
-        if not isinstance(group["lr"], Tensor) and group["lr"] == 0:
-            return
-        for (chain, _, device), slices in buckets.items():
-            for batch in packed(slices, BATCH_ENTRIES.get(device.type, 2**24)):
-                yield chain, batch
-        for values, copy in copies:
-            values.copy_(copy)
+    def _strength(self, step: int) -> float | None:
+        return 1.0 if self.strength is None else self.strength(step)
 
-    def _apply(self, chain: Chain, batch: Batch, group: Group, taken: Tensor | None) -> None:
+    def _moves(self) -> dict[nn.Parameter, Move]:
+        """Return what moved the penalised parameters; those without a gradient stood still."""
+        moves = {}
+        wanted = set(self.members)
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if p not in wanted or p.grad is None or p.numel() == 0:
+                    continue
+                self.momentum[p] = momentum_after(group, self.momentum.get(p))
+                if isinstance(group["lr"], Tensor) or group["lr"] != 0:
+                    before = self._before.get(p)
+                    moves[p] = Move(group, self.optimizer.state[p], self.momentum[p], before)
+        return moves
+
+    def _apply(self, chain: Chain, group: Group, batch: Batch, taken: Tensor | None) -> None:
         rows = batch.values()
         step = None
         for penalty in chain:
@@ -107,20 +142,88 @@ class ProximalStep:
                 rows = penalty.prox(rows, step)
         batch.write(rows)
 
+    def _apply_rows(
+        self,
+        penalty: WeightPenalty,
+        batches: Sequence[tuple[Group, Batch]],
+        taken: Tensor | None,
+    ) -> None:
+        values = [batch.values() for _, batch in batches]
+        steps = [_unless_skipped(self.metric(g, batch), taken) for g, batch in batches]
+        rows = torch.cat(values, dim=1) if len(values) > 1 else values[0]
+        step = _beside(steps, values)
+        if penalty.joint:
+            rows = self._jointly(penalty, rows, step, batches[0][1])
+        else:
+            rows = penalty.prox(rows, step)
+        parts = rows.split([v.shape[1] for v in values], dim=1)
+        for (_, batch), part in zip(batches, parts, strict=True):
+            batch.write(part)
+
+    def _jointly(self, penalty: WeightPenalty, rows: Tensor, step: Step, batch: Batch) -> Tensor:
+        """Take the move again in a scalar metric, and the prox at every `every`-th step.
+
+        The scalar is the root mean square of the diagonal, as if the second moment were kept once
+        for the whole matrix (Zhang et al., Adam-mini, ICLR 2025, algorithm 2).
+        """
+        (part,) = batch.slices
+        if isinstance(step, Tensor) and step.ndim > 0:
+            assert part.before is not None
+            old = part.rows(part.before).to(rows.dtype)
+            moved = step > 0
+            inverse = torch.where(moved, 1 / step, 0.0)
+            scalar = torch.where(moved.any(), inverse.square().mean().rsqrt(), 0.0)
+            rows = torch.where(moved, old - (old - rows) * inverse * scalar, rows)
+            step = scalar
+        every = getattr(penalty, "every", 1)
+        return penalty.prox(rows, step * every) if self.num_steps % every == 0 else rows
+
+
+def at_strength(chain: Chain, strength: float | None) -> Chain:
+    """Return the penalties at this strength; without one, only the constraints."""
+    if strength is None:
+        return tuple(p for p in chain if p.constraint)
+    return tuple(p.at(strength) for p in chain)
+
+
+def _beside(steps: Sequence[Step], values: Sequence[Tensor]) -> Step:
+    """Put the steps of batches side by side; a number where all agree."""
+    numbers = {s for s in steps if not isinstance(s, Tensor)}
+    if len(steps) == 1 or (len(numbers) == 1 and not any(isinstance(s, Tensor) for s in steps)):
+        return steps[0]
+    whole = [
+        torch.as_tensor(s, dtype=v.dtype, device=v.device).expand_as(v)
+        for s, v in zip(steps, values, strict=True)
+    ]
+    return torch.cat(whole, dim=1)
+
 
 def _unless_skipped(step: Step, taken: Tensor | None) -> Step:
     """Make the step 0, with which a prox changes nothing, where the scaler skipped it."""
     return step if taken is None else step * taken
 
 
-def _check(optimizer: Optimizer, chains: Mapping[nn.Parameter, Chain]) -> None:
-    held = {p for group in optimizer.param_groups for p in group["params"]}
-    if not held & chains.keys():
+def _check(
+    optimizer: Optimizer,
+    members: Sequence[nn.Parameter],
+    held: set[nn.Parameter],
+    bundles: Sequence[tuple[WeightPenalty, Bundle]],
+) -> None:
+    if held.isdisjoint(members):
         raise InputError(
             f"attach got a {type(optimizer).__name__} that holds none of the penalised "
             "parameters. Make it from the parameters of the very model that is penalised."
         )
-    hooks = optimizer._optimizer_step_post_hooks.values()
+    for _, bundle in bundles:
+        inside = [piece.name for piece in bundle.pieces if piece.parameter in held]
+        outside = [piece.name for piece in bundle.pieces if piece.parameter not in held]
+        if inside and outside:
+            raise InputError(
+                f"attach got a {type(optimizer).__name__} that holds {inside[0]!r} but not "
+                f"{outside[0]!r}, which live and die together. Give them to one optimizer, or "
+                "freeze the latter (requires_grad_(False)) before the Regularizer is made."
+            )
+    hooks = optimizer._optimizer_step_pre_hooks.values()
     if any(isinstance(getattr(hook, "__self__", None), ProximalStep) for hook in hooks):
         raise InputError(
             f"This {type(optimizer).__name__} has a regularizer attached already. Detach it "

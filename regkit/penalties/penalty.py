@@ -2,14 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from regkit.errors import InputError
+from regkit.groups import KINDS
 
 Step = float | Float[Tensor, "..."]
 Selector = str | type[nn.Module]
@@ -51,24 +52,47 @@ class WeightPenalty(Penalty):
     on: what it acts on; module names (globs, "layer1.*"), module types (`nn.Conv3d` or
         "Conv3d"), parameter names ("*.bias"), and any of these behind "!" to leave it out.
         Default: all weights of convolution, linear, attention and recurrent layers.
+    factors: what `lam` is multiplied by where a selector (as in `on`) matches, the first that
+        does: {"layer4": 2.0, "head": 0.1}. Factor 0 leaves a layer alone.
     """
 
     on: Sequence[Selector] | Selector = field(default=(), kw_only=True)
+    factors: Mapping[Selector, float] | Sequence[tuple[Selector, float]] = field(
+        default=(), kw_only=True
+    )
 
+    # How the weights are seen (`regkit.groups.LAYOUTS`). "entries": `rows` has any shape and every
+    # entry is by itself; else `rows` is (groups, size), and every row is by itself.
+    layout: ClassVar[str] = "entries"
+    # True where `prox` needs the rows of one parameter together, as a matrix, and the same step
+    # for all of them: the move is then taken in a scalar metric.
+    joint: ClassVar[bool] = False
     # True where the prox of another penalty may follow and the pair is still exact: that prox
     # has to stay within the subdifferential of this one (Yu, NeurIPS 2013, theorem 1).
     composes: ClassVar[bool] = False
+    # True where the prox moves entries towards zero and never across: then it may follow one that
+    # composes.
+    shrinks: ClassVar[bool] = True
     # True for a shrinkage by the learning rate itself, outside the metric and outside F.
     decoupled: ClassVar[bool] = False
+    # True for a set that the weights have to stay in: any lam > 0 means it, and debiasing keeps it.
+    constraint: ClassVar[bool] = False
+    convex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        who = type(self).__name__
         on = (self.on,) if isinstance(self.on, str | type) else tuple(self.on)
         if wrong := [s for s in on if not isinstance(s, str | type)]:
-            raise InputError(
-                f"{type(self).__name__} got on={wrong[0]!r}; give names, globs or module types."
-            )
+            raise InputError(f"{who} got on={wrong[0]!r}; give names, globs or module types.")
         object.__setattr__(self, "on", on)
+        object.__setattr__(self, "factors", _pairs(who, self.factors))
+
+    def at(self, strength: float) -> "WeightPenalty":
+        """Return the penalty with `lam` times this; constraints and decoupled ones as they are."""
+        if strength == 1.0 or self.constraint or self.decoupled:
+            return self
+        return replace(self, lam=self.lam * strength)
 
     @abstractmethod
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -81,6 +105,43 @@ class WeightPenalty(Penalty):
         step: in units of the learning rate, >= 0; a number, or a tensor that broadcasts to
             `rows` (diagonal metric: learning rate / d_i). Step 0 changes nothing.
         """
+
+
+@dataclass(frozen=True)
+class GroupPenalty(WeightPenalty):
+    """A penalty under which weights live or die in groups.
+
+    groups: what a group is; one of `regkit.groups.KINDS`:
+        filter (output channel, row of a linear layer), input (input channel, column),
+        kernel (one output and one input channel), tap (one time step of all 3-D kernels of a
+        layer), unit (hidden unit of a recurrent layer, all gates together), head (of attention),
+        channel (all that is removed with a channel: coupled filters, biases and norms),
+        reader (the same channels, seen from the layers that read them).
+    Raises: InputError when `groups` is none of these.
+    """
+
+    groups: str = field(default="filter", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups not in KINDS:
+            raise InputError(
+                f"{type(self).__name__} got groups={self.groups!r}; "
+                f"groups is one of {', '.join(KINDS)}."
+            )
+
+    @property
+    def layout(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return `groups`: how the weights are seen."""
+        return self.groups
+
+    @abstractmethod
+    def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
+        """Return what the penalty adds to the objective, `lam` included."""
+
+    @abstractmethod
+    def prox(self, rows: Float[Tensor, "groups size"], step: Step) -> Float[Tensor, "groups size"]:
+        """Return argmin_x  sum (x - rows)^2 / (2 step)  +  value(x), as `WeightPenalty.prox`."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +177,15 @@ class ActivationPenalty(Penalty):
     @abstractmethod
     def value(self, frames: Float[Tensor, "batch frames dim"]) -> Float[Tensor, ""]:
         """Return what the penalty adds to the objective, `lam` included."""
+
+
+def _pairs(who: str, factors: object) -> tuple[tuple[Selector, float], ...]:
+    pairs = tuple(factors.items() if isinstance(factors, Mapping) else factors)  # type: ignore[arg-type]
+    for selector, factor in pairs:
+        number = isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0
+        if not isinstance(selector, str | type) or not number:
+            raise InputError(
+                f"{who} got factors with {selector!r}: {factor!r}; give names, globs or module "
+                "types, each with a number >= 0."
+            )
+    return tuple((selector, float(factor)) for selector, factor in pairs)

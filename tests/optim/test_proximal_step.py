@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer
-from regkit.optim import proximal_step
+from regkit.optim import plan
 from regkit.penalties import L1, L2, WeightDecay, WeightPenalty
 
 Make = Callable[[Any], optim.Optimizer]
@@ -143,7 +143,7 @@ def naive(model: nn.Module, optimizer: optim.Adam, lam: float) -> None:
 def test_batches_equal_the_naive_loop_in_every_layout(
     entries: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(proximal_step.BATCH_ENTRIES, "cpu", entries)
+    monkeypatch.setitem(plan.BATCH_ENTRIES, "cpu", entries)
     model = Zoo()
     other = copy.deepcopy(model)
     optimizer = optim.Adam(model.parameters(), lr=0.03)

@@ -1,0 +1,56 @@
+"""How far weights are from a stationary point of the stated objective."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regkit.groups import Bundle
+from regkit.optim.plan import Chain
+from regkit.optim.proximal_step import at_strength
+from regkit.penalties.penalty import WeightPenalty
+
+# Small enough for the limit, large enough for float64.
+STEP = 1e-6
+
+
+@torch.no_grad()
+def kkt_residual(
+    gradients: Mapping[nn.Parameter, Tensor],
+    chains: Mapping[nn.Parameter, Chain],
+    bundles: Sequence[tuple[WeightPenalty, Bundle]],
+    strength: float | None = 1.0,
+) -> Float[Tensor, ""]:
+    """Return the length of the shortest subgradient of F.
+
+    || w - prox(w - s g) || / s  for a step s so small that it is the limit; zero exactly where F
+    is stationary. In the Euclidean metric, over all parameters that have a gradient.
+
+    gradients: of the loss, by parameter.
+    strength: what every lam is multiplied by; None: penalties are off, and zeros stay zero.
+    Source: Nesterov, Math. Program. 140 (2013), 125-161, equation 2.12 (gradient mapping).
+    """
+    moved = {p: p.detach().double() - STEP * g.double() for p, g in gradients.items()}
+    for p, chain in chains.items():
+        if p in moved:
+            for penalty in at_strength(chain, strength):
+                if not penalty.decoupled:
+                    moved[p] = penalty.prox(moved[p], STEP)
+    for penalty, bundle in bundles:
+        if all(piece.parameter in moved for piece in bundle.pieces):
+            for now in at_strength((penalty,), strength):
+                rows = now.prox(bundle.rows(moved.__getitem__), STEP)
+                bundle.write(rows, moved.__getitem__)
+    off = {p: p.detach().double() - x for p, x in moved.items()}
+    if strength is None:
+        penalised = {*chains, *(piece.parameter for _, b in bundles for piece in b.pieces)}
+        off = {p: x * (p != 0) if p in penalised else x for p, x in off.items()}
+    squares = [_plain(x.square().sum()) for x in off.values()]
+    return torch.stack(squares).sum().sqrt() / STEP if squares else torch.zeros(())
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Return the whole of a value that is spread over ranks (DTensor)."""
+    full_tensor = getattr(value, "full_tensor", None)
+    return full_tensor() if full_tensor is not None else value

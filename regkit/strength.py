@@ -1,0 +1,126 @@
+"""How the strength of all penalties changes in training: ramps, a density to reach, debiasing."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from regkit.errors import InputError
+
+# From 0 to 1 over the ramp. Cubic: Zhu and Gupta, ICLR 2018 workshop, equation 1.
+RAMPS: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
+    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
+    "cubic": lambda x: 1 - (1 - x) ** 3,
+}
+# Observations of the density over the whole training; each waits for the device once.
+NUM_OBSERVATIONS = 400
+# Gains of the feedback on log(lam), see `Strength`.
+INTEGRAL, PROPORTIONAL = 60.0, 3.0
+
+
+class Strength:
+    """Say what every `lam` is multiplied by at each real step.
+
+    ramp: "linear", "cosine" or "cubic": from 0 to 1 over the first `ramp_until` of training.
+    target_density: share of the penalised weights that shall be non-zero in the end. The strength
+        is then found by feedback: log(lam) follows the excess of the density over a wanted course
+        (a cubic fall from 1, complete at `ramp_until`) by a proportional and an integral term.
+    freeze_support: share of training after which the penalties are off and zeros stay zero, so
+        that what is left is trained without bias (debiasing).
+    num_steps: number of real steps of the whole training.
+    density: measures the density; asked `NUM_OBSERVATIONS` times.
+    Raises: InputError when an option is out of range, or two exclude each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        ramp: str | None = None,
+        ramp_until: float = 0.5,
+        target_density: float | None = None,
+        freeze_support: float | None = None,
+        num_steps: int,
+        density: Callable[[], float],
+    ) -> None:
+        check_strength(ramp, ramp_until, target_density, freeze_support)
+        self.ramp = ramp
+        self.ramp_until = ramp_until
+        self.target_density = target_density
+        self.freeze_support = freeze_support
+        self.num_steps = num_steps
+        self._density = density
+        self._log_factor = 0.0
+        self._excess = 0.0
+        self._observed = 0
+
+    def __call__(self, step: int) -> float | None:
+        """Return the factor at a real step, counted from 1; None: penalties off, zeros stay."""
+        progress = (step - 1) / self.num_steps
+        if self.freeze_support is not None and progress >= self.freeze_support:
+            return None
+        if self.target_density is not None:
+            every = max(self.num_steps // NUM_OBSERVATIONS, 1)
+            if step >= self._observed + every:
+                self._observe(step, progress)
+            return math.exp(self._log_factor)
+        return self._course(progress)
+
+    def _course(self, progress: float) -> float:
+        if self.ramp is None:
+            return 1.0
+        return RAMPS[self.ramp](min(progress / self.ramp_until, 1.0)) if self.ramp_until else 1.0
+
+    def _observe(self, step: int, progress: float) -> None:
+        assert self.target_density is not None
+        fallen = RAMPS["cubic"](min(progress / self.ramp_until, 1.0)) if self.ramp_until else 1.0
+        excess = self._density() - (1 - (1 - self.target_density) * fallen)
+        passed = (step - self._observed) / self.num_steps
+        self._log_factor += INTEGRAL * passed * excess + PROPORTIONAL * (excess - self._excess)
+        self._excess, self._observed = excess, step
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what training needs again."""
+        return {
+            "log_factor": self._log_factor,
+            "excess": self._excess,
+            "observed": float(self._observed),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self._log_factor = float(state["log_factor"])
+        self._excess = float(state["excess"])
+        self._observed = int(state["observed"])
+
+
+def check_strength(
+    ramp: str | None = None,
+    ramp_until: float = 0.5,
+    target_density: float | None = None,
+    freeze_support: float | None = None,
+) -> None:
+    """Refuse options that are out of range or exclude each other.
+
+    Raises: InputError.
+    """
+    if ramp is not None and ramp not in RAMPS:
+        raise InputError(f"ramp={ramp!r} was given; it is one of {', '.join(RAMPS)}, or None.")
+    if not 0 <= ramp_until <= 1:
+        raise InputError(f"ramp_until={ramp_until} was given; it is a share of training, 0 to 1.")
+    if target_density is not None and not 0 < target_density < 1:
+        raise InputError(f"target_density={target_density} was given; it lies between 0 and 1.")
+    if freeze_support is not None and not 0 < freeze_support <= 1:
+        raise InputError(
+            f"freeze_support={freeze_support} was given; it is a share of training, above 0 and "
+            "at most 1."
+        )
+    if ramp is not None and target_density is not None:
+        raise InputError(
+            "ramp and target_density were both given; the target finds the strength by itself. "
+            "Leave ramp out."
+        )
+    if freeze_support is not None and freeze_support < ramp_until and (ramp or target_density):
+        raise InputError(
+            f"freeze_support={freeze_support} lies before ramp_until={ramp_until}: the penalty "
+            "would be off before it is at full strength. Make ramp_until smaller."
+        )

@@ -1,0 +1,197 @@
+"""Weight penalties bound to a model: the groups they see, what they add, what they leave out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regkit.errors import InputError
+from regkit.groups import Bundle, Piece, View, view_of
+from regkit.penalties import WeightPenalty
+from regkit.targets import Entry, survey
+
+Part = tuple[WeightPenalty, Bundle]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One weight penalty of the objective F, bound to a model.
+
+    entries: every parameter of the model, chosen or with the reason why not.
+    parts: the groups that it acts on, each with the penalty at the strength that holds there.
+    notes: what was left out beside single parameters, and why.
+    """
+
+    name: str
+    penalty: WeightPenalty
+    entries: Sequence[Entry]
+    parts: Sequence[Part]
+    notes: Sequence[str] = ()
+
+    @property
+    def elementwise(self) -> bool:
+        """Say whether every entry is by itself."""
+        return self.penalty.layout == "entries"
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that it acts on, by name."""
+        return {e.name: e.parameter for e in self.entries if e.chosen}
+
+    def lines(self) -> list[str]:
+        """Say how many groups there are, and what is none."""
+        if self.elementwise:
+            return []
+        count = sum(bundle.num_groups for _, bundle in self.parts)
+        return [f"  {count:,} groups ({self.penalty.layout})", *(f"  {n}" for n in self.notes)]
+
+    @torch.no_grad()
+    def value(self, strength: float = 1.0) -> Float[Tensor, ""]:
+        """Return what it adds to F, with `lam` times the strength."""
+        values = [
+            penalty.at(strength).value(
+                _full(b.pieces[0].parameter if self.elementwise else b.rows())
+            )
+            for penalty, b in self.parts
+        ]
+        return torch.stack([_plain(v) for v in values]).sum()
+
+
+def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = None) -> Term:
+    """Find what a penalty acts on.
+
+    example: what the model is called with, for groups that are found by tracing it.
+    Raises: InputError when nothing is left to penalise, or when an example is missing.
+    """
+    entries = survey(model, penalty.on)
+    who = type(penalty).__name__
+    if not any(e.chosen for e in entries):
+        raise InputError(
+            f"{who}: {type(model).__name__} has no parameter to penalise: no weight of a "
+            "convolution, linear, attention or recurrent layer is left. Name parameters in `on`."
+        )
+    scale = _factors(model, penalty)
+    notes: Sequence[str] = ()
+    if penalty.layout == "entries":
+        bundles = [_single(e, _whole(e)) for e in entries if e.chosen]
+    elif penalty.layout in ("unit", "head", "channel", "reader"):
+        found, notes = _structures(model, penalty, example)
+        bundles = _chosen(found, entries)
+        entries = [_told(e, bundles, penalty.layout) for e in entries]
+    else:
+        entries, bundles = _singles(entries, penalty.layout)
+    if not bundles:
+        reasons = sorted({e.why for e in entries if not e.chosen})
+        raise InputError(
+            f"{who} got groups={penalty.layout!r}, and {type(model).__name__} has none among the "
+            f"weights that `on` chooses ({'; '.join(reasons)}). Choose other weights or groups."
+        )
+    _refuse_shards(who, penalty, bundles)
+    parts = [(_scaled(penalty, scale, bundle), bundle) for bundle in bundles]
+    return Term(name, penalty, entries, parts, notes)
+
+
+def _singles(entries: Sequence[Entry], layout: str) -> tuple[list[Entry], list[Bundle]]:
+    told, bundles = [], []
+    for e in entries:
+        view = view_of(e, layout) if e.chosen else e.why
+        if isinstance(view, str):
+            told.append(replace(e, chosen=False, why=view))
+        else:
+            told.append(e)
+            bundles.append(_single(e, view))
+    return told, bundles
+
+
+def _structures(
+    model: nn.Module, penalty: WeightPenalty, example: Any
+) -> tuple[Sequence[Bundle], Sequence[str]]:
+    """Return the groups that several parameters hold together, and what is none."""
+    from regkit.coupling import couple, heads, units
+
+    if penalty.layout == "unit":
+        return units(model), ()
+    if penalty.layout == "head":
+        return heads(model), ()
+    if example is None:
+        raise InputError(
+            f"{type(penalty).__name__} got groups={penalty.layout!r}, which are found by running "
+            "the model once, and no example to run it with. Give example=<a clip as in training, "
+            "batch of 1>, or set model.example_input_array."
+        )
+    coupling = couple(model, example)
+    return coupling.bundles(penalty.layout), coupling.notes
+
+
+def _chosen(bundles: Sequence[Bundle], entries: Sequence[Entry]) -> list[Bundle]:
+    """Keep what `on` chooses: a bundle is taken whole when it holds a chosen weight.
+
+    Not when it holds one that `!` leaves out. Frozen parameters stay outside.
+    """
+    by_parameter = {e.parameter: e for e in entries}
+    kept = []
+    for bundle in bundles:
+        members = [by_parameter[p.parameter] for p in bundle.pieces if p.parameter in by_parameter]
+        left_out = any(e.why.startswith("left out") for e in members)
+        pieces = tuple(p for p in bundle.pieces if p.parameter.requires_grad)
+        if pieces and not left_out and any(e.chosen for e in members):
+            kept.append(replace(bundle, pieces=pieces))
+    return kept
+
+
+def _told(entry: Entry, bundles: Sequence[Bundle], layout: str) -> Entry:
+    for bundle in bundles:
+        if any(p.parameter is entry.parameter for p in bundle.pieces):
+            return replace(entry, chosen=True, why=f"{layout} of {bundle.name}")
+    why = entry.why if not entry.chosen else f"belongs to no {layout} that can be removed"
+    return replace(entry, chosen=False, why=why)
+
+
+def _single(entry: Entry, view: View) -> Bundle:
+    return Bundle(entry.name, (Piece(entry.name, entry.parameter, view),))
+
+
+def _whole(entry: Entry) -> View:
+    shape = tuple(entry.parameter.shape)
+    return View(shape, tuple(range(len(shape))), lead=0)
+
+
+def _factors(model: nn.Module, penalty: WeightPenalty) -> dict[nn.Parameter, float]:
+    """Return the factor of each parameter that one is given for; the first selector decides."""
+    factors: dict[nn.Parameter, float] = {}
+    for selector, factor in penalty.factors:  # type: ignore[misc]: pairs after __post_init__
+        for e in survey(model, selector):
+            if e.chosen:
+                factors.setdefault(e.parameter, factor)
+    return factors
+
+
+def _scaled(
+    penalty: WeightPenalty, factors: Mapping[nn.Parameter, float], bundle: Bundle
+) -> WeightPenalty:
+    given = [factors[p.parameter] for p in bundle.pieces if p.parameter in factors]
+    return replace(penalty, lam=penalty.lam * given[0]) if given else penalty
+
+
+def _refuse_shards(who: str, penalty: WeightPenalty, bundles: Sequence[Bundle]) -> None:
+    if penalty.layout == "entries":
+        return
+    for bundle in bundles:
+        for piece in bundle.pieces:
+            if hasattr(piece.parameter, "to_local"):
+                raise InputError(
+                    f"{who} acts on groups, and {piece.name!r} is sharded (FSDP2): a group may "
+                    "lie on several ranks. Use DDP, or an element-wise penalty such as L1."
+                )
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Return the whole of a value that is spread over ranks (DTensor)."""
+    full_tensor = getattr(value, "full_tensor", None)
+    return full_tensor() if full_tensor is not None else value
