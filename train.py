@@ -60,7 +60,9 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
         config.seed,
         {str(key): value for key, value in recipe.items()},
     )
-    regularize = Regularize(make_penalties(recipe["penalty"]))
+    regularize = Regularize(
+        make_penalties(recipe["penalty"]), example=data.example(), **recipe["strength"]
+    )
     logger = TensorBoardLogger(
         str(folder),
         name="",
@@ -169,7 +171,7 @@ def _summary(
         "name": config.name,
         "penalty": "+".join(reg.penalties) or "none",
         "lam": config.lam if reg.penalties else 0.0,
-        "lams": {name: p.lam for name, p in reg.penalties.items()},
+        "lams": reg.lams(),
         "seed": config.seed,
         "loss": loss,
         "objective": loss + penalties,

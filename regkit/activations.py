@@ -14,11 +14,12 @@ DEFAULT_LAYOUTS = {3: "BTD", 5: "BDTHW"}
 
 
 def as_frames(
-    output: Any, module: nn.Module, layout: str | None
+    output: Any, module: nn.Module, layout: str | None, pooled: bool = True
 ) -> Float[Tensor, "batch frames dim"]:
     """Return a module's output as frame embeddings, averaged over height and width.
 
     output: a tensor, or a tuple whose first entry is one (recurrent layers).
+    pooled: when False, every entry by itself instead, as (1, 1, all), whatever the axes.
     Raises: InputError when the axes cannot be told or do not fit the layout.
     """
     if isinstance(output, tuple | list) and output:
@@ -28,6 +29,9 @@ def as_frames(
             f"Frame embeddings: {type(module).__name__} returned a {type(output).__name__}; "
             "name a module that returns a tensor."
         )
+    if not pooled:
+        # A copy, for what follows the module may write into its output: relu(inplace=True).
+        return output.clone(memory_format=torch.contiguous_format).view(1, 1, -1)
     if layout is None and isinstance(module, nn.RNNBase) and not module.batch_first:
         layout = "TBD"
     layout = layout or DEFAULT_LAYOUTS.get(output.ndim)
@@ -51,9 +55,12 @@ class FrameCollector:
     weights, is another module: there the hook does nothing.
     """
 
-    def __init__(self, module: nn.Module | None = None, layout: str | None = None) -> None:
+    def __init__(
+        self, module: nn.Module | None = None, layout: str | None = None, pooled: bool = True
+    ) -> None:
         self._module = weakref.ref(module) if module is not None else lambda: None
         self._layout = layout
+        self._pooled = pooled
         self._kept: list[Tensor] = []
         self.num_calls = 0
         self.handle: RemovableHandle | None = None
@@ -66,7 +73,7 @@ class FrameCollector:
         trains = module.training and torch.is_grad_enabled() and not in_backward
         if trains and module is self._module():
             self.num_calls += 1
-            self._kept.append(as_frames(output, module, self._layout))
+            self._kept.append(as_frames(output, module, self._layout, self._pooled))
 
     def take(self) -> list[Tensor]:
         """Return what was kept since the last time, and forget it."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
-from regkit.penalties import WeightPenalty
 from regkit.regularizer import Penalties, Regularizer, named
 from regkit.sparsity.measure import density
 from regkit.strength import check_strength
@@ -248,9 +247,7 @@ class Regularize(pl.Callback):
         left = density(reg.chosen())
         values = {**reg.values(), **reg.latest}
         metrics: dict[str, Any] = {f"penalty/{name}": v for name, v in values.items()}
-        strength = reg.factor() or 0.0
-        for name, p in reg.penalties.items():
-            metrics[f"lam/{name}"] = (p.at(strength) if isinstance(p, WeightPenalty) else p).lam
+        metrics |= {f"lam/{name}": lam for name, lam in reg.lams().items()}
         for name, (live, count) in reg.live_groups().items():
             metrics[f"groups/{name}"] = live / max(count, 1)
         if self._kkt is not None:

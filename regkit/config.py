@@ -14,9 +14,20 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from regkit.errors import InputError
+from regkit.strength import check_strength
 
 # Parts of a configuration that a run may not change when it continues.
-KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed")
+KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed", "strength")
+
+
+@dataclass
+class StrengthConfig:
+    """How the strength of all penalties changes in training (`regkit.strength.Strength`)."""
+
+    ramp: str | None = None
+    ramp_until: float = 0.5
+    target_density: float | None = None
+    freeze_support: float | None = None
 
 
 @dataclass
@@ -27,6 +38,7 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=dict)
     penalty: dict[str, Any] = field(default_factory=dict)
     lam: float = 1e-4
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -124,6 +136,7 @@ def check(config: Any) -> None:
         raise InputError(f"seed={config.seed} was given; seed is a whole number >= 0.")
     if config.patience is not None and config.patience < 1:
         raise InputError(f"patience={config.patience} was given; it is 1 or more, or null.")
+    check_strength(**config.strength)
 
 
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

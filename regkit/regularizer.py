@@ -189,6 +189,12 @@ class Regularizer:
         step = max((step.num_steps for step in self._steps), default=0)
         return 1.0 if self.strength is None or step == 0 else self.strength(step)
 
+    def lams(self) -> dict[str, float]:
+        """Return the strength of every penalty at the last step."""
+        factor = self.factor() or 0.0
+        weak = {name: term.penalty.at(factor) for name, term in self.terms.items()}
+        return {name: penalty.lam for name, penalty in {**self.penalties, **weak}.items()}
+
     def seconds(self) -> float:
         """Return the host time that the proximal steps have taken so far, in s."""
         return sum((step.seconds for step in self._steps), start=0.0)
@@ -236,6 +242,13 @@ class Regularizer:
 
     def _make_strength(self, num_steps: int | None, options: Mapping[str, Any]) -> Strength | None:
         check_strength(**options)
+        sparse = [p for p in self._of_kind(WeightPenalty).values() if p.sparsifies and p.lam > 0]
+        if options.get("target_density") is not None and not sparse:
+            raise InputError(
+                f"target_density={options['target_density']} was given, and no penalty here makes "
+                "more zeros when it is stronger. Add one that does, such as L1 or GroupLasso, with "
+                "lam > 0 to start from."
+            )
         if all(options.get(name) is None for name in ("ramp", "target_density", "freeze_support")):
             return None
         if num_steps is None or num_steps < 1:

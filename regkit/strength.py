@@ -14,8 +14,10 @@ RAMPS: dict[str, Callable[[float], float]] = {
 }
 # Observations of the density over the whole training; each waits for the device once.
 NUM_OBSERVATIONS = 400
-# Gains of the feedback on log(lam), see `Strength`.
+# Gains of the feedback on log(lam): per unit of density and training, and per unit of density.
 INTEGRAL, PROPORTIONAL = 60.0, 3.0
+# Share of training, before it ends or the support is frozen, in which the target is met exactly.
+CLOSING = 0.1
 
 
 class Strength:
@@ -24,7 +26,8 @@ class Strength:
     ramp: "linear", "cosine" or "cubic": from 0 to 1 over the first `ramp_until` of training.
     target_density: share of the penalised weights that shall be non-zero in the end. The strength
         is then found by feedback: log(lam) follows the excess of the density over a wanted course
-        (a cubic fall from 1, complete at `ramp_until`) by a proportional and an integral term.
+        (a cubic fall from 1, complete at `ramp_until`) by a proportional and an integral term. In
+        the last tenth of training, or before the support is frozen, it is solved for.
     freeze_support: share of training after which the penalties are off and zeros stay zero, so
         that what is left is trained without bias (debiasing).
     num_steps: number of real steps of the whole training.
@@ -52,6 +55,7 @@ class Strength:
         self._log_factor = 0.0
         self._excess = 0.0
         self._observed = 0
+        self._entered: float | None = None
 
     def __call__(self, step: int) -> float | None:
         """Return the factor at a real step, counted from 1; None: penalties off, zeros stay."""
@@ -59,11 +63,30 @@ class Strength:
         if self.freeze_support is not None and progress >= self.freeze_support:
             return None
         if self.target_density is not None:
-            every = max(self.num_steps // NUM_OBSERVATIONS, 1)
-            if step >= self._observed + every:
+            if step > self._closing[0]:
+                self._entered = self._density() if self._entered is None else self._entered
+            elif step >= self._observed + max(self.num_steps // NUM_OBSERVATIONS, 1):
                 self._observe(step, progress)
             return math.exp(self._log_factor)
         return self._course(progress)
+
+    def wanted(self, step: int) -> float | None:
+        """Return the density that this very step shall end with; None where feedback does."""
+        begin, end = self._closing
+        if self.target_density is None or self._entered is None or step > end:
+            return None
+        left = max(2 * (end - step) / (end - begin) - 1, 0.0)
+        return self.target_density + left * (self._entered - self.target_density)
+
+    def found(self, factor: float) -> None:
+        """Go on from the factor that a step was solved with."""
+        self._log_factor = math.log(factor)
+
+    @property
+    def _closing(self) -> tuple[int, int]:
+        """Return the steps between which the target is met exactly."""
+        end = math.ceil((self.freeze_support or 1.0) * self.num_steps)
+        return end - math.ceil(CLOSING * self.num_steps), end
 
     def _course(self, progress: float) -> float:
         if self.ramp is None:
@@ -78,12 +101,13 @@ class Strength:
         self._log_factor += INTEGRAL * passed * excess + PROPORTIONAL * (excess - self._excess)
         self._excess, self._observed = excess, step
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what training needs again."""
         return {
             "log_factor": self._log_factor,
             "excess": self._excess,
             "observed": float(self._observed),
+            "entered": self._entered,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -91,6 +115,7 @@ class Strength:
         self._log_factor = float(state["log_factor"])
         self._excess = float(state["excess"])
         self._observed = int(state["observed"])
+        self._entered = state["entered"]
 
 
 def check_strength(

@@ -98,6 +98,10 @@ class VideoData(LightningDataModule, ABC):
         """Count the classes; known after `setup`."""
         return len(self.classes)
 
+    def example(self) -> Float[Tensor, "1 channels frames height width"]:
+        """Return a clip in the shape of training, to trace a model with; its pixels are zero."""
+        return torch.zeros(1, 3, self.num_frames, self.size_px, self.size_px)
+
     def _known_splits(self) -> Splits:
         if self.splits is None:
             raise InputError(

@@ -78,7 +78,13 @@ class Batch:
         leads = [1 if s.view is None else s.view.lead for s in self.slices]
         counts = [prod(t.shape[:lead]) for t, lead in zip(targets, leads, strict=True)]
         parts = [p.reshape(t.shape) for p, t in zip(rows.split(counts), targets, strict=True)]
-        torch._foreach_copy_(targets, parts)  # pyright: ignore[reportPrivateImportUsage]: no public name
+        # A prox that changed nothing may have returned the very view that it was given.
+        pairs = [
+            (t, p) for t, p in zip(targets, parts, strict=True) if t.data_ptr() != p.data_ptr()
+        ]
+        if pairs:
+            targets, parts = map(list, zip(*pairs, strict=True))
+            torch._foreach_copy_(targets, parts)  # pyright: ignore[reportPrivateImportUsage]: no public name
 
     def flat(self, key: str) -> Tensor:
         """Return a state tensor, laid out as `values`; possibly a view, not to be written to."""
@@ -136,6 +142,12 @@ def local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a DTensor, and any other tensor as it is."""
     to_local = getattr(tensor, "to_local", None)
     return to_local() if to_local is not None else tensor
+
+
+def plain(value: Tensor) -> Tensor:
+    """Return the whole of a value that is spread over ranks (DTensor), and any other as it is."""
+    full_tensor = getattr(value, "full_tensor", None)
+    return full_tensor() if full_tensor is not None else value
 
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:

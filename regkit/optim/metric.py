@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, optim
 
 from regkit.optim.batch import Batch, Step
+from regkit.optim.dual_averaging import RAMDA, RMDA
 
 Group = dict[str, Any]
 Metric = Callable[[Group, Batch], Step]
@@ -107,6 +108,14 @@ def _adamax(group: Group, batch: Batch) -> Step:
     return group["lr"] / batch.flat("exp_inf")
 
 
+def _rmda(group: Group, batch: Batch) -> Step:
+    return batch.scalar("alpha") / batch.scalar("step") ** 0.5
+
+
+def _ramda(group: Group, batch: Batch) -> Step:
+    return batch.scalar("alpha") / batch.flat("scale")
+
+
 METRICS: dict[type[optim.Optimizer], Metric] = {
     optim.SGD: _sgd,
     optim.Adam: _adam,
@@ -116,4 +125,6 @@ METRICS: dict[type[optim.Optimizer], Metric] = {
     optim.RMSprop: _rmsprop,
     optim.Adagrad: _adagrad,
     optim.Adamax: _adamax,
+    RMDA: _rmda,
+    RAMDA: _ramda,
 }

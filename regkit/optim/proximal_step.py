@@ -1,8 +1,9 @@
 """The proximal step: right after every real update, in the metric of the optimizer that made it."""
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from regkit.errors import InputError
 from regkit.groups import Bundle
-from regkit.optim.batch import Batch, Step
+from regkit.optim.batch import Batch, Step, plain
 from regkit.optim.metric import (
     METRICS,
     Metric,
@@ -22,9 +23,10 @@ from regkit.optim.metric import (
 )
 from regkit.optim.plan import Chain, Group, Move, entry_batches, row_batches
 from regkit.penalties.penalty import WeightPenalty
+from regkit.strength import Strength
 
-# What every lam is multiplied by at real step 1, 2, ...; None: penalties are off, zeros stay zero.
-Strength = Callable[[int], float | None]
+# How often a step is tried to find the strength that ends it with a wanted density.
+NUM_TRIALS = 12
 
 
 class ProximalStep:
@@ -100,8 +102,19 @@ class ProximalStep:
                 return
             taken = 1.0 - found_inf
         self.num_steps += 1
-        strength = self._strength(self.num_steps)
         moves = self._moves()
+        strength = self._strength(self.num_steps)
+        wanted = None if self.strength is None else self.strength.wanted(self.num_steps)
+        if strength is None or wanted is None or not moves:
+            self._take(moves, strength, taken)
+        else:
+            self._meet(wanted, moves, strength, taken)
+        self.seconds += time.perf_counter() - began
+
+    def _take(
+        self, moves: Mapping[nn.Parameter, Move], strength: float | None, taken: Tensor | None
+    ) -> None:
+        """Apply all penalties at this strength; without one, let zeros stay zero."""
         for chain, group, batch in entry_batches(self.chains, moves):
             if now := at_strength(chain, strength):
                 self._apply(now, group, batch, taken)
@@ -111,7 +124,39 @@ class ProximalStep:
         if strength is None:
             for p in moves:
                 p.mul_(self._before[p] != 0)
-        self.seconds += time.perf_counter() - began
+
+    def _meet(
+        self,
+        wanted: float,
+        moves: Mapping[nn.Parameter, Move],
+        strength: float,
+        taken: Tensor | None,
+    ) -> None:
+        """Apply all penalties at the strength that leaves this share of non-zeros: by bisection.
+
+        A stronger penalty leaves fewer, so that the logarithm of the strength is bracketed first.
+        """
+        assert self.strength is not None
+        start = {p: p.detach().clone() for p in moves}
+        weak, strong = 0.0, math.inf
+        best, found = math.inf, strength
+        for _ in range(NUM_TRIALS):
+            self._take(moves, strength, taken)
+            excess = _density(list(moves)) - wanted
+            if abs(excess) < best:
+                best, found = abs(excess), strength
+            if abs(excess) <= wanted / 1000:
+                break
+            weak, strong = (strength, strong) if excess > 0 else (weak, strength)
+            if strong == math.inf:
+                strength = 4 * strength
+            else:
+                strength = math.sqrt(weak * strong) if weak > 0 else strength / 4
+            for p, values in start.items():
+                p.copy_(values)
+        else:
+            self._take(moves, found, taken)
+        self.strength.found(found)
 
     def _strength(self, step: int) -> float | None:
         return 1.0 if self.strength is None else self.strength(step)
@@ -184,6 +229,11 @@ def at_strength(chain: Chain, strength: float | None) -> Chain:
     if strength is None:
         return tuple(p for p in chain if p.constraint)
     return tuple(p.at(strength) for p in chain)
+
+
+def _density(parameters: Sequence[Tensor]) -> float:
+    nonzero = torch.stack([plain((p != 0).sum()) for p in parameters]).sum()
+    return float(nonzero) / sum(p.numel() for p in parameters)
 
 
 def _beside(steps: Sequence[Step], values: Sequence[Tensor]) -> Step:

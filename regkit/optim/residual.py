@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regkit.groups import Bundle
+from regkit.optim.batch import plain
 from regkit.optim.plan import Chain
 from regkit.optim.proximal_step import at_strength
 from regkit.penalties.penalty import WeightPenalty
@@ -46,11 +47,5 @@ def kkt_residual(
     if strength is None:
         penalised = {*chains, *(piece.parameter for _, b in bundles for piece in b.pieces)}
         off = {p: x * (p != 0) if p in penalised else x for p, x in off.items()}
-    squares = [_plain(x.square().sum()) for x in off.values()]
+    squares = [plain(x.square().sum()) for x in off.values()]
     return torch.stack(squares).sum().sqrt() / STEP if squares else torch.zeros(())
-
-
-def _plain(value: Tensor) -> Tensor:
-    """Return the whole of a value that is spread over ranks (DTensor)."""
-    full_tensor = getattr(value, "full_tensor", None)
-    return full_tensor() if full_tensor is not None else value

@@ -26,6 +26,11 @@ class ElasticNet(WeightPenalty):
         super().__post_init__()
         object.__setattr__(self, "l1_ratio", check_number(self, "l1_ratio", 0.0, 1.0))
 
+    @property
+    def sparsifies(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Say whether there is L1 in the mix."""
+        return self.l1_ratio > 0
+
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam (l1_ratio ||rows||_1 + (1 - l1_ratio)/2 ||rows||^2)."""
         l2_half = (1 - self.l1_ratio) / 2 * rows.square().sum()

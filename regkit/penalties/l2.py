@@ -1,6 +1,7 @@
 """L2: the coupled ridge, exact in the optimizer's metric."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +20,8 @@ class L2(WeightPenalty):
 
     Source: Hoerl and Kennard, Technometrics 12 (1970), 55-67.
     """
+
+    sparsifies: ClassVar[bool] = False
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam/2 ||rows||^2."""

@@ -73,6 +73,8 @@ class WeightPenalty(Penalty):
     # True where the prox moves entries towards zero and never across: then it may follow one that
     # composes.
     shrinks: ClassVar[bool] = True
+    # True where a stronger penalty means more exact zeros: a density can then be aimed at.
+    sparsifies: ClassVar[bool] = True
     # True for a shrinkage by the learning rate itself, outside the metric and outside F.
     decoupled: ClassVar[bool] = False
     # True for a set that the weights have to stay in: any lam > 0 means it, and debiasing keeps it.
@@ -156,6 +158,10 @@ class ActivationPenalty(Penalty):
 
     of: str | None = field(default=None, kw_only=True)
     layout: str | None = field(default=None, kw_only=True)
+
+    # False where every activation counts by itself, before any mean over height and width: `value`
+    # then gets the output of any axes as (1, 1, all).
+    pooled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

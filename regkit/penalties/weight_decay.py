@@ -22,6 +22,7 @@ class WeightDecay(WeightPenalty):
     """
 
     decoupled: ClassVar[bool] = True
+    sparsifies: ClassVar[bool] = False
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam/2 ||rows||^2, the ridge it resembles under plain SGD."""

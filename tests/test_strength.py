@@ -1,0 +1,154 @@
+"""Strength over time: the courses by hand, the density that is met, and debiasing."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+
+from regkit import InputError, Regularizer, density
+from regkit.penalties import L1, L2, ElasticNet
+from regkit.strength import Strength
+
+
+def strength(num_steps: int = 100, **options: Any) -> Strength:
+    return Strength(num_steps=num_steps, density=lambda: 1.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "quarter", "half"),
+    [("linear", 0.25, 0.5), ("cosine", (1 - math.cos(math.pi / 4)) / 2, 0.5),
+     ("cubic", 1 - 0.75**3, 0.875)],
+)  # fmt: skip
+def test_ramps_by_hand(ramp: str, quarter: float, half: float):
+    course = strength(ramp=ramp, ramp_until=0.8)
+    assert course(1) == 0.0
+    assert course(21) == pytest.approx(quarter)
+    assert course(41) == pytest.approx(half)
+    assert course(81) == course(100) == 1.0
+    assert all(course(t) <= course(t + 1) for t in range(1, 100))  # type: ignore[operator]
+
+
+def test_penalties_are_off_once_the_support_is_frozen():
+    course = strength(freeze_support=0.8)
+    assert [course(t) for t in (1, 80)] == [1.0, 1.0]
+    assert [course(t) for t in (81, 100)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ramp": "square"}, "ramp='square' was given; it is one of linear, cosine, cubic"),
+        ({"ramp_until": 1.5}, "a share of training"),
+        ({"target_density": 0.0}, "between 0 and 1"),
+        ({"freeze_support": 0.0}, "above 0"),
+        ({"ramp": "cubic", "target_density": 0.3}, "Leave ramp out"),
+        ({"ramp": "cubic", "freeze_support": 0.2}, "Make ramp_until smaller"),
+    ],
+)
+def test_options_are_checked_at_the_door(options: dict[str, Any], said: str):
+    with pytest.raises(InputError, match=said):
+        Regularizer(nn.Linear(2, 2), L1(0.1), num_steps=10, **options)
+
+
+def test_the_length_of_training_has_to_be_known():
+    with pytest.raises(InputError, match="num_steps=None; a ramp, a target density"):
+        Regularizer(nn.Linear(2, 2), L1(0.1), ramp="linear")
+
+
+def test_the_step_follows_the_ramp():
+    """With no gradient, each step of SGD shrinks by lr * lam * factor."""
+    model = nn.Linear(3, 2, bias=False).double()
+    model.weight.data.fill_(1.0)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    reg = Regularizer(model, L1(0.5), num_steps=10, ramp="linear", ramp_until=0.5).attach(optimizer)
+    expected = 1.0
+    for step in range(10):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        expected -= 0.1 * 0.5 * min(step / 5, 1.0)
+        torch.testing.assert_close(model.weight.detach(), torch.full_like(model.weight, expected))
+        assert reg.lams() == {"l1": pytest.approx(0.5 * min(step / 5, 1.0))}
+    assert float(reg.value()) == pytest.approx(0.5 * 6 * expected)
+
+
+def problem() -> tuple[Tensor, Tensor]:
+    x = torch.randn(200, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = torch.linspace(-1, 1, 60, dtype=torch.float64) ** 3
+    return x, (x @ truth)[:, None] + 0.1
+
+
+def fit(make: Any, steps: int = 400, **options: Any) -> tuple[nn.Linear, Regularizer]:
+    x, y = problem()
+    model = nn.Linear(60, 1).double()
+    optimizer = make(model.parameters())
+    reg = Regularizer(model, L1(1e-3), num_steps=steps, **options).attach(optimizer)
+    for _ in range(steps):
+        take(model, optimizer, x, y)
+    return model, reg
+
+
+def take(model: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
+    (model(x) - y).square().mean().div(2).backward()
+    optimizer.step()
+
+
+MAKERS = {
+    "sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9),
+    "adamw": lambda p: optim.AdamW(p, lr=0.02, weight_decay=0.0),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("target", [0.2, 0.5])
+@pytest.mark.parametrize("freeze", [None, 0.8])
+def test_the_target_density_is_met(name: str, target: float, freeze: float | None):
+    model, reg = fit(MAKERS[name], target_density=target, freeze_support=freeze)
+    assert density(model).total == pytest.approx(target, abs=0.01)
+    assert not math.isclose(reg.strength.state_dict()["log_factor"], 0.0)  # type: ignore[union-attr]
+
+
+def test_freezing_removes_the_bias_and_keeps_the_zeros():
+    """Oracle: least squares on the support that was found."""
+    model, _ = fit(MAKERS["sgd"], steps=3000, target_density=0.3, freeze_support=0.5)
+    x, y = problem()
+    support = model.weight.detach()[0] != 0
+    assert int(support.sum()) == 18
+    columns = torch.cat([x[:, support], torch.ones(200, 1, dtype=torch.float64)], 1)
+    best = torch.linalg.lstsq(columns, y).solution[:, 0]
+    torch.testing.assert_close(model.weight.detach()[0, support], best[:-1], rtol=1e-6, atol=1e-8)
+
+
+def test_a_run_continues_bit_for_bit():
+    x, y = problem()
+    options = {"num_steps": 200, "target_density": 0.4, "freeze_support": 0.9}
+
+    def fresh() -> tuple[nn.Linear, optim.Optimizer, Regularizer]:
+        torch.manual_seed(5)
+        model = nn.Linear(60, 1).double()
+        optimizer = MAKERS["sgd"](model.parameters())
+        return model, optimizer, Regularizer(model, L1(1e-3), **options).attach(optimizer)
+
+    whole, whole_optimizer, _ = fresh()
+    for _ in range(200):
+        take(whole, whole_optimizer, x, y)
+    for stop in (60, 186, 195):
+        model, optimizer, reg = fresh()
+        for _ in range(stop):
+            take(model, optimizer, x, y)
+        saved = (model.state_dict(), optimizer.state_dict(), reg.state_dict())
+        model, optimizer, reg = fresh()
+        model.load_state_dict(saved[0])
+        optimizer.load_state_dict(saved[1])
+        reg.load_state_dict(saved[2])
+        for _ in range(stop, 200):
+            take(model, optimizer, x, y)
+        assert torch.equal(model.weight, whole.weight)
+
+
+@pytest.mark.parametrize("penalty", [L2(1e-3), L1(0.0), ElasticNet(1.0, l1_ratio=0.0)])
+def test_a_penalty_without_zeros_cannot_aim_at_a_density(penalty: Any):
+    with pytest.raises(InputError, match="no penalty here makes more zeros when it is stronger"):
+        Regularizer(nn.Linear(2, 2), penalty, num_steps=40, target_density=0.4)
