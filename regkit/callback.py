@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
-from regkit.regularizer import Penalties, Regularizer, named
+from regkit.regularizer import Regularizer
 from regkit.sparsity.measure import density
 from regkit.strength import check_strength
+from regkit.terms import Penalties, named
 
 log = logging.getLogger(__name__)
 

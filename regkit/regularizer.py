@@ -1,6 +1,6 @@
 """Penalties bound to a model: what is penalised, how much it adds, and the step that acts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,11 @@ from regkit.composition import compose
 from regkit.errors import InputError
 from regkit.optim.proximal_step import ProximalStep
 from regkit.optim.residual import kkt_residual
-from regkit.penalties import ActivationPenalty, Penalty, WeightPenalty
+from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.sparsity.measure import density
-from regkit.strength import Strength, check_strength
+from regkit.strength import make_strength
 from regkit.targets import clean_name, declared_embeddings, find_module, survey, table, weights
-from regkit.terms import bind
-
-Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
+from regkit.terms import Penalties, bind, named
 
 
 class Regularizer:
@@ -52,7 +50,14 @@ class Regularizer:
     ) -> None:
         self.model = model
         self.penalties = named(penalties)
-        self.strength = self._make_strength(num_steps, strength)
+        self.strength = make_strength(
+            strength,
+            num_steps,
+            density=lambda: density(self.chosen()).total,
+            sparsifies=any(
+                p.sparsifies and p.lam > 0 for p in self._of_kind(WeightPenalty).values()
+            ),
+        )
         self._steps: list[ProximalStep] = []
         self._pending: dict[str, Any] = {"momentum": {}, "steps": []}
         if example is None:
@@ -240,26 +245,6 @@ class Regularizer:
         state = {"momentum": {**self._pending["momentum"], **momentum}, "steps": steps}
         return state if self.strength is None else state | {"strength": self.strength.state_dict()}
 
-    def _make_strength(self, num_steps: int | None, options: Mapping[str, Any]) -> Strength | None:
-        check_strength(**options)
-        sparse = [p for p in self._of_kind(WeightPenalty).values() if p.sparsifies and p.lam > 0]
-        if options.get("target_density") is not None and not sparse:
-            raise InputError(
-                f"target_density={options['target_density']} was given, and no penalty here makes "
-                "more zeros when it is stronger. Add one that does, such as L1 or GroupLasso, with "
-                "lam > 0 to start from."
-            )
-        if all(options.get(name) is None for name in ("ramp", "target_density", "freeze_support")):
-            return None
-        if num_steps is None or num_steps < 1:
-            raise InputError(
-                f"Regularizer got num_steps={num_steps}; a ramp, a target density and a frozen "
-                "support need the number of optimizer steps of the whole training, 1 or more."
-            )
-        return Strength(
-            num_steps=num_steps, density=lambda: density(self.chosen()).total, **options
-        )
-
     def _names(self) -> dict[nn.Parameter, str]:
         return {p: clean_name(name) for name, p in self.model.named_parameters()}
 
@@ -289,23 +274,3 @@ class Regularizer:
                 "or give longer clips."
             )
         return frames
-
-
-def named(penalties: Penalties) -> dict[str, Penalty]:
-    """Return penalties by name; without names, by the module that defines each."""
-    if isinstance(penalties, Penalty):
-        penalties = [penalties]
-    by_name: dict[str, Penalty] = {}
-    if isinstance(penalties, Mapping):
-        by_name.update(penalties)
-    else:
-        for p in penalties:
-            stem = type(p).__module__.rpartition(".")[2]
-            count = sum(type(p) is type(other) for other in by_name.values())
-            by_name[f"{stem}_{count + 1}" if count else stem] = p
-    for name, p in by_name.items():
-        if not isinstance(p, Penalty):
-            raise InputError(
-                f"Regularizer got {p!r} as penalty {name!r}; give penalties such as L1(lam=1e-4)."
-            )
-    return by_name

@@ -149,3 +149,31 @@ def check_strength(
             f"freeze_support={freeze_support} lies before ramp_until={ramp_until}: the penalty "
             "would be off before it is at full strength. Make ramp_until smaller."
         )
+
+
+def make_strength(
+    options: Mapping[str, Any],
+    num_steps: int | None,
+    density: Callable[[], float],
+    sparsifies: bool,
+) -> Strength | None:
+    """Make what the options ask for, or None where they leave the strength as it is.
+
+    sparsifies: whether a stronger penalty means more zeros.
+    Raises: InputError when an option is out of range or cannot be met.
+    """
+    check_strength(**options)
+    if all(options.get(name) is None for name in ("ramp", "target_density", "freeze_support")):
+        return None
+    if options.get("target_density") is not None and not sparsifies:
+        raise InputError(
+            f"target_density={options['target_density']} was given, and no penalty here makes "
+            "more zeros when it is stronger. Add one that does, such as L1 or GroupLasso, with "
+            "lam > 0 to start from."
+        )
+    if num_steps is None or num_steps < 1:
+        raise InputError(
+            f"Regularizer got num_steps={num_steps}; a ramp, a target density and a frozen "
+            "support need the number of optimizer steps of the whole training, 1 or more."
+        )
+    return Strength(num_steps=num_steps, density=density, **options)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.groups import Bundle, Piece, View, view_of
-from regkit.penalties import WeightPenalty
+from regkit.penalties import Penalty, WeightPenalty
 from regkit.targets import Entry, survey
 
 Part = tuple[WeightPenalty, Bundle]
+Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,26 @@ class Term:
             for penalty, b in self.parts
         ]
         return torch.stack([_plain(v) for v in values]).sum()
+
+
+def named(penalties: Penalties) -> dict[str, Penalty]:
+    """Return penalties by name; without names, by the module that defines each."""
+    if isinstance(penalties, Penalty):
+        penalties = [penalties]
+    by_name: dict[str, Penalty] = {}
+    if isinstance(penalties, Mapping):
+        by_name.update(penalties)
+    else:
+        for p in penalties:
+            stem = type(p).__module__.rpartition(".")[2]
+            count = sum(type(p) is type(other) for other in by_name.values())
+            by_name[f"{stem}_{count + 1}" if count else stem] = p
+    for name, p in by_name.items():
+        if not isinstance(p, Penalty):
+            raise InputError(
+                f"Regularizer got {p!r} as penalty {name!r}; give penalties such as L1(lam=1e-4)."
+            )
+    return by_name
 
 
 def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = None) -> Term:

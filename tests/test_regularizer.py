@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from regkit import InputError, Regularizer
 from regkit.activations import as_frames
 from regkit.penalties import L1, L2, ActivationPenalty, ElasticNet, TemporalSmoothness, WeightDecay
-from regkit.regularizer import named
+from regkit.terms import named
 
 
 class Clips(nn.Module):
