@@ -68,7 +68,7 @@ class Regularizer:
         }
         self._chains, self._bundles = compose(list(self.terms.values()), self._names())
         self._collectors = {
-            name: FrameCollector(self._embedding_module(penalty), penalty.layout)
+            name: FrameCollector(self._embedding_module(penalty), penalty.layout, penalty.pooled)
             for name, penalty in self._of_kind(ActivationPenalty).items()
         }
         self.latest: dict[str, Tensor] = {}

@@ -10,7 +10,14 @@ from torch import nn, optim
 from regkit import Regularizer
 from regkit.penalties import L1, L2, GroupLasso, WeightDecay
 
-from .test_convergence import LAM, NUM_INPUTS, problem
+LAM, NUM_INPUTS = 0.1, 12
+
+
+def problem() -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(80, NUM_INPUTS, dtype=torch.float64)
+    truth = torch.zeros(NUM_INPUTS, dtype=torch.float64)
+    truth[:4] = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    return x, x @ truth + 0.3 * torch.randn(80, dtype=torch.float64)
 
 
 def with_gradient(weight: torch.Tensor, gradient: torch.Tensor) -> nn.Linear:
@@ -82,12 +89,13 @@ def test_it_counts_parameters_without_a_penalty_and_falls_while_training(make: A
 
 
 def test_frozen_zeros_do_not_count():
-    model = with_gradient(torch.tensor([[0.5, 0.0]]), torch.tensor([[0.3, 9.0]]))
+    double = {"dtype": torch.float64}
+    model = with_gradient(torch.tensor([[0.5, 0.0]], **double), torch.ones(1, 2, **double))
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     reg = Regularizer(model, L1(0.2), num_steps=10, freeze_support=0.5).attach(optimizer)
     for _ in range(6):
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
-    model.weight.grad = torch.tensor([[0.3, 9.0]], dtype=torch.float64)
+    model.weight.grad = torch.tensor([[0.3, 9.0]], **double)
     assert reg.lams() == {"l1": 0.0}
     assert float(reg.kkt_residual()) == pytest.approx(0.3, rel=1e-6)

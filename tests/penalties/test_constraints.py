@@ -1,0 +1,162 @@
+"""Box and N:M: projections, against every support and against the definition."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from regkit.errors import InputError
+from regkit.penalties import L1, NM, Box
+
+
+def project_by_trying(v: np.ndarray, step: np.ndarray, n: int, m: int) -> np.ndarray:
+    """Return the nearest vector in the metric 1/step, over every support of every block."""
+    out = v.copy()
+    for start in range(0, len(v) - m + 1, m):
+        block = slice(start, start + m)
+        best, least = None, np.inf
+        for support in combinations(range(m), n):
+            x = np.where(np.isin(np.arange(m), support), v[block], 0.0)
+            cost = ((x - v[block]) ** 2 / step[block]).sum()
+            if cost < least:
+                best, least = x, cost
+        assert best is not None
+        out[block] = best
+    return out
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2), (2, 8), (4, 4), (1, 1)])
+@pytest.mark.parametrize("size", [1, 3, 4, 8, 9, 18])
+def test_n_m_is_the_nearest_in_the_metric(n: int, m: int, size: int):
+    v = torch.randn(20, size, dtype=torch.float64)
+    step = 10 ** (6 * torch.rand(20, size, dtype=torch.float64) - 3)
+    for s in (step, step[:, :1], step[0, 0], 0.3):
+        x = NM(1.0, n=n, m=m).prox(v, s)
+        steps = torch.as_tensor(s, dtype=torch.float64).expand_as(v)
+        for row in range(len(v)):
+            expected = project_by_trying(v[row].numpy(), steps[row].numpy(), n, m)
+            np.testing.assert_array_equal(x[row].numpy(), expected)
+        assert float(NM(1.0, n=n, m=m).value(x)) == 0.0
+
+
+def test_n_m_takes_the_metric_not_the_size():
+    v = torch.tensor([[3.0, 2.0, 1.0, 0.5]])
+    assert NM(1.0).prox(v, 1.0).tolist() == [[3.0, 2.0, 0.0, 0.0]]
+    step = torch.tensor([[100.0, 1.0, 0.01, 0.01]])
+    assert NM(1.0).prox(v, step).tolist() == [[0.0, 0.0, 1.0, 0.5]]
+
+
+def test_n_m_keeps_the_first_of_equals():
+    v = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 2.0, -2.0, 2.0, 5.0]])
+    assert NM(1.0).prox(v, 0.1).tolist() == [[1.0, -1.0, 0, 0, 0, 2.0, -2.0, 0, 5.0]]
+
+
+def test_n_m_counts_stiff_entries_first_and_leaves_them():
+    v = torch.tensor([[0.1, 5.0, 4.0, 3.0]])
+    assert NM(1.0).prox(v, torch.tensor([[0.0, 1.0, 1.0, 1.0]])).tolist() == [[v[0, 0], 5, 0, 0]]
+    # A stiff zero takes nobody's place; three stiff entries all stay.
+    v = torch.tensor([[0.0, 5.0, 4.0, 3.0]])
+    assert NM(1.0).prox(v, torch.tensor([[0.0, 1.0, 1.0, 1.0]])).tolist() == [[0, 5, 4, 0]]
+    assert NM(1.0).prox(v, torch.tensor([[0.0, 0.0, 0.0, 0.0]])).tolist() == v.tolist()
+    v = torch.tensor([[1.0, 5.0, 4.0, 3.0]])
+    assert NM(1.0).prox(v, torch.tensor([[0.0, 1.0, 0.0, 0.0]])).tolist() == [[1, 0, 4, 3]]
+
+
+def test_n_m_ranks_numbers_whose_squares_leave_the_range():
+    tiny = torch.tensor([[1e-30, 4e-30, 2e-30, 3e-30]])
+    assert torch.equal(NM(1.0).prox(tiny, 1e3), tiny * torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+    huge = torch.tensor([[1e30, 4e30, 2e30, 3e30]])
+    assert torch.equal(NM(1.0).prox(huge, 1e-3), huge * torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+
+
+def test_n_m_hides_no_nan():
+    v = torch.tensor([[1.0, float("nan"), 3.0, 2.0, 1.0, 2.0, 3.0, 4.0]])
+    x = NM(1.0).prox(v, torch.ones_like(v))
+    assert x[0, 1].isnan()
+    assert x[0, 4:].tolist() == [0, 0, 3, 4]
+
+
+def test_n_m_agrees_after_l1():
+    """L1 may go first: the pair is then the nearest for the sum of both."""
+    v = torch.randn(50, 4, dtype=torch.float64)
+    step = 10 ** (2 * torch.rand(50, 4, dtype=torch.float64) - 1)
+    x = NM(1.0).prox(L1(0.5).prox(v, step), step)
+
+    def cost(y: Tensor) -> Tensor:
+        return ((y - v) ** 2 / (2 * step) + 0.5 * y.abs()).sum(1)
+
+    for support in combinations(range(4), 2):
+        mask = torch.tensor([float(i in support) for i in range(4)])
+        rival = torch.sign(v) * (v.abs() - 0.5 * step).clamp_min(0) * mask
+        assert (cost(x) <= cost(rival) + 1e-12).all()
+
+
+def test_n_m_value_and_options():
+    rows = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0, 1.0]])
+    assert float(NM(1.0).value(rows)) == 0.0
+    assert float(NM(1.0, n=1).value(rows)) == float("inf")
+    assert float(NM(0.0, n=1).value(rows)) == 0.0
+    assert torch.equal(NM(0.0, n=1).prox(rows, 1.0), rows)
+    assert NM(1.0).prox(torch.zeros(0, 4), 1.0).shape == (0, 4)
+    assert NM(1.0).prox(torch.zeros(4, 0), 1.0).shape == (4, 0)
+    for n, m in ((0, 4), (5, 4), (-1, 4), (1, 0)):
+        with pytest.raises(InputError, match=r"NM got n=.*1 <= n <= m"):
+            NM(1.0, n=n, m=m)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, None), (None, 0.5), (-0.25, 2.0)])
+def test_box_is_the_nearest_inside(low: float | None, high: float | None):
+    v = torch.randn(200, dtype=torch.float64) * 2
+    step = torch.rand(200, dtype=torch.float64) + 0.1
+    box = Box(1.0, low=low, high=high)
+    x = box.prox(v, step)
+    grid = torch.linspace(-8, 8, 6401, dtype=torch.float64)
+    inside = [y for y in grid if (low is None or y >= low) and (high is None or y <= high)]
+    distance = (v[:, None] - torch.stack(inside)).abs()
+    assert ((x - v).abs() <= distance.min(1).values).all()
+    assert float(box.value(x)) == 0.0
+    assert float(box.value(v)) == float("inf")
+
+
+def test_box_in_float32_ends_where_its_value_is_zero():
+    box = Box(1.0, low=-0.1, high=0.3)
+    assert float(box.value(box.prox(torch.linspace(-1, 1, 11), 0.1))) == 0.0
+
+
+def test_box_acts_where_there_is_a_step():
+    v = torch.tensor([3.0, -3.0, float("nan"), 0.5])
+    box = Box(1.0)
+    assert box.prox(v, torch.tensor([0.0, 1e-30, 1.0, 1.0]))[[0, 1, 3]].tolist() == [3, -1, 0.5]
+    assert box.prox(v, 1.0)[2].isnan()
+    assert torch.equal(box.prox(v[:2], 0.0), v[:2])
+    assert torch.equal(Box(0.0).prox(v[:2], 1.0), v[:2])
+    assert float(Box(0.0).value(v[:2])) == 0.0
+    assert float(box.value(v[2])) == float("inf")
+
+
+def test_a_cone_lets_others_follow():
+    assert Box(1.0, low=0.0, high=None).composes
+    assert Box(1.0, low=None, high=0.0).composes
+    assert Box(1.0, low=None, high=None).composes
+    assert not Box(1.0).composes
+    assert not Box(1.0, low=-1.0, high=None).composes
+    assert not Box(1.0, low=0.0, high=1.0).composes
+
+
+def test_non_negative_l1_by_the_definition():
+    box, l1 = Box(1.0, low=0.0, high=None), L1(0.5)
+    v = torch.randn(50, dtype=torch.float64)
+    step = torch.rand(50, dtype=torch.float64) + 0.1
+    x = l1.prox(box.prox(v, step), step)
+    grid = torch.linspace(0, 4, 4001, dtype=torch.float64)[:, None]
+    cost = (grid - v) ** 2 / (2 * step) + 0.5 * grid
+    assert ((x - v) ** 2 / (2 * step) + 0.5 * x <= cost.min(0).values + 1e-12).all()
+    assert (x >= 0).all()
+
+
+def test_box_options():
+    for low, high in ((0.1, 1.0), (-1.0, -0.1), (float("nan"), 1.0), (-1.0, float("inf"))):
+        with pytest.raises(InputError, match=r"Box got (low|high)=.*zeros have to stay allowed"):
+            Box(1.0, low=low, high=high)
