@@ -192,7 +192,7 @@ class DualAveraging(Optimizer, ABC):
 
         Kept on a CPU, where touching fresh memory would take a third of the step.
         """
-        kept: dict[Any, Tensor] = self.__dict__.setdefault("_work", {})
+        kept: dict[Any, Tensor] = vars(self).setdefault("_work", {})
         room = []
         for p in params:
             accurate = self.state[p]["initial_point"]
@@ -262,7 +262,7 @@ class RAMDA(DualAveraging):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-2,
+        lr: float = 1e-3,
         averaging: float = 0.1,
         *,
         eps: float = 1e-6,
