@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
-from regkit import InputError, Regularize, density
+from regkit import InputError, Regularize, density, remaining
 from regkit.config import (
     check,
     check_overrides,
@@ -90,6 +90,7 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
         "files_skipped": len(data.skipped),
     }
     if trainer.is_global_zero:
+        summary |= _without_dead_channels(model, data.example())
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         _report(summary, folder)
     return summary
@@ -186,6 +187,16 @@ def _left(regularize: Regularize) -> dict[str, Any]:
     assert regularize.regularizer is not None
     left = density(regularize.regularizer.chosen())
     return {"density": left.total, "live_groups": left.live_groups, "num_groups": left.num_groups}
+
+
+def _without_dead_channels(model: VideoClassifier, example: torch.Tensor) -> dict[str, Any]:
+    """Say how large the net would be without the channels that are zero."""
+    left = remaining(model.net, example)
+    return {
+        "remaining_parameters": left.parameters,
+        "remaining_flops": left.flops,
+        "flops": left.all_flops,
+    }
 
 
 def _report(summary: dict[str, Any], folder: Path) -> None:

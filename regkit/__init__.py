@@ -4,5 +4,6 @@ from regkit.callback import Regularize
 from regkit.errors import InputError
 from regkit.regularizer import Regularizer
 from regkit.sparsity.measure import density
+from regkit.sparsity.remaining import remaining
 
-__all__ = ["InputError", "Regularize", "Regularizer", "density"]
+__all__ = ["InputError", "Regularize", "Regularizer", "density", "remaining"]

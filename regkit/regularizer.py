@@ -192,6 +192,7 @@ class Regularizer:
     def factor(self) -> float | None:
         """Return what every `lam` was multiplied by at the last step; None once they are off."""
         step = max((step.num_steps for step in self._steps), default=0)
+        step = max([step, *self._pending["steps"]])
         return 1.0 if self.strength is None or step == 0 else self.strength(step)
 
     def lams(self) -> dict[str, float]:

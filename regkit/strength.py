@@ -16,6 +16,8 @@ RAMPS: dict[str, Callable[[float], float]] = {
 NUM_OBSERVATIONS = 400
 # Gains of the feedback on log(lam): per unit of density and training, and per unit of density.
 INTEGRAL, PROPORTIONAL = 60.0, 3.0
+# How near the target the density of every single step is kept from falling below it.
+NEAR = 0.1
 # Share of training, before it ends or the support is frozen, in which the target is met exactly.
 CLOSING = 0.1
 
@@ -27,7 +29,8 @@ class Strength:
     target_density: share of the penalised weights that shall be non-zero in the end. The strength
         is then found by feedback: log(lam) follows the excess of the density over a wanted course
         (a cubic fall from 1, complete at `ramp_until`) by a proportional and an integral term. In
-        the last tenth of training, or before the support is frozen, it is solved for.
+        the last tenth of training, or before the support is frozen, it is solved for; and no step
+        may end below the target. Each such step waits for the device.
     freeze_support: share of training after which the penalties are off and zeros stay zero, so
         that what is left is trained without bias (debiasing).
     num_steps: number of real steps of the whole training.
@@ -55,6 +58,7 @@ class Strength:
         self._log_factor = 0.0
         self._excess = 0.0
         self._observed = 0
+        self._last = 1.0
         self._entered: float | None = None
 
     def __call__(self, step: int) -> float | None:
@@ -64,19 +68,27 @@ class Strength:
             return None
         if self.target_density is not None:
             if step > self._closing[0]:
-                self._entered = self._density() if self._entered is None else self._entered
+                if self._entered is None:
+                    self._entered = self._last = self._density()
             elif step >= self._observed + max(self.num_steps // NUM_OBSERVATIONS, 1):
                 self._observe(step, progress)
             return math.exp(self._log_factor)
         return self._course(progress)
 
-    def wanted(self, step: int) -> float | None:
-        """Return the density that this very step shall end with; None where feedback does."""
+    def bounds(self, step: int) -> tuple[float, float] | None:
+        """Return the densities between which this very step shall end; None where any will do.
+
+        Below the target there is no way back for a channel: with all of it at zero, its gradient
+        is zero too.
+        """
         begin, end = self._closing
-        if self.target_density is None or self._entered is None or step > end:
+        if self.target_density is None or step > end or self._last > self.target_density + NEAR:
             return None
+        if self._entered is None:
+            return self.target_density, 1.0
         left = max(2 * (end - step) / (end - begin) - 1, 0.0)
-        return self.target_density + left * (self._entered - self.target_density)
+        wanted = self.target_density + left * (self._entered - self.target_density)
+        return wanted, wanted
 
     def found(self, factor: float) -> None:
         """Go on from the factor that a step was solved with."""
@@ -96,7 +108,8 @@ class Strength:
     def _observe(self, step: int, progress: float) -> None:
         assert self.target_density is not None
         fallen = RAMPS["cubic"](min(progress / self.ramp_until, 1.0)) if self.ramp_until else 1.0
-        excess = self._density() - (1 - (1 - self.target_density) * fallen)
+        self._last = self._density()
+        excess = self._last - (1 - (1 - self.target_density) * fallen)
         passed = (step - self._observed) / self.num_steps
         self._log_factor += INTEGRAL * passed * excess + PROPORTIONAL * (excess - self._excess)
         self._excess, self._observed = excess, step
@@ -107,6 +120,7 @@ class Strength:
             "log_factor": self._log_factor,
             "excess": self._excess,
             "observed": float(self._observed),
+            "last": self._last,
             "entered": self._entered,
         }
 
@@ -115,6 +129,7 @@ class Strength:
         self._log_factor = float(state["log_factor"])
         self._excess = float(state["excess"])
         self._observed = int(state["observed"])
+        self._last = float(state["last"])
         self._entered = state["entered"]
 
 

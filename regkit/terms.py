@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regkit.coupling.attention import heads
+from regkit.coupling.couple import couple
+from regkit.coupling.recurrent import units
 from regkit.errors import InputError
 from regkit.groups import Bundle, Piece, View, view_of
 from regkit.penalties import Penalty, WeightPenalty
@@ -130,8 +133,6 @@ def _structures(
     model: nn.Module, penalty: WeightPenalty, example: Any
 ) -> tuple[Sequence[Bundle], Sequence[str]]:
     """Return the groups that several parameters hold together, and what is none."""
-    from regkit.coupling import couple, heads, units
-
     if penalty.layout == "unit":
         return units(model), ()
     if penalty.layout == "head":

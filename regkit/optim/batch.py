@@ -138,6 +138,18 @@ def packed(slices: Sequence[Slice], most: int) -> Iterator[Batch]:
         yield Batch(batch)
 
 
+def beside(steps: Sequence[Step], values: Sequence[Tensor]) -> Step:
+    """Put the steps of batches side by side; a number where all agree."""
+    numbers = {s for s in steps if not isinstance(s, Tensor)}
+    if len(steps) == 1 or (len(numbers) == 1 and not any(isinstance(s, Tensor) for s in steps)):
+        return steps[0]
+    whole = [
+        torch.as_tensor(s, dtype=v.dtype, device=v.device).expand_as(v)
+        for s, v in zip(steps, values, strict=True)
+    ]
+    return torch.cat(whole, dim=1)
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a DTensor, and any other tensor as it is."""
     to_local = getattr(tensor, "to_local", None)

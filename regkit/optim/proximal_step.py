@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from regkit.errors import InputError
 from regkit.groups import Bundle
-from regkit.optim.batch import Batch, Step, plain
+from regkit.optim.batch import Batch, Step, beside, plain
 from regkit.optim.metric import (
     METRICS,
     Metric,
@@ -104,11 +104,11 @@ class ProximalStep:
         self.num_steps += 1
         moves = self._moves()
         strength = self._strength(self.num_steps)
-        wanted = None if self.strength is None else self.strength.wanted(self.num_steps)
-        if strength is None or wanted is None or not moves:
+        bounds = None if self.strength is None else self.strength.bounds(self.num_steps)
+        if strength is None or bounds is None or not moves:
             self._take(moves, strength, taken)
         else:
-            self._meet(wanted, moves, strength, taken)
+            self._meet(bounds, moves, strength, taken)
         self.seconds += time.perf_counter() - began
 
     def _take(
@@ -127,14 +127,14 @@ class ProximalStep:
 
     def _meet(
         self,
-        wanted: float,
+        bounds: tuple[float, float],
         moves: Mapping[nn.Parameter, Move],
         strength: float,
         taken: Tensor | None,
     ) -> None:
-        """Apply all penalties at the strength that leaves this share of non-zeros: by bisection.
+        """Apply all penalties at the strength that leaves a share of non-zeros within bounds.
 
-        A stronger penalty leaves fewer, so that the logarithm of the strength is bracketed first.
+        A stronger penalty leaves fewer: the logarithm of the strength is bracketed, then halved.
         """
         assert self.strength is not None
         start = {p: p.detach().clone() for p in moves}
@@ -142,10 +142,11 @@ class ProximalStep:
         best, found = math.inf, strength
         for _ in range(NUM_TRIALS):
             self._take(moves, strength, taken)
-            excess = _density(list(moves)) - wanted
+            share = _density(list(moves))
+            excess = max(share - bounds[1], 0.0) + min(share - bounds[0], 0.0)
             if abs(excess) < best:
                 best, found = abs(excess), strength
-            if abs(excess) <= wanted / 1000:
+            if best <= bounds[0] / 1000:
                 break
             weak, strong = (strength, strong) if excess > 0 else (weak, strength)
             if strong == math.inf:
@@ -156,7 +157,8 @@ class ProximalStep:
                 p.copy_(values)
         else:
             self._take(moves, found, taken)
-        self.strength.found(found)
+        if found != strength or best > 0 or weak > 0 or strong < math.inf:
+            self.strength.found(found)
 
     def _strength(self, step: int) -> float | None:
         return 1.0 if self.strength is None else self.strength(step)
@@ -196,7 +198,7 @@ class ProximalStep:
         values = [batch.values() for _, batch in batches]
         steps = [_unless_skipped(self.metric(g, batch), taken) for g, batch in batches]
         rows = torch.cat(values, dim=1) if len(values) > 1 else values[0]
-        step = _beside(steps, values)
+        step = beside(steps, values)
         if penalty.joint:
             rows = self._jointly(penalty, rows, step, batches[0][1])
         else:
@@ -236,18 +238,6 @@ def _density(parameters: Sequence[Tensor]) -> float:
     return float(nonzero) / sum(p.numel() for p in parameters)
 
 
-def _beside(steps: Sequence[Step], values: Sequence[Tensor]) -> Step:
-    """Put the steps of batches side by side; a number where all agree."""
-    numbers = {s for s in steps if not isinstance(s, Tensor)}
-    if len(steps) == 1 or (len(numbers) == 1 and not any(isinstance(s, Tensor) for s in steps)):
-        return steps[0]
-    whole = [
-        torch.as_tensor(s, dtype=v.dtype, device=v.device).expand_as(v)
-        for s, v in zip(steps, values, strict=True)
-    ]
-    return torch.cat(whole, dim=1)
-
-
 def _unless_skipped(step: Step, taken: Tensor | None) -> Step:
     """Make the step 0, with which a prox changes nothing, where the scaler skipped it."""
     return step if taken is None else step * taken
@@ -273,6 +263,12 @@ def _check(
                 f"{outside[0]!r}, which live and die together. Give them to one optimizer, or "
                 "freeze the latter (requires_grad_(False)) before the Regularizer is made."
             )
+    joint = [type(penalty).__name__ for penalty, _ in bundles if penalty.joint]
+    if joint and hasattr(optimizer, "proximal"):
+        raise InputError(
+            f"{joint[0]} needs one step for a whole matrix, and {type(optimizer).__name__} sums "
+            "its steps over a stage. Use SGD, Adam or AdamW."
+        )
     hooks = optimizer._optimizer_step_pre_hooks.values()
     if any(isinstance(getattr(hook, "__self__", None), ProximalStep) for hook in hooks):
         raise InputError(

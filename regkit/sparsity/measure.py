@@ -15,7 +15,7 @@ class Density:
 
     total: share of non-zero entries, all layers together.
     layers: the same by parameter name.
-    live_groups: number of output rows (filters, units) with a non-zero entry.
+    live_groups: number of output rows (filters, units) with a non-zero entry; vectors have none.
     num_groups: number of output rows.
     """
 
@@ -48,7 +48,7 @@ def density(model: nn.Module | Mapping[str, Tensor]) -> Density:
             for name, size, (nonzero, _) in zip(tensors, sizes, counts, strict=True)
         },
         live_groups=sum(live for _, live in counts),
-        num_groups=sum(t.shape[0] for t in tensors.values() if t.ndim),
+        num_groups=sum(t.shape[0] for t in tensors.values() if t.ndim > 1),
     )
 
 
@@ -56,5 +56,5 @@ def _counts(tensor: Tensor) -> Tensor:
     """Return [non-zero entries, output rows with one], on the CPU only when read."""
     full_tensor = getattr(tensor, "full_tensor", None)
     nonzero = (full_tensor() if full_tensor is not None else tensor) != 0
-    rows = nonzero.flatten(1).any(1) if nonzero.ndim > 1 else nonzero
+    rows = nonzero.flatten(1).any(1) if nonzero.ndim > 1 else nonzero.new_zeros(0)
     return torch.stack([nonzero.sum(), rows.sum()])

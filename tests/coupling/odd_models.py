@@ -216,6 +216,10 @@ def unrolled(_: nn.Module, x: Tensor) -> Tensor:
     return x.unflatten(1, (2, 4)).flatten(2, 3)
 
 
+def shaken(_: nn.Module, x: Tensor) -> Tensor:
+    return x * torch.rand(x.shape[2:]).to(x)
+
+
 def noisy(_: nn.Module, x: Tensor) -> Tensor:
     return x * torch.rand_like(x)
 
@@ -238,6 +242,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
     "shuffled": (lambda: Twist(shuffled), {"conv2"}, set()),
     "gated": (lambda: Twist(gated, between=4), {"conv1", "conv2"}, set()),
     "noisy": (lambda: Twist(noisy), {"conv2"}, set()),
+    "shaken": (lambda: Twist(shaken), {"conv1", "conv2"}, set()),
     "muted": (lambda: Twist(lambda m, x: x * 0), {"conv2"}, set()),
     "detached": (lambda: Twist(lambda m, x: x.detach()), {"conv2"}, set()),
     "unrolled": (lambda: Twist(unrolled, between=2), {"conv2"}, set()),

@@ -114,6 +114,11 @@ def test_kinds_of_examples_and_zeros_hide_nothing(example):
     assert [c.name for c in couple(model, example).channels] == NAMES
 
 
+def test_an_example_of_zeros_hides_nothing_without_biases():
+    layers = nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)
+    assert [c.name for c in couple(nn.Sequential(*layers), torch.zeros(1, 4)).channels] == ["0"]
+
+
 def test_a_half_precision_model():
     model = Tiny3D(num_classes=3).bfloat16()
     assert [c.name for c in couple(model, torch.randn(CLIP).bfloat16()).channels] == NAMES

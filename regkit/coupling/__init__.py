@@ -1,0 +1,1 @@
+"""What is removed together: channels found by running the model, attention heads, hidden units."""

@@ -1,0 +1,75 @@
+"""Heads of attention layers: what belongs to one alone."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+from torchvision.models.video.mvit import MultiscaleAttention
+from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
+
+from regkit.groups import Bundle, Piece, along
+from regkit.targets import clean_name
+
+ATTENTION = (
+    nn.MultiheadAttention,
+    ShiftedWindowAttention,
+    ShiftedWindowAttention3d,
+    MultiscaleAttention,
+)
+
+# Leaf, axis along which the heads lie, how often their pattern repeats (query, key and value).
+_Part = tuple[str, int, int]
+_JOINT: list[_Part] = [("qkv.weight", 0, 3), ("qkv.bias", 0, 3)]
+_SWIN: list[_Part] = [*_JOINT, ("proj.weight", 1, 1), ("relative_position_bias_table", 1, 1)]
+_MVIT: list[_Part] = [*_JOINT, ("project.0.weight", 1, 1)]
+_TORCH: list[_Part] = [
+    ("in_proj_weight", 0, 3),
+    ("q_proj_weight", 0, 1),
+    ("k_proj_weight", 0, 1),
+    ("v_proj_weight", 0, 1),
+    ("in_proj_bias", 0, 3),
+    ("bias_k", 2, 1),
+    ("bias_v", 2, 1),
+    ("out_proj.weight", 1, 1),
+]
+
+
+def heads(model: nn.Module) -> list[Bundle]:
+    """Return the heads of each attention layer, one bundle for a layer.
+
+    A head is its rows of query, key and value with their biases, and the columns of the last
+    projection that read it; in Swin its column of the relative position biases too. With its
+    columns zero it adds nothing to the output, whatever else it holds, so an all-zero head can go.
+    The bias of the last projection stays, and what all heads share: MViT's pooling, its norms and
+    relative positions.
+
+    Known layers: torch's MultiheadAttention, torchvision's Swin and MViT. Of others the order of
+    the rows is not known, and they are left out.
+    """
+    bundles = []
+    seen: set[nn.Parameter] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, ATTENTION):
+            pieces = tuple(p for p in _pieces(name, module) if p.parameter not in seen)
+            seen |= {p.parameter for p in pieces}
+            if pieces:
+                bundles.append(Bundle(clean_name(name), pieces))
+    return bundles
+
+
+def _pieces(name: str, module: nn.Module) -> Iterator[Piece]:
+    count = int(module.num_heads)  # type: ignore[arg-type]: nn.Module may hold anything
+    parameters = dict(module.named_parameters())
+    for leaf, axis, outer in _parts(module):
+        parameter = parameters.get(leaf)
+        if parameter is not None:
+            inner = parameter.shape[axis] // (count * outer)
+            view = along(parameter.shape, axis, count, inner=inner, outer=outer)
+            full = clean_name(f"{name}.{leaf}" if name else leaf)
+            yield Piece(full, parameter, view.in_memory_order(parameter))
+
+
+def _parts(module: nn.Module) -> list[_Part]:
+    if isinstance(module, nn.MultiheadAttention):
+        return _TORCH
+    return _MVIT if isinstance(module, MultiscaleAttention) else _SWIN

@@ -1,0 +1,102 @@
+"""A copy of a model that can be run, cut and overwritten while the user's own stays as it is."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from regkit.errors import InputError
+
+# Hooks belong to others, may hold what they caught, and must not see the runs of a copy.
+_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network within `torch.compile`, DDP and DataParallel."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def replica(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode, uncompiled, without hooks on outputs and gradients.
+
+    Raises: InputError when the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name in _HOOKS:
+            memo[id(module.__dict__[name])] = OrderedDict()
+    try:
+        copy = deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} could not be copied ({told(error)}); its channels are found "
+            "on a copy. Give the nn.Module that copy.deepcopy takes, such as the network within."
+        ) from error
+    _uncompile(copy)
+    return copy.eval()
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Run the model on a tensor, on a list or tuple of arguments, or on a dict of named ones."""
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple | list) else model(example)
+
+
+def outputs(model: nn.Module, example: Any) -> list[Tensor]:
+    """Return the tensors among what the model returns."""
+    return [leaf for leaf in tree_leaves(call(model, example)) if isinstance(leaf, Tensor)]
+
+
+def check_runs(model: nn.Module, example: Any, asker: str) -> None:
+    """Run once.
+
+    Raises: InputError, with the model's own error, when it does not run or returns no tensor.
+    """
+    shapes = tree_map(lambda x: tuple(x.shape) if isinstance(x, Tensor) else x, example)
+    who = f"{asker} ran {type(model).__name__} on an example of shape {shapes}"
+    advice = "Give example=<one input as in training, batch of 1>, on the model's device."
+    try:
+        with torch.no_grad(), fixed_seed(model):
+            found = outputs(model, example)
+    except Exception as error:
+        raise InputError(f"{who}, and it failed: {told(error)}. {advice}") from error
+    if not any(o.is_floating_point() for o in found):
+        raise InputError(f"{who}, and it returned no tensor of floating point numbers. {advice}")
+
+
+@contextmanager
+def fixed_seed(model: nn.Module) -> Iterator[None]:
+    """Draw the same random numbers each time, and leave the global generators as they were."""
+    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[d.index for d in devices]):
+        torch.manual_seed(0)
+        yield
+
+
+def told(error: Exception) -> str:
+    """Return an error in one line."""
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+def _uncompile(module: nn.Module) -> None:
+    """Put what `torch.compile` wrapped into its place again."""
+    module._compiled_call_impl = None
+    for name, child in module.named_children():
+        inner = child._modules.get("_orig_mod")
+        if isinstance(inner, nn.Module):
+            setattr(module, name, child := inner)
+        _uncompile(child)
