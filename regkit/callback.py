@@ -99,7 +99,7 @@ class Regularize(pl.Callback):
             pl_module,
             self.penalties,
             example=self.example,
-            num_steps=self._steps_of(trainer),
+            num_steps=self.num_steps,
             **self.strength,
         )
         self._undo.append(self.regularizer.detach)
@@ -116,6 +116,8 @@ class Regularize(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hang the proximal step on the optimizers, each of which steps its own parameters."""
         reg = self._bound()
+        if reg.strength is not None and self.num_steps is None:
+            reg.strength.num_steps = _num_steps(trainer)
         penalised = set(reg.penalised())
         for optimizer in trainer.optimizers:
             held = {p for group in optimizer.param_groups for p in group["params"]}
@@ -186,18 +188,6 @@ class Regularize(pl.Callback):
     def _release(self) -> None:
         while self._undo:
             self._undo.pop()()
-
-    def _steps_of(self, trainer: pl.Trainer) -> int | None:
-        """Return the number of optimizer steps of the whole training, where it is needed."""
-        if self.num_steps is not None or not self.strength:
-            return self.num_steps
-        total = trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise InputError(
-                "Regularize got a strength that changes over training, and the trainer has no "
-                "end. Set max_epochs or max_steps, or give num_steps."
-            )
-        return int(total)
 
     def _bound(self) -> Regularizer:
         assert self.regularizer is not None, "fit has not started"
@@ -271,3 +261,18 @@ class Regularize(pl.Callback):
 def _log_interval(trainer: pl.Trainer) -> int:
     # The trainer gets this attribute from its logger connector, unseen by type checkers.
     return getattr(trainer, "log_every_n_steps")  # noqa: B009
+
+
+def _num_steps(trainer: pl.Trainer) -> int:
+    """Return the number of optimizer steps of the whole training.
+
+    Not before training starts: asked earlier, the trainer makes its loaders before it continues
+    from a checkpoint.
+    """
+    total = trainer.estimated_stepping_batches
+    if total == float("inf"):
+        raise InputError(
+            "Regularize got a strength that changes over training, and the trainer has no end. "
+            "Set max_epochs or max_steps, or give num_steps."
+        )
+    return int(total)

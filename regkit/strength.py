@@ -33,7 +33,7 @@ class Strength:
         may end below the target. Each such step waits for the device.
     freeze_support: share of training after which the penalties are off and zeros stay zero, so
         that what is left is trained without bias (debiasing).
-    num_steps: number of real steps of the whole training.
+    num_steps: number of real steps of the whole training; set before the first one.
     density: measures the density; asked `NUM_OBSERVATIONS` times.
     Raises: InputError when an option is out of range, or two exclude each other.
     """
@@ -45,7 +45,7 @@ class Strength:
         ramp_until: float = 0.5,
         target_density: float | None = None,
         freeze_support: float | None = None,
-        num_steps: int,
+        num_steps: int | None,
         density: Callable[[], float],
     ) -> None:
         check_strength(ramp, ramp_until, target_density, freeze_support)
@@ -53,7 +53,7 @@ class Strength:
         self.ramp_until = ramp_until
         self.target_density = target_density
         self.freeze_support = freeze_support
-        self.num_steps = num_steps
+        self.num_steps = num_steps or 0
         self._density = density
         self._log_factor = 0.0
         self._excess = 0.0
@@ -82,10 +82,11 @@ class Strength:
         is zero too.
         """
         begin, end = self._closing
-        if self.target_density is None or step > end or self._last > self.target_density + NEAR:
+        if self.target_density is None or step > end:
             return None
         if self._entered is None:
-            return self.target_density, 1.0
+            near = self._last <= self.target_density + NEAR
+            return (self.target_density, 1.0) if near else None
         left = max(2 * (end - step) / (end - begin) - 1, 0.0)
         wanted = self.target_density + left * (self._entered - self.target_density)
         return wanted, wanted
@@ -185,10 +186,5 @@ def make_strength(
             f"target_density={options['target_density']} was given, and no penalty here makes "
             "more zeros when it is stronger. Add one that does, such as L1 or GroupLasso, with "
             "lam > 0 to start from."
-        )
-    if num_steps is None or num_steps < 1:
-        raise InputError(
-            f"Regularizer got num_steps={num_steps}; a ramp, a target density and a frozen "
-            "support need the number of optimizer steps of the whole training, 1 or more."
         )
     return Strength(num_steps=num_steps, density=density, **options)

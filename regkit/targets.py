@@ -23,6 +23,12 @@ WEIGHTED = (
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
+PARAMETRIZED = (
+    "parametrized, its parts are no weights by themselves; name one in `on` if it is meant (of "
+    'weight_norm "*.original0" or "*.weight_g", the length of each filter: L1 on it is the group '
+    "lasso)"
+)
+
 Selector = str | type[nn.Module]
 
 
@@ -146,7 +152,7 @@ def _not_a_weight(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> str |
     if isinstance(owner, EMBEDDINGS):
         return "embedding"
     if type(owner).__name__ == "ParametrizationList" or leaf in ("weight_g", "weight_v"):
-        return "parametrized; its parts are no weights by themselves"
+        return PARAMETRIZED
     is_weight = leaf.startswith("weight") or leaf.endswith("_weight")
     if isinstance(owner, WEIGHTED) and is_weight and parameter.ndim >= 2:
         return None

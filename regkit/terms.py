@@ -92,9 +92,11 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
     entries = survey(model, penalty.on)
     who = type(penalty).__name__
     if not any(e.chosen for e in entries):
+        reasons = "; ".join(dict.fromkeys(e.why for e in entries)) or "it has none at all"
         raise InputError(
             f"{who}: {type(model).__name__} has no parameter to penalise: no weight of a "
-            "convolution, linear, attention or recurrent layer is left. Name parameters in `on`."
+            "convolution, linear, attention or recurrent layer is left. Name parameters in `on`. "
+            f"(Left out: {reasons}.)"
         )
     scale = _factors(model, penalty)
     notes: Sequence[str] = ()

@@ -15,7 +15,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
 from regkit import InputError, Regularize, density
-from regkit.penalties import L1, TemporalSmoothness
+from regkit.penalties import L1, GroupLasso, TemporalSmoothness
 
 NUM_CLIPS, BATCH = 12, 2
 pytestmark = pytest.mark.filterwarnings(
@@ -176,6 +176,54 @@ def test_the_user_sees_the_own_loss_and_the_module_is_left_as_it_was(tmp_path: A
     assert float(first["objective/total"]) == pytest.approx(total)
 
 
+class Gradients(pl.Callback):
+    """Keeps weights and gradients as the optimizer is about to use them."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[tuple[Tensor, Tensor]]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.seen.append([(p.detach().clone(), p.grad.clone()) for p in pl_module.parameters()])
+
+
+def test_the_residual_belongs_to_the_weights_and_gradients_of_one_step(tmp_path: Any):
+    """By hand: beside zero g + lam sign(w), at zero what of g exceeds lam; biases are free."""
+    module, kept = Plain(), Gradients()
+    options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1, "max_epochs": 1}
+    fitted(module, kept, Regularize(L1(0.3)), **options)
+    rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("objective/kkt")
+    logged = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert len(logged) == len(kept.seen) == 6
+    for value, pairs in zip(logged, kept.seen, strict=True):
+        total = 0.0
+        for w, g in pairs:
+            slope = g + 0.3 * w.sign() if w.ndim > 1 else g
+            at_zero = (g.abs() - 0.3).clamp_min(0.0)
+            total += float(torch.where((w == 0) & (w.ndim > 1), at_zero, slope).square().sum())
+        assert value == pytest.approx(total**0.5, rel=1e-4)
+
+
+def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
+    module = Plain()
+    regularize = Regularize(GroupLasso(3.0), ramp="linear", ramp_until=1.0)
+    fitted(module, regularize, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    table = [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]]
+    strengths = [float(row["lam/group_lasso"]) for row in table]
+    assert strengths == pytest.approx([3.0 * step / 12 for step in range(12)])
+    live = sum(bool((m.weight[o] != 0).any()) for m in (module.encoder, module.head)
+               for o in range(m.out_features))  # fmt: skip
+    assert live < 4
+    assert float(table[-1]["groups/group_lasso"]) == pytest.approx(live / 4)
+
+
+def test_training_without_an_end_needs_its_number_of_steps():
+    endless = {"max_epochs": -1, "max_steps": -1}
+    with pytest.raises(InputError, match="the trainer has no end. Set max_epochs"):
+        fitted(Plain(), Regularize(L1(0.1), target_density=0.5), **endless)
+
+
 def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
     module = Plain(make=optim.AdamW)
     checkpoint = ModelCheckpoint(tmp_path, filename="end")
@@ -186,18 +234,24 @@ def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
 
 
 @pytest.mark.parametrize("make", [optim.AdamW, lambda p, lr: optim.SGD(p, lr, momentum=0.9)])
+@pytest.mark.parametrize("options", [{}, {"target_density": 0.5, "freeze_support": 0.8}])
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks")
-def test_resume_is_bitwise_the_uninterrupted_run(tmp_path: Any, make: Callable[..., Any]):
+def test_resume_is_bitwise_the_uninterrupted_run(
+    tmp_path: Any, make: Callable[..., Any], options: dict[str, Any]
+):
+    def regularize() -> Regularize:
+        return Regularize(L1(0.1), num_steps=4 * NUM_CLIPS // BATCH, **options)
+
     def callbacks(folder: str) -> list[pl.Callback]:
         return [
-            Regularize(L1(0.1)),
+            regularize(),
             ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1),
         ]
 
     whole = fitted(Plain(make=make), *callbacks("a"), max_epochs=4, enable_checkpointing=True)
     fitted(Plain(make=make), *callbacks("b"), max_epochs=2, enable_checkpointing=True)
     resumed = Plain(make=make)
-    trainer(Regularize(L1(0.1)), max_epochs=4).fit(
+    trainer(regularize(), max_epochs=4).fit(
         resumed, loader(), ckpt_path=str(tmp_path / "b" / "epoch=1.ckpt")
     )
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):

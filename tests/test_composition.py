@@ -84,7 +84,9 @@ def test_factors_multiply_the_strength_by_layer():
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    assert [float(layer.weight.detach().mean()) for layer in model] == pytest.approx([0.95, 1, 0.85])
+    assert [float(layer.weight.detach().mean()) for layer in model] == pytest.approx(
+        [0.95, 1, 0.85]
+    )
     assert float(reg.value()) == pytest.approx(0.5 * (6 * 0.95 + 3 * 2 * 0.85))
     assert id(model[1].weight) not in map(id, reg.penalised())
 

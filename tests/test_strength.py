@@ -53,8 +53,10 @@ def test_options_are_checked_at_the_door(options: dict[str, Any], said: str):
 
 
 def test_the_length_of_training_has_to_be_known():
-    with pytest.raises(InputError, match="num_steps=None; a ramp, a target density"):
-        Regularizer(nn.Linear(2, 2), L1(0.1), ramp="linear")
+    model = nn.Linear(2, 2)
+    reg = Regularizer(model, L1(0.1), ramp="linear")
+    with pytest.raises(InputError, match="num_steps; a ramp, a target density"):
+        reg.attach(optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_the_step_follows_the_ramp():

@@ -101,6 +101,30 @@ def test_a_run_leaves_what_was_promised(folder: Path):
     assert (folder / "promised/checkpoints/best.ckpt").is_file()
 
 
+def test_channels_go_until_the_density_is_met(folder: Path):
+    """Which leaves a smaller net: a channel that is zero takes its readers with it."""
+    summary = succeed(
+        folder, "channels", "penalty=group_lasso", "penalty.group_lasso.groups=channel",
+        "strength.target_density=0.5", "strength.freeze_support=0.9", "trainer.max_epochs=20",
+    )  # fmt: skip
+    # A channel of the widest layer is 1.2 % of the weights.
+    assert summary["density"] == pytest.approx(0.5, abs=0.013)
+    assert summary["remaining_parameters"] < 0.5 * summary["num_parameters"]
+    assert summary["remaining_flops"] < summary["flops"]
+    assert summary["lams"]["group_lasso"] == 0.0
+    events = EventAccumulator(str(folder / "channels")).Reload()
+    assert {"groups/group_lasso", "objective/kkt"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("optimizer", ["rmda", "ramda"])
+def test_dual_averaging_ends_sparse(folder: Path, optimizer: str):
+    summary = succeed(
+        folder, optimizer, f"optimizer={optimizer}", "optimizer.averaging=0.5", "penalty=l1",
+        "lam=1e-2", "trainer.max_epochs=6",
+    )  # fmt: skip
+    assert 0 < summary["density"] < 0.9
+
+
 def test_kill_and_resume_is_bitwise_the_uninterrupted_run(folder: Path):
     """Dropout, random frames and momentum all have to continue where they were."""
     options = ["penalty=l1", "lam=1e-3", "optimizer=sgd", "model.dropout=0.3"]

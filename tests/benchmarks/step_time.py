@@ -92,9 +92,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
         times[name] = [statistics.median(column) * 1e3 for column in zip(*rows, strict=True)]
         times[name].append(statistics.median(r[2] / r[1] for r in rows))
         print(
-            "{:32} {:7.1f} ms  fused {:6.1f}  foreach {:6.1f}  ratio to foreach {:5.2f}".format(
-                name, times[name][2], times[name][0], times[name][1], times[name][3]
-            ),
+            f"{name:32} {times[name][2]:7.1f} ms  fused {times[name][0]:6.1f}  foreach {times[name][1]:6.1f}  ratio to foreach {times[name][3]:5.2f}",
             flush=True,
         )
     return times

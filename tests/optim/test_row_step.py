@@ -199,6 +199,12 @@ class Averaging(optim.SGD):
         return result
 
 
+def test_a_joint_penalty_under_such_an_optimizer_is_refused():
+    model = nn.Linear(4, 3)
+    with pytest.raises(InputError, match="Shift needs one step for a whole matrix, and Averaging"):
+        Regularizer(model, Shift(1.0)).attach(Averaging(model.parameters(), lr=0.1))
+
+
 @pytest.mark.filterwarnings("ignore:.*does not know the metric.*")
 def test_an_optimizer_may_take_the_prox_in_its_midst():
     model = nn.Linear(4, 3, bias=False)

@@ -1,0 +1,175 @@
+"""Penalties bound to a model: which groups they act on, and why not on others."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.utils import parametrizations
+
+from regkit import InputError, Regularizer, remaining
+from regkit.models.cnn_gru import CnnGru
+from regkit.models.tiny3d import Tiny3D
+from regkit.penalties import L1, NM, GroupLasso, TemporalKernel
+
+CLIP = torch.zeros(1, 3, 8, 16, 16)
+
+
+def bound(model: nn.Module, penalty: Any, **options: Any) -> dict[str, list[str]]:
+    """Return the parameters of each bundle by its name."""
+    term = Regularizer(model, penalty, **options).terms["group_lasso"]
+    return {b.name: sorted(p.name for p in b.pieces) for _, b in term.parts}
+
+
+def stepped(model: nn.Module, reg: Regularizer, lr: float = 1.0) -> None:
+    """Take one step along zero gradients: nothing moves but by the penalty."""
+    optimizer = optim.SGD(model.parameters(), lr=lr)
+    reg.attach(optimizer)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+
+
+def test_channels_are_taken_whole_with_what_belongs_to_them():
+    found = bound(Tiny3D(num_classes=4), GroupLasso(1.0, groups="channel"), example=CLIP)
+    assert set(found) == {"features.0.0", "features.1.0", "features.2.0"}
+    assert found["features.1.0"] == [
+        "features.1.0.weight", "features.1.1.bias", "features.1.1.weight"]  # fmt: skip
+
+
+def test_readers_are_the_next_layers():
+    found = bound(Tiny3D(num_classes=4), GroupLasso(1.0, groups="reader"), example=CLIP)
+    assert found["features.0.0"] == ["features.1.0.weight"]
+    assert found["features.2.0"] == ["head.1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("on", "names"),
+    [
+        ("features.1", {"features.1.0"}),
+        ("!features.1", {"features.0.0", "features.2.0"}),
+        (nn.Conv3d, {"features.0.0", "features.1.0", "features.2.0"}),
+    ],
+)
+def test_on_chooses_channels_by_their_weights(on: Any, names: set[str]):
+    penalty = GroupLasso(1.0, groups="channel", on=on)
+    assert set(bound(Tiny3D(num_classes=4), penalty, example=CLIP)) == names
+
+
+def test_frozen_parameters_stay_outside():
+    model = Tiny3D(num_classes=4)
+    model.features[0][1].requires_grad_(False)
+    found = bound(model, GroupLasso(1.0, groups="channel"), example=CLIP)
+    assert found["features.0.0"] == ["features.0.0.weight"]
+
+
+def test_zero_channels_can_be_removed():
+    """A strength that kills some channels of each layer: that many are gone."""
+    torch.manual_seed(1)
+    model = Tiny3D(num_classes=4)
+    reg = Regularizer(model, GroupLasso(0.5, groups="channel"), example=CLIP)
+    for _, bundle in reg.terms["group_lasso"].parts:
+        scale = torch.linspace(0.05, 4.0, bundle.num_groups)[:, None]
+        with torch.no_grad():
+            lengths = bundle.rows().norm(dim=1, keepdim=True)
+            bundle.write(bundle.rows() / lengths * scale * bundle.size**0.5)
+    stepped(model, reg)
+    live, count = reg.live_groups()["group_lasso"]
+    left = remaining(model, CLIP)
+    assert 0 < live < count == 112
+    assert sum(n for n, _ in left.channels.values()) == live
+    assert left.parameters < left.all_parameters
+    assert left.flops < left.all_flops
+    expected = 0.5 * sum(
+        (bundle.rows().norm(dim=1) * bundle.size**0.5).sum()
+        for _, bundle in reg.terms["group_lasso"].parts
+    )
+    torch.testing.assert_close(reg.value(), expected)
+
+
+def test_an_example_is_asked_for_and_found():
+    model = Tiny3D(num_classes=4)
+    with pytest.raises(InputError, match="groups='channel', which are found by running the model"):
+        Regularizer(model, GroupLasso(1.0, groups="channel"))
+    model.example_input_array = CLIP
+    assert len(bound(model, GroupLasso(1.0, groups="channel"))) == 3
+    with pytest.raises(InputError, match="couple"):
+        bound(model, GroupLasso(1.0, groups="channel"), example=torch.zeros(1, 2))
+
+
+def test_a_hidden_unit_dies_with_all_its_gates():
+    model = CnnGru(num_classes=3, hidden_size=8)
+    reg = Regularizer(model, GroupLasso(0.2, groups="unit"))
+    before = model.rnn.weight_ih_l0.detach().clone()
+    with torch.no_grad():
+        for p in model.rnn.parameters():
+            p.view(3, 8, -1)[:, 2] *= 1e-3
+    stepped(model, reg)
+    zero = torch.zeros(8, dtype=torch.bool)
+    for p in model.rnn.parameters():
+        dead = (p.detach().view(3, 8, -1) == 0).all(2)
+        assert (dead == dead[0]).all()
+        zero = dead[0] if not zero.any() else zero & dead[0]
+    assert zero[2]
+    assert not zero.all()
+    assert not torch.equal(before, model.rnn.weight_ih_l0)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.MultiheadAttention(8, 4, batch_first=True)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.mix(frames, frames, frames)[0]
+
+
+def test_an_attention_head_dies_whole():
+    model = Attention()
+    with torch.no_grad():
+        model.mix.in_proj_weight.view(3, 4, 2, 8)[:, 1] *= 1e-3
+        model.mix.in_proj_bias.view(3, 4, 2)[:, 1] *= 1e-3
+        model.mix.out_proj.weight.view(8, 4, 2)[:, 1] *= 1e-3
+    stepped(model, Regularizer(model, GroupLasso(0.05, groups="head")))
+    assert (model.mix.in_proj_weight.view(3, 4, 2, 8)[:, 1] == 0).all()
+    assert (model.mix.out_proj.weight.view(8, 4, 2)[:, 1] == 0).all()
+    assert (model.mix.in_proj_weight.view(3, 4, 2, 8)[:, 0] != 0).all()
+
+
+@pytest.mark.parametrize("groups", ["tap", "unit", "head", "kernel"])
+def test_a_model_without_such_groups_is_told_so(groups: str):
+    with pytest.raises(InputError, match=f"got groups='{groups}', and Linear has none among"):
+        Regularizer(nn.Linear(3, 2), GroupLasso(1.0, groups=groups))
+
+
+def test_groups_that_a_layer_has_not_are_left_to_the_others():
+    model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    reg = Regularizer(model, [TemporalKernel(1.0), NM(1.0, on="2")])
+    assert list(reg.parameters("temporal_kernel")) == ["0.weight"]
+    assert "72 groups (time)" in reg.summary()
+    alone = Regularizer(model, TemporalKernel(1.0)).summary()
+    assert "- (is no 3-D convolution)" in alone
+
+
+def test_weight_norm_is_refused_with_a_way_out():
+    """Its length per filter carries the filter: L1 on it removes filters exactly."""
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4)))
+    with pytest.raises(InputError, match=r"parametrized.*original0.*L1 on it is the group lasso"):
+        Regularizer(model, GroupLasso(1.0))
+    magnitude = model[0].parametrizations.weight.original0
+    with torch.no_grad():
+        magnitude[1] = 0.01
+    stepped(model, Regularizer(model, L1(0.1, on="*.original0")), lr=0.5)
+    assert (model[0].weight[1] == 0).all()
+    assert (model[0].weight[0] != 0).all()
+
+
+def test_a_tied_weight_moves_once():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)).double()
+    model[1].weight = model[0].weight
+    model[0].weight.data.fill_(1.0)
+    reg = Regularizer(model, GroupLasso(0.1))
+    stepped(model, reg)
+    # Each row has length sqrt(3), and loses 0.1 sqrt(3).
+    torch.testing.assert_close(model[0].weight.detach(), torch.full((3, 3), 0.9).double())
+    assert float(reg.value()) == pytest.approx(0.1 * 3 * 3 * 0.9)
