@@ -87,8 +87,8 @@ class Regularizer:
             raise InputError(f"attach got a {type(optimizer).__name__}; give a torch Optimizer.")
         if self.strength is not None and self.strength.num_steps < 1:
             raise InputError(
-                "Regularizer does not know num_steps; a ramp, a target density and a frozen support "
-                "need the number of optimizer steps of the whole training, 1 or more."
+                "Regularizer does not know num_steps; a ramp, a target density and a frozen "
+                "support need the number of optimizer steps of the whole training, 1 or more."
             )
         if self.penalised():
             step = ProximalStep(optimizer, self._chains, self._bundles, self.strength)

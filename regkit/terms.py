@@ -188,7 +188,7 @@ def _factors(model: nn.Module, penalty: WeightPenalty) -> dict[nn.Parameter, flo
     for selector, factor in penalty.factors:  # type: ignore[misc]: pairs after __post_init__
         for e in survey(model, selector):
             if e.chosen:
-                factors.setdefault(e.parameter, factor)
+                factors.setdefault(e.parameter, float(factor))
     return factors
 
 

@@ -220,7 +220,7 @@ def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
 
 def test_training_without_an_end_needs_its_number_of_steps():
     endless = {"max_epochs": -1, "max_steps": -1}
-    with pytest.raises(InputError, match="the trainer has no end. Set max_epochs"):
+    with pytest.raises(InputError, match=r"the trainer has no end\. Set max_epochs"):
         fitted(Plain(), Regularize(L1(0.1), target_density=0.5), **endless)
 
 

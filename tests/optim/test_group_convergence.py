@@ -73,6 +73,7 @@ def solve(value: Any, constraints: Any = lambda w: []) -> np.ndarray:
     cvxpy.Problem(cvxpy.Minimize(fit + value(w)), constraints(w)).solve(
         solver="CLARABEL", tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9
     )
+    assert w.value is not None
     return w.value
 
 

@@ -105,7 +105,7 @@ def test_a_group_spans_parameters_and_settings(
     for m, optimizer in ((model, ours), (twin, theirs)):
         moved(m)
         optimizer.step()
-    tensors = [twin[0].weight, twin[1].weight, twin[1].bias]
+    tensors = list(twin.parameters())
     rows = torch.cat(
         [t.detach().flatten(1) if t.ndim > 1 else t.detach()[:, None] for t in tensors], 1
     )
