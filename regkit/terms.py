@@ -109,7 +109,7 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
     else:
         entries, bundles = _singles(entries, penalty.layout)
     if not bundles:
-        reasons = sorted({e.why for e in entries if not e.chosen})
+        reasons = [*notes, *sorted({e.why for e in entries if not e.chosen})]
         raise InputError(
             f"{who} got groups={penalty.layout!r}, and {type(model).__name__} has none among the "
             f"weights that `on` chooses ({'; '.join(reasons)}). Choose other weights or groups."

@@ -49,6 +49,7 @@ def trace(model: nn.Module, example: Any) -> list[Found]:
     What the graph says is a proposal: operations that it does not know count as elementwise.
     """
     model.requires_grad_(True)
+    _take_out_metrics(model)
     sealed = seal(model)
     with torch.enable_grad(), fixed_seed(model):
         graph = tp.DependencyGraph().build_dependency(
@@ -63,6 +64,17 @@ def trace(model: nn.Module, example: Any) -> list[Found]:
     for node in graph.module2node.values():
         node.__dict__.clear()  # Nodes point at each other and keep all activations alive.
     return found
+
+
+def _take_out_metrics(model: nn.Module) -> None:
+    """Replace modules that answer == by something else than yes or no, such as torchmetrics'.
+
+    The graph compares modules, and would take all of them for one of these.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__eq__ is not object.__eq__:
+                parent._modules[name] = nn.Identity()
 
 
 class _Closure:

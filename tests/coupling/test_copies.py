@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from regkit.coupling.couple import couple
 from regkit.errors import InputError
+from regkit.models.cnn_gru import CnnGru
 from regkit.models.cnn_lstm import CnnLstm
 from regkit.models.tiny3d import Tiny3D
+from regkit.module import VideoClassifier
 from regkit.sparsity.remaining import remaining
 from regkit.sparsity.remove import remove
 
@@ -81,6 +83,14 @@ def test_wrapped_models():
     assert [c.name for c in found.channels] == [f"0.{name}" for name in NAMES]
     own = {id(p) for p in net.parameters()}
     assert all(id(p.parameter) in own for c in found.channels for p in c.writers)
+
+
+def test_metrics_beside_the_network_do_not_hide_it():
+    """They answer == by a metric, which counts as yes."""
+    net = CnnGru(num_classes=4)
+    model = VideoClassifier(net, ["a", "b", "c", "d"], torch.optim.SGD)
+    alone, within = (couple(m, torch.randn(CLIP)) for m in (net, model))
+    assert [f"net.{c.name}" for c in alone.channels] == [c.name for c in within.channels] != []
 
 
 def test_a_lightning_module_with_its_trainer():
