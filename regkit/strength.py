@@ -30,7 +30,9 @@ class Strength:
         is then found by feedback: log(lam) follows the excess of the density over a wanted course
         (a cubic fall from 1, complete at `ramp_until`) by a proportional and an integral term. In
         the last tenth of training, or before the support is frozen, it is solved for; and no step
-        may end below the target. Each such step waits for the device.
+        may end below the target. Each such step waits for the device. With channels the strength
+        falls towards nothing once the target is met: one that is nearly zero hardly gets a gradient
+        and would go at any strength.
     freeze_support: share of training after which the penalties are off and zeros stay zero, so
         that what is left is trained without bias (debiasing).
     num_steps: number of real steps of the whole training; set before the first one.

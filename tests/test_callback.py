@@ -189,13 +189,13 @@ class Gradients(pl.Callback):
 def test_the_residual_belongs_to_the_weights_and_gradients_of_one_step(tmp_path: Any):
     """By hand: beside zero g + lam sign(w), at zero what of g exceeds lam; biases are free."""
     module, kept = Plain(), Gradients()
-    options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1, "max_epochs": 1}
+    options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 2, "max_epochs": 1}
     fitted(module, kept, Regularize(L1(0.3)), **options)
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("objective/kkt")
     logged = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
-    assert len(logged) == len(kept.seen) == 6
-    for value, pairs in zip(logged, kept.seen, strict=True):
+    assert len(logged) == 3
+    for value, pairs in zip(logged, kept.seen[1::2], strict=True):
         total = 0.0
         for w, g in pairs:
             slope = g + 0.3 * w.sign() if w.ndim > 1 else g

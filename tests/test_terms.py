@@ -56,6 +56,29 @@ def test_on_chooses_channels_by_their_weights(on: Any, names: set[str]):
     assert set(bound(Tiny3D(num_classes=4), penalty, example=CLIP)) == names
 
 
+class Sum(nn.Module):
+    """Two layers whose channels are added, and so live and die together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv3d(3, 6, 1), nn.Conv3d(3, 6, 1)
+        self.last = nn.Conv3d(6, 2, 1)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.last((self.one(clip) + self.two(clip)).relu())
+
+
+def test_a_coupled_set_is_in_by_one_of_its_weights_and_out_by_one():
+    def names(on: Any) -> list[list[str]]:
+        penalty = GroupLasso(1.0, groups="channel", on=on)
+        return list(bound(Sum(), penalty, example=CLIP).values())
+
+    together = ["one.bias", "one.weight", "two.bias", "two.weight"]
+    assert names(()) == names("one") == [together]
+    with pytest.raises(InputError, match="left out by !two"):
+        names(["one", "!two"])
+
+
 def test_frozen_parameters_stay_outside():
     model = Tiny3D(num_classes=4)
     model.features[0][1].requires_grad_(False)
