@@ -154,3 +154,13 @@ def test_a_run_continues_bit_for_bit():
 def test_a_penalty_without_zeros_cannot_aim_at_a_density(penalty: Any):
     with pytest.raises(InputError, match="no penalty here makes more zeros when it is stronger"):
         Regularizer(nn.Linear(2, 2), penalty, num_steps=40, target_density=0.4)
+
+
+def test_the_closing_course_is_saved_with_where_it_began():
+    one = Strength(target_density=0.2, num_steps=100, density=lambda: 0.6)
+    assert one(91) is not None
+    other = Strength(target_density=0.2, num_steps=100, density=lambda: 0.4)
+    other.load_state_dict(one.state_dict())
+    assert other(92) is not None
+    assert one.bounds(92) == other.bounds(92) == pytest.approx((0.44, 0.44))
+    assert one.bounds(100) == pytest.approx((0.2, 0.2))
