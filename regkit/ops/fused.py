@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from regkit.ops.scratch import scratch
 from regkit.ops.steps import as_tensor
-
-Columns = list[Tensor]
 
 
 def fuse(
@@ -30,16 +29,22 @@ def fuse(
     """
     if v.shape[-1] < 2:
         return v
-    values = list(v.unbind(-1))
-    steps = list(as_tensor(step, v).expand_as(v).unbind(-1))
-    means, spans = _runs(values, steps, len(values) - 1)
-    x = _root(means, spans, 0)
-    out = [x]
-    for t in range(len(values) - 2, -1, -1):
-        means, spans = _runs(values, steps, t)
-        x = _clip(x, _root(means, spans, -1), _root(means, spans, 1))
-        out.append(x)
-    return torch.stack(out[::-1], -1)
+    values, steps, means, spans = scratch(v.t(), 4)
+    _columns(v, out=values)
+    _columns(as_tensor(step, v).expand_as(v), out=steps)
+    low, high, edge = scratch(values[0], 3)
+    for t in range(len(values) - 1, -1, -1):
+        _runs(values, steps, t, means, spans, edge)
+        # No later entry looks at the value here: its solution takes the place.
+        x = values[t]
+        if t == len(values) - 1:
+            _root(means, spans, t, 0, x, edge)
+            continue
+        _root(means, spans, t, -1, low, edge)
+        _root(means, spans, t, 1, high, edge)
+        torch.maximum(values[t + 1], low, out=x)
+        torch.minimum(x, high, out=x)
+    return _rows(values)
 
 
 def smooth(
@@ -54,50 +59,60 @@ def smooth(
     """
     if v.shape[-1] < 2:
         return v
-    values = list(v.unbind(-1))
-    steps = list(as_tensor(step, v).expand_as(v).unbind(-1))
-    rest = slack = torch.zeros_like(values[0])
-    pulls: Columns = []
-    rests: Columns = []
-    for value, s in zip(values[:-1], steps[:-1], strict=True):
-        own = 1 + s * slack
-        pull, slack = s / (own + s), own / (own + s)
-        rest = value / (own + s) + pull * rest
-        pulls.append(pull)
-        rests.append(rest)
-    own = 1 + steps[-1] * slack
-    x = values[-1] / own + steps[-1] / own * rest
-    out = [x]
-    for pull, rest in zip(pulls[::-1], rests[::-1], strict=True):
-        x = pull * x + rest
-        out.append(x)
-    return torch.stack(out[::-1], -1)
+    x, pulls = scratch(v.t(), 2)
+    _columns(v, out=x)
+    _columns(as_tensor(step, v).expand_as(v), out=pulls)
+    slack, stiff = scratch(x[0], 2)
+    slack.zero_()
+    for t, (rest, pull) in enumerate(zip(x, pulls, strict=True)):
+        own = slack.mul_(pull).add_(1)
+        # The last one has no neighbour to come.
+        torch.add(own, pull, out=stiff) if t < len(x) - 1 else stiff.copy_(own)
+        slack = own.div_(stiff)
+        pull.div_(stiff)
+        rest.div_(stiff)
+        if t > 0:
+            rest.addcmul_(pull, x[t - 1])
+    for t in range(len(x) - 2, -1, -1):
+        x[t].addcmul_(pulls[t], x[t + 1])
+    return _rows(x)
 
 
-def _runs(values: Columns, steps: Columns, end: int) -> tuple[Columns, Columns]:
-    """Return mean and span of every run that ends at `end`, the longest first.
+def _columns(v: Float[Tensor, "rows size"], out: Float[Tensor, "size rows"]) -> None:
+    """Copy v so that each column lies in one piece.
+
+    Column by column, there and back: a CPU is slow to transpose a matrix as narrow as that.
+    """
+    torch.stack(v.unbind(-1), out=out)
+
+
+def _rows(columns: Float[Tensor, "size rows"]) -> Float[Tensor, "rows size"]:
+    rows = columns.new_empty(columns.shape[::-1])
+    for target, column in zip(rows.unbind(-1), columns, strict=True):
+        target.copy_(column)
+    return rows
+
+
+def _runs(
+    values: Tensor, steps: Tensor, end: int, means: Tensor, spans: Tensor, share: Tensor
+) -> None:
+    """Write mean and span of every run that ends at `end`, by where it starts; `share` is lost.
 
     The mean is weighted by 1/step, the span is 1 / (sum of 1/step).
     """
-    mean, span = values[end], steps[end]
-    means, spans = [mean], [span]
-    tiny = torch.finfo(mean.dtype).tiny
-    for value, step in zip(values[:end][::-1], steps[:end][::-1], strict=True):
-        share = span / (span + step).clamp_min(tiny)
-        mean, span = mean + (value - mean) * share, step * share
-        means.append(mean)
-        spans.append(span)
-    return means[::-1], spans[::-1]
+    means[end].copy_(values[end])
+    spans[end].copy_(steps[end])
+    tiny = torch.finfo(values.dtype).tiny
+    for t in range(end - 1, -1, -1):
+        torch.add(spans[t + 1], steps[t], out=share).clamp_min_(tiny)
+        torch.div(spans[t + 1], share, out=share)
+        torch.lerp(means[t + 1], values[t], share, out=means[t])
+        torch.mul(steps[t], share, out=spans[t])
 
 
-def _root(means: Columns, spans: Columns, slope: int) -> Tensor:
-    """Return where F' of the last entry of the runs equals `slope`."""
-    x = means[0] + slope * spans[0]
-    for mean, span in zip(means[1:], spans[1:], strict=True):
-        x = _clip(x, mean + (slope - 1) * span, mean + (slope + 1) * span)
-    return x
-
-
-def _clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clip; on a CPU far faster than `clamp` where the outcome differs from entry to entry."""
-    return torch.minimum(torch.maximum(x, low), high)
+def _root(means: Tensor, spans: Tensor, end: int, slope: int, x: Tensor, edge: Tensor) -> None:
+    """Write where F' of entry `end` equals `slope`; `edge` is lost."""
+    torch.add(means[0], spans[0], alpha=slope, out=x)
+    for mean, span in zip(means[1 : end + 1], spans[1 : end + 1], strict=True):
+        torch.maximum(x, torch.add(mean, span, alpha=slope - 1, out=edge), out=x)
+        torch.minimum(x, torch.add(mean, span, alpha=slope + 1, out=edge), out=x)

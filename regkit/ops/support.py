@@ -1,9 +1,10 @@
 """Which entries may differ from zero."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from regkit.ops.scratch import scratch
 from regkit.ops.steps import as_tensor
 
 
@@ -23,19 +24,33 @@ def keep_n_of_m(
         return v
     step = as_tensor(step, v).expand_as(v)
     blocks = v[:, :whole].unflatten(1, (-1, m))
-    steps = step[:, :whole].unflatten(1, (-1, m))
+    cost, bound = scratch(blocks, 2)
+    torch.sqrt(step[:, :whole].unflatten(1, (-1, m)), out=bound)
     # The root of the cost neither overflows nor underflows. 0 / sqrt(0) is NaN: it stays, and takes
     # nobody's place, for it compares with none.
-    cost = blocks.abs() / steps.sqrt()
-    kept = torch.where((_rank(cost) < n) | (steps == 0), blocks, 0.0).flatten(1)
-    return torch.cat([kept, v[:, whole:]], dim=1)
+    torch.abs(blocks, out=cost).div_(bound)
+    bound.eq_(0)
+    # One contiguous tensor for each place in a block.
+    bound += _places_left(cost.movedim(-1, 0).contiguous(), n).movedim(0, -1)
+    # 0 stays 0, and anything above becomes infinite.
+    largest = torch.finfo(v.dtype).max
+    bound.clamp_min_(0).mul_(largest).mul_(largest)
+    x = v.clone(memory_format=torch.contiguous_format)
+    kept = x[:, :whole].unflatten(1, (-1, m))
+    torch.minimum(kept, bound, out=kept)
+    torch.maximum(kept, bound.neg_(), out=kept)
+    return x
 
 
-def _rank(cost: Float[Tensor, "rows blocks m"]) -> Int[Tensor, "rows blocks m"]:
-    """Return how many entries of the block come before each, the dearest and the first ones."""
-    rank = torch.zeros_like(cost, dtype=torch.int32)
-    for j in range(cost.shape[-1]):
-        one = cost[..., j : j + 1]
-        rank[..., :j] += one > cost[..., :j]
-        rank[..., j + 1 :] += one >= cost[..., j + 1 :]
-    return rank
+def _places_left(cost: Float[Tensor, "m rows blocks"], n: int) -> Float[Tensor, "m rows blocks"]:
+    """Return n less how many of the block come before each: the dearer ones, the first of equals.
+
+    Comparisons write numbers: a CPU is slow to convert truth values.
+    """
+    left = torch.full_like(cost, n)
+    before = torch.empty_like(cost[0])
+    for j, one in enumerate(cost):
+        for i, other in enumerate(cost):
+            if i != j:
+                left[i].sub_((torch.gt if i < j else torch.ge)(one, other, out=before))
+    return left
