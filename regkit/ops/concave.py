@@ -19,8 +19,8 @@ from regkit.ops.steps import as_tensor
 # cannot foresee.
 STEEP = 1e30
 
-# Where the root that `half_threshold` looks for starts: least-maximum fit of
-# 1 + c1 q + ... + c4 q^4 on its range, 5e-5 off; one Newton step makes that 6e-9, two 8e-16.
+# Where `half_threshold` starts to look for its root: the fit 1 + c1 q + ... + c4 q^4 of least
+# maximum error up to HALF_END, 5e-5; one Newton step makes that 6e-9, two 8e-16.
 HALF_START = (-0.49491819, -0.52930979, 0.88090704, -4.97618476)
 HALF_STEPS = {torch.float64: 2}
 HALF_END = 0.5 * 1.5**-1.5

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import mcp_threshold
+from regkit.ops.scratch import scratch
 from regkit.ops.steps import as_tensor
 
 # Evaluations of the secular equation. The worst error found in double precision over metric spreads
@@ -47,7 +48,7 @@ def shrink_rows(
         return torch.mul(rows, factor, out=scaled).to(z.dtype)
     step = as_tensor(step, rows).expand(z.shape)
     tau = as_tensor(tau, rows).expand(len(z), 1)
-    return _along_the_long_axis(rows, step, tau, 0.0).to(z.dtype)
+    return _metric_shrunk(rows, step, tau, 0.0).to(z.dtype)
 
 
 def fold_rows(
@@ -78,7 +79,7 @@ def fold_rows(
         return torch.mul(rows, factor, out=scaled).to(z.dtype)
     step = as_tensor(step, rows).expand(z.shape)
     taus = as_tensor(tau, rows).expand(len(z), 1)
-    return _along_the_long_axis(rows, step, taus, 1 / gamma).to(z.dtype)
+    return _metric_shrunk(rows, step, taus, 1 / gamma).to(z.dtype)
 
 
 def _is_constant_in_rows(step: float | Tensor) -> bool:
@@ -89,11 +90,19 @@ def _above_zero(length: Tensor) -> Tensor:
     return length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
-def _along_the_long_axis(rows: Tensor, step: Tensor, tau: Tensor, concavity: float) -> Tensor:
+def _metric_shrunk(rows: Tensor, step: Tensor, tau: Tensor, concavity: float) -> Tensor:
+    """Divide every row by 1 + step * its multiplier, or by infinity where it dies."""
     if rows.shape[1] < SHORT < len(rows):
         across = (rows.t().contiguous(), step.t().contiguous(), tau.t())
-        return _metric_shrunk(*across, concavity, dim=0).t().contiguous()
-    return _metric_shrunk(rows, step, tau, concavity, dim=1)
+        mu, dead = (found.t() for found in _multiplier(*across, concavity, dim=0))
+    else:
+        mu, dead = _multiplier(rows, step, tau, concavity, dim=1)
+    # max^2 is infinite after all but a zero, so a dead row is divided by 1 where the step is 0, and
+    # by infinity elsewhere.
+    much = torch.full_like(mu, torch.finfo(rows.dtype).max)
+    divisor = step * torch.where(dead, much, mu)
+    divisor.mul_(torch.where(dead, much, 1.0)).add_(1.0)
+    return torch.div(rows, divisor, out=divisor)
 
 
 def _length(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,57 +112,59 @@ def _length(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.vector_norm(scaled, dim=1, keepdim=True) * largest, scaled
 
 
-def _metric_shrunk(rows: Tensor, step: Tensor, tau: Tensor, concavity: float, dim: int) -> Tensor:
-    """Solve with the entries of a row along `dim`.
+def _multiplier(
+    rows: Tensor, step: Tensor, tau: Tensor, concavity: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Return mu of every row, x_i = z_i / (1 + mu step_i), and where the row dies instead.
 
     Unknown is s = ||x||, a root of F(s) = sum z_i^2 / (s + mu s step_i)^2 = 1, where mu is
-    tau / s - concavity; s and tau are kept in units of the row's largest entry. Two temporaries,
-    and one is the answer.
+    tau / s - concavity; s and tau are kept in units of the row's largest entry. The entries of a
+    row lie along `dim`.
     """
     info = torch.finfo(rows.dtype)
+    z, r, u = scratch(rows, 3)
     largest = _largest(rows, dim)
-    tau = (tau / largest).clamp_max(info.max)
-    r = rows / largest
-    norm = torch.linalg.vector_norm(r, dim=dim, keepdim=True)
+    torch.div(rows, largest, out=z)
+    tau = (tau / largest).clamp_max_(info.max)
     # Below eps^2 a threshold moves no entry; it only has to be no division by zero.
-    u = (step * tau).add_(info.eps**2)
-    between = r.square_().div_(u).sum(dim, keepdim=True)
+    torch.mul(step, tau, out=u).add_(info.eps**2)
+    norm = torch.square(z, out=r).sum(dim, keepdim=True).sqrt_()
+    between = r.div_(u).sum(dim, keepdim=True)
     inverse = r.div_(u).sum(dim, keepdim=True).sqrt_()
     s, upper = _start(norm, inverse, between)
     if concavity > 0:
         s, upper = _start_folded(s, norm, inverse, tau / concavity)
     lower = torch.zeros_like(s)
+    dead = inverse <= 1 + 8 * info.eps
     for _ in range((FOLDED_EVALUATIONS if concavity > 0 else EVALUATIONS)[rows.dtype]):
         torch.mul(step, _mu(tau, s, concavity), out=u).add_(1.0)
-        torch.div(rows, u, out=r).mul_((largest * s).clamp_min_(info.tiny).reciprocal_()).square_()
-        m0 = r.sum(dim, keepdim=True)
-        m1 = r.div_(u).sum(dim, keepdim=True)
-        m2 = r.div_(u).sum(dim, keepdim=True)
+        unit = s * s
+        m0 = torch.div(z, u, out=r).square_().sum(dim, keepdim=True).div_(unit)
+        m1 = r.div_(u).sum(dim, keepdim=True).div_(unit)
+        m2 = r.div_(u).sum(dim, keepdim=True).div_(unit)
         if concavity > 0:
             s, lower, upper = _closer_folded(s, lower, upper, (m0, m1, m2), s * concavity / tau)
         else:
             s, lower, upper = _closer(s, lower, upper, (m0, m1, m2))
-            # On a CPU it costs nothing to ask whether every bracket has closed: mostly after one or
-            # two evaluations. On a GPU it would mean to wait for it.
-            if rows.device.type == "cpu" and bool((upper - lower <= 4 * info.eps * lower).all()):
-                break
+        # On a CPU it costs nothing to ask whether every bracket has closed, mostly after one or
+        # two evaluations: s cannot leave it. On a GPU it would mean to wait for it.
+        if rows.device.type == "cpu" and _have_closed(lower, upper, dead):
+            break
     mu = _mu(tau, s, concavity)
-    dead = inverse <= 1 + 8 * info.eps
     if concavity > 0:
         torch.mul(step, mu, out=u).add_(1.0)
-        torch.div(rows, u, out=r).div_(largest).square_()
+        torch.div(z, u, out=r).square_()
         length = r.sum(dim, keepdim=True).sqrt_()
         pull = mu.square() * r.mul_(step).sum(dim, keepdim=True)
         cap = tau / concavity
         rise = concavity * (cap - length).clamp_min(0.0).square()
         whole = (norm >= cap) & torch.where(dead, between > cap, pull >= rise)
         dead, mu = dead & ~whole, torch.where(whole, 0.0, mu)
-    # max^2 is infinite after all but a zero, so a dead row is divided by 1 where the step is 0, and
-    # by infinity elsewhere.
-    much = torch.full_like(s, info.max)
-    torch.mul(step, torch.where(dead, much, mu), out=u)
-    u.mul_(torch.where(dead, much, 1.0)).add_(1.0)
-    return torch.div(rows, u, out=u)
+    return mu, dead
+
+
+def _have_closed(lower: Tensor, upper: Tensor, dead: Tensor) -> bool:
+    return bool(((upper - lower <= 4 * torch.finfo(lower.dtype).eps * lower) | dead).all())
 
 
 def _mu(tau: Tensor, s: Tensor, concavity: float) -> Tensor:
@@ -189,14 +200,18 @@ def _closer(
     tiny = torch.finfo(s.dtype).tiny
     m0 = moments[0]
     m1, m2 = (moment.clamp_min_(tiny) for moment in moments[1:])
-    near = _root_of_model(s, m1 / m2, m0, m1)
-    lower = torch.maximum(lower, _root_of_model(s, m0 / m1, m0, m1))
-    upper = torch.minimum(upper, _root_of_model(s, torch.ones_like(s), m0, m1))
-    lower = torch.maximum(lower, torch.minimum(s, near))
-    upper = torch.maximum(torch.minimum(upper, torch.maximum(s, near)), lower)
-    middle = (torch.maximum(lower, LEAST_SHARE * upper) * upper).sqrt_()
-    near = torch.clamp(near, lower, upper)
-    return torch.where(upper > WIDE * lower, middle, near), lower, upper
+    poles = torch.stack((m0 / m1, m1 / m2, torch.ones_like(s)))
+    low, near, high = _root_of_model(s, poles, m0, m1).unbind()
+    lower = torch.maximum(lower, low).maximum(torch.minimum(s, near))
+    upper = torch.minimum(upper, high).minimum(torch.maximum(s, near)).maximum(lower)
+    return _between(near.maximum(lower).minimum(upper), lower, upper), lower, upper
+
+
+def _between(near: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return `near`, or the middle of a wide bracket."""
+    middle = torch.maximum(lower, LEAST_SHARE * upper).mul_(upper).sqrt_()
+    wide = torch.gt(upper, WIDE * lower, out=torch.empty_like(upper))
+    return torch.lerp(near, middle, wide)
 
 
 def _start_folded(s: Tensor, norm: Tensor, inverse: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,5 +254,5 @@ def _closer_folded(
 def _root_of_model(s: Tensor, pole: Tensor, m0: Tensor, m1: Tensor) -> Tensor:
     """Solve a / (x / s - 1 + pole)^2 + b = 1, value and slope at x = s being those of F."""
     excess = m0 - 1
-    ratio = excess / (pole * m1 - excess).clamp_min_(1e-12)
-    return s * (1 + pole * ratio / (1 + (1 + ratio).clamp_min_(0.0).sqrt_()))
+    ratio = excess / (pole * m1).sub_(excess).clamp_min_(1e-12)
+    return torch.addcdiv(s, pole * ratio * s, (ratio + 1).sqrt_().add_(1))

@@ -29,7 +29,8 @@ def keep_n_of_m(
     # The root of the cost neither overflows nor underflows. 0 / sqrt(0) is NaN: it stays, and takes
     # nobody's place, for it compares with none.
     torch.abs(blocks, out=cost).div_(bound)
-    bound.eq_(0)
+    # More than there can be before an entry: one of step 0 stays.
+    bound.eq_(0).mul_(m)
     # One contiguous tensor for each place in a block.
     bound += _places_left(cost.movedim(-1, 0).contiguous(), n).movedim(0, -1)
     # 0 stays 0, and anything above becomes infinite.
