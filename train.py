@@ -191,7 +191,11 @@ def _left(regularize: Regularize) -> dict[str, Any]:
 
 def _without_dead_channels(model: VideoClassifier, example: torch.Tensor) -> dict[str, Any]:
     """Say how large the net would be without the channels that are zero."""
-    left = remaining(model.net, example)
+    try:
+        left = remaining(model.net, example)
+    except InputError as error:  # a net that cannot be copied is no reason to lose the summary
+        log.warning("no count of what would remain: %s", error)
+        return {"remaining_parameters": None, "remaining_flops": None, "flops": None}
     return {
         "remaining_parameters": left.parameters,
         "remaining_flops": left.flops,
