@@ -152,6 +152,7 @@ def _log_hparams(logger: TensorBoardLogger, config: DictConfig) -> None:
         "seed": config.seed,
         "model": config.model._target_.rpartition(".")[2],
         "data": config.data._target_.rpartition(".")[2],
+        "optimizer": config.optimizer._target_.rpartition(".")[2],
     }
     tags = ("test/acc", "val/acc", "density/total", "test/roughness", "objective/total")
     writer = logger.experiment.file_writer
@@ -174,6 +175,8 @@ def _summary(
         "lam": config.lam if reg.penalties else 0.0,
         "lams": reg.lams(),
         "seed": config.seed,
+        "optimizer": config.optimizer._target_.rpartition(".")[2],
+        "lr": config.optimizer.get("lr"),
         "loss": loss,
         "objective": loss + penalties,
         "val_accuracy": float(trainer.callback_metrics["val/acc"]),
