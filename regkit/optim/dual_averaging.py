@@ -215,8 +215,9 @@ class RMDA(DualAveraging):
     q = prox of alpha_t / sqrt(t) times the penalty, at  p_0 - V_t / sqrt(t)
     p <- (1 - c) p + c q;   next stage: p_0 <- p, sums <- 0, lr <- stage_decay lr
 
-    The step of the prox grows with t while the noise in V averages out, so after finitely many
-    steps the zeros are those of the minimiser (Euclidean: for vision models trained by SGD).
+    The step of the prox grows with t while the noise in V averages out; the paper proves, where
+    the minimiser is not degenerate, that the zeros are its own after finitely many steps.
+    Euclidean: for models that SGD trains.
 
     Source: Lee, Chen, Training structured neural networks through manifold identification and
     variance reduction, ICLR 2022, algorithm 1.
