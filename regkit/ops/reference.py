@@ -125,13 +125,16 @@ def _updated(
     if update == "none":
         return x
     g = _wide(work.grads[place]) / (1.0 if scale is None else scale)
-    first = work.firsts[place]
     if update == "sgd":
         g = g + rule[Rule.DECAY] * x
+        if not work.firsts:
+            return x.sub_(rule[Rule.LR] * g)
+        first = work.firsts[place]
         buffer = (1 - rule[Rule.REST1]) * _wide(first) + (1 - rule[Rule.REST2]) * g
         first.copy_(buffer)
         ahead = g + (1 - rule[Rule.REST1]) * buffer if rule[Rule.NESTEROV] else buffer
         return x.sub_(rule[Rule.LR] * ahead)
+    first = work.firsts[place]
     first.lerp_(g.to(first.dtype), rule[Rule.REST1])
     second = work.seconds[place]
     second.lerp_(g.square().to(second.dtype), rule[Rule.REST2])
