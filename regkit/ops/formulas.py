@@ -87,7 +87,7 @@ FORMULAS: dict[str, Formula] = {
     "scad": Formula(lambda v, t, c: scad_threshold(v, t, c[0], c[3]), _scad_value),
     # s0 for every w that is not 0
     "hard": Formula(
-        lambda v, t, c: hard_threshold(v, (2 * c[0] * t) ** 0.5), lambda w, c: c[0] * (w != 0)
+        lambda v, t, c: hard_threshold(v, (2 * c[0] * t) ** 0.5), lambda w, c: c[0] * (w != 0).to(w)
     ),
     # s0 |w|^(1/2)
     "half": Formula(

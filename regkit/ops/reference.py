@@ -130,7 +130,7 @@ def _updated(
         if not work.firsts:
             return x.sub_(rule[Rule.LR] * g)
         first = work.firsts[place]
-        buffer = (1 - rule[Rule.REST1]) * _wide(first) + (1 - rule[Rule.REST2]) * g
+        buffer = (1 - rule[Rule.REST1]) * _wide(first) + rule[Rule.REST2] * g
         first.copy_(buffer)
         ahead = g + (1 - rule[Rule.REST1]) * buffer if rule[Rule.NESTEROV] else buffer
         return x.sub_(rule[Rule.LR] * ahead)

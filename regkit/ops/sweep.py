@@ -52,7 +52,8 @@ class Sweep:
         ops = torch.ops.regkit
         op = ops.sweep_entries if self.work.geometry is None else ops.sweep_groups
         geometry = () if self.work.geometry is None else (self.work.geometry,)
-        numbers = None if self.table is None else list(self.table.numbers)
+        # Without a table, or with one of no numbers, the bodies in plain torch run.
+        numbers = (list(self.table.numbers) or None) if self.table is not None else None
         op.default(
             *self.work.lists(),
             list(self.work.which),

@@ -6,7 +6,9 @@ lr / (1 - momentum) for heavy ball, lr / (sqrt(v_hat) + eps) for Adam.
 """
 
 import inspect
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +16,25 @@ from torch import Tensor, optim
 
 from regkit.optim.batch import Batch, Step
 from regkit.optim.dual_averaging import RAMDA, RMDA
+from regkit.optim.fused import ProxAdamW, ProxSGD
 
 Group = dict[str, Any]
 Metric = Callable[[Group, Batch], Step]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A metric as kernels take it: rate, or rate / (sqrt(second) / sqrt(1 - beta2^count) + eps).
+
+    second, count: keys of the optimizer's state; None for `second` means the rate alone, for
+        `count` that there is no correction.
+    """
+
+    rate: float | Tensor
+    second: str | None = None
+    count: str | None = None
+    log_beta2: float = -math.inf
+    eps: float = 0.0
 
 
 def momentum_after(group: Group, before: float | None) -> float:
@@ -43,19 +61,37 @@ def metric_of(optimizer: optim.Optimizer) -> Metric | None:
 
     A subclass has the metric of its parent unless it changes `step`.
     """
+    known = _known(optimizer)
+    return None if known is None else METRICS[known]
+
+
+def form_of(optimizer: optim.Optimizer) -> Callable[[Group, float], Form] | None:
+    """Return the metric by group and answer of the momentum buffer, where kernels take it."""
+    known = _known(optimizer)
+    return None if known is None else FORMS.get(known)
+
+
+def _known(optimizer: optim.Optimizer) -> type[optim.Optimizer] | None:
     own = inspect.unwrap(type(optimizer).step)
-    for known, metric in METRICS.items():
+    for known in METRICS:
         if isinstance(optimizer, known) and own is inspect.unwrap(known.step):
-            return metric
+            return known
     return None
 
 
 def _sgd(group: Group, batch: Batch) -> Step:
+    return _sgd_rate(group, batch.momentum)
+
+
+def _sgd_rate(group: Group, reach: Step) -> Step:
     mu = group["momentum"]
     if mu == 0:
         return group["lr"]
-    reach = batch.momentum
     return group["lr"] * (1 + mu * reach if group["nesterov"] else reach)
+
+
+def _sgd_form(group: Group, reach: float) -> Form:
+    return Form(_sgd_rate(group, reach))
 
 
 def _adam(group: Group, batch: Batch) -> Step:
@@ -64,6 +100,13 @@ def _adam(group: Group, batch: Batch) -> Step:
     # In place from here on: every pass over all weights that is saved is seen on a CPU.
     scale = second.sqrt().div_(correction**0.5).add_(group["eps"])
     return scale.reciprocal_().mul_(group["lr"])
+
+
+def _adam_form(group: Group, reach: float) -> Form:
+    second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    beta2 = float(group["betas"][1])
+    log_beta2 = math.log(beta2) if beta2 > 0 else -math.inf
+    return Form(group["lr"], second, "step", log_beta2, group["eps"])
 
 
 def _nadam(group: Group, batch: Batch) -> Step:
@@ -125,6 +168,16 @@ METRICS: dict[type[optim.Optimizer], Metric] = {
     optim.RMSprop: _rmsprop,
     optim.Adagrad: _adagrad,
     optim.Adamax: _adamax,
+    ProxSGD: _sgd,
+    ProxAdamW: _adam,
     RMDA: _rmda,
     RAMDA: _ramda,
+}
+
+FORMS: dict[type[optim.Optimizer], Callable[[Group, float], Form]] = {
+    optim.SGD: _sgd_form,
+    optim.Adam: _adam_form,
+    optim.AdamW: _adam_form,
+    ProxSGD: _sgd_form,
+    ProxAdamW: _adam_form,
 }

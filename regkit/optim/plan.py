@@ -26,13 +26,14 @@ class Move:
     """What the optimizer moved a parameter by.
 
     group: its settings; state: what it keeps; momentum: answer of its momentum buffer; before:
-        where the parameter was, if that was kept.
+        where the parameter was, if that was kept; fresh: the momentum buffer is still empty.
     """
 
     group: Group
     state: dict[str, Any]
     momentum: float
     before: Tensor | None = None
+    fresh: bool = False
 
     def slice(self, values: Tensor, view: View | None = None) -> Slice:
         """Return the whole of a parameter's values, or of the groups that a view sees."""

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,16 +13,20 @@ from torch.optim import Optimizer
 
 from regkit.errors import InputError
 from regkit.groups import Bundle
-from regkit.optim.batch import Batch, Step, beside, plain
+from regkit.optim.apply import apply_entries, apply_rows, at_strength
+from regkit.optim.batch import plain
+from regkit.optim.fused import FusedOptimizer
 from regkit.optim.metric import (
     METRICS,
     Metric,
     euclidean,
+    form_of,
     metric_of,
     momentum_after,
     momentum_at_rest,
 )
-from regkit.optim.plan import Chain, Group, Move, entry_batches, row_batches
+from regkit.optim.passes import FIRSTS, Passes, plan, signature
+from regkit.optim.plan import Chain, Move, entry_batches, row_batches
 from regkit.penalties.penalty import WeightPenalty
 from regkit.strength import Strength
 
@@ -55,6 +60,7 @@ class ProximalStep:
         held = {p for group in optimizer.param_groups for p in group["params"]}
         penalised = [*chains, *(p.parameter for _, bundle in bundles for p in bundle.pieces)]
         self.members = list(dict.fromkeys(penalised))
+        self._wanted = set(self.members)
         _check(optimizer, self.members, held, bundles)
         self.optimizer = optimizer
         self.chains = chains
@@ -70,6 +76,10 @@ class ProximalStep:
             if optimizer.state.get(p, {}).get("momentum_buffer") is not None
         }
         self.metric = _metric_or_warning(optimizer)
+        self.form = form_of(optimizer)
+        self._passes: dict[str, Passes] = {}
+        # What an update that was taken over has left to do after it.
+        self._begun: tuple[dict[nn.Parameter, Move], Passes | None] | None = None
         self._before: dict[nn.Parameter, Tensor] = {}
         self._joint = [p.parameter for pen, b in bundles if pen.joint for p in b.pieces]
         self._handles = [optimizer.register_step_pre_hook(self._before_step)]
@@ -77,6 +87,8 @@ class ProximalStep:
             optimizer.proximal = lambda: self._after_step(optimizer, (), {})  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        if isinstance(optimizer, FusedOptimizer):
+            optimizer.take_over = self._take_over
 
     def detach(self) -> None:
         """Take the step off its optimizer."""
@@ -84,53 +96,113 @@ class ProximalStep:
             handle.remove()
         if hasattr(self.optimizer, "proximal"):
             self.optimizer.proximal = None  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self.optimizer, FusedOptimizer):
+            self.optimizer.take_over = None
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Keep the weights that the next move starts from, where something depends on them."""
-        frozen = self._strength(self.num_steps + 1) is None
+        frozen = self._aim(self.num_steps + 1)[0] is None
         self._before = {p: p.detach().clone() for p in (self.members if frozen else self._joint)}
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         began = time.perf_counter()
         # Set by a loss scaler during the call of a fused optimizer, which decides on the device.
-        taken: Tensor | None = None
-        found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
-        if found_inf is not None:
-            if (found_inf.device.type == "cpu" or self.strength is not None) and found_inf.item():
+        skip: Tensor | None = getattr(optimizer, "found_inf", None)
+        if skip is not None and (skip.device.type == "cpu" or self.strength is not None):
+            if skip.item():
                 return
-            taken = 1.0 - found_inf
+            skip = None
         self.num_steps += 1
-        moves = self._moves()
-        strength = self._strength(self.num_steps)
-        bounds = None if self.strength is None else self.strength.bounds(self.num_steps)
+        strength, bounds = self._aim(self.num_steps)
+        moves, passes = self._begun or (_stirring(self._moves()), None)
+        self._begun = None
         if strength is None or bounds is None or not moves:
-            self._take(moves, strength, taken)
+            self._take(moves, strength, skip, passes)
         else:
-            self._meet(bounds, moves, strength, taken)
+            self._meet(bounds, moves, strength)
         self.seconds += time.perf_counter() - began
 
+    def _take_over(self, update: str) -> set[Tensor]:
+        """Update what kernels serve, together with the prox, and return which.
+
+        Nothing while the strength is searched for or the support is frozen: both need the point
+        that the optimizer moved to.
+        """
+        self._begun = None
+        scaling = [getattr(self.optimizer, key, None) for key in ("found_inf", "grad_scale")]
+        strength, bounds = self._aim(self.num_steps + 1)
+        if strength is None or bounds is not None or self.form is None:
+            return set()
+        if self.strength is not None and scaling[0] is not None:
+            return set()
+        began = time.perf_counter()
+        moves = self._moves(every=True)
+        mine = {p: m for p, m in _stirring(moves).items() if p in self._wanted}
+        self._begun = (mine, None)
+        passes = self._planned(moves, strength, update)
+        if not passes.updated or not all([one.ready() for one in passes.passes]):
+            return set()
+        if passes.counts:
+            taken = 1.0 if scaling[0] is None else 1.0 - scaling[0]
+            torch._foreach_add_(list(passes.counts), taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
+        for one in passes.passes:
+            one(self.form, self.momentum, strength, *scaling)
+            for p, first in zip(one.parameters, one.sweep.work.firsts, strict=False):
+                self.optimizer.state[p].setdefault(FIRSTS[update], first)
+        self._begun = (mine, replace(passes, passes=()))
+        self.seconds += time.perf_counter() - began
+        return set(passes.updated)
+
     def _take(
-        self, moves: Mapping[nn.Parameter, Move], strength: float | None, taken: Tensor | None
+        self,
+        moves: Mapping[nn.Parameter, Move],
+        strength: float | None,
+        skip: Tensor | None,
+        passes: Passes | None = None,
     ) -> None:
-        """Apply all penalties at this strength; without one, let zeros stay zero."""
-        for chain, group, batch in entry_batches(self.chains, moves):
+        """Apply all penalties at this strength; without one, let zeros stay zero.
+
+        passes: what an update that was taken over has left; default: all.
+        """
+        if passes is None:
+            passes = self._planned(moves, strength)
+        for one in passes.passes:
+            assert self.form is not None
+            assert strength is not None
+            one(self.form, self.momentum, strength, skip)
+        taken = None if skip is None else 1.0 - skip
+        for chain, group, batch in entry_batches(passes.chains, moves):
             if now := at_strength(chain, strength):
-                self._apply(now, group, batch, taken)
-        for penalty, batches in row_batches(self.bundles, moves):
+                apply_entries(now, group, batch, self.metric, taken)
+        for penalty, batches in row_batches(passes.bundles, moves):
             for now in at_strength((penalty,), strength):
-                self._apply_rows(now, batches, taken)
+                apply_rows(now, batches, self.metric, taken, self.num_steps)
         if strength is None:
             for p in moves:
                 p.mul_(self._before[p] != 0)
 
+    def _planned(
+        self, moves: Mapping[nn.Parameter, Move], strength: float | None, update: str = "none"
+    ) -> Passes:
+        """Return the passes over what moved: those of the last step, if they serve again."""
+        if strength is None or self.form is None:
+            return Passes((), self.chains, self.bundles)
+        known = self._passes.get(update)
+        if known is None or known.signature != signature(moves, self.form, update):
+            known = plan(self.chains, self.bundles, moves, self.form, update)
+            self._passes[update] = known
+        return known
+
+    def _aim(self, step: int) -> tuple[float | None, tuple[float, float] | None]:
+        """Return the strength of a step, and the densities that it has to end with."""
+        if self.strength is None:
+            return 1.0, None
+        return self.strength(step), self.strength.bounds(step)
+
     def _meet(
-        self,
-        bounds: tuple[float, float],
-        moves: Mapping[nn.Parameter, Move],
-        strength: float,
-        taken: Tensor | None,
+        self, bounds: tuple[float, float], moves: Mapping[nn.Parameter, Move], strength: float
     ) -> None:
         """Apply all penalties at the strength that leaves a share of non-zeros within bounds.
 
@@ -141,7 +213,7 @@ class ProximalStep:
         weak, strong = 0.0, math.inf
         best, found = math.inf, strength
         for _ in range(NUM_TRIALS):
-            self._take(moves, strength, taken)
+            self._take(moves, strength, None)
             share = _density(list(moves))
             excess = max(share - bounds[1], 0.0) + min(share - bounds[0], 0.0)
             if abs(excess) < best:
@@ -156,91 +228,34 @@ class ProximalStep:
             for p, values in start.items():
                 p.copy_(values)
         else:
-            self._take(moves, found, taken)
+            self._take(moves, found, None)
         if found != strength or best > 0 or weak > 0 or strong < math.inf:
             self.strength.found(found)
 
-    def _strength(self, step: int) -> float | None:
-        return 1.0 if self.strength is None else self.strength(step)
-
-    def _moves(self) -> dict[nn.Parameter, Move]:
-        """Return what moved the penalised parameters; those without a gradient stood still."""
+    def _moves(self, every: bool = False) -> dict[nn.Parameter, Move]:
+        """Return what moves the penalised parameters, or every one; without a gradient none is."""
         moves = {}
-        wanted = set(self.members)
         for group in self.optimizer.param_groups:
+            heavy = group.get("momentum", 0.0) > 0
             for p in group["params"]:
-                if p not in wanted or p.grad is None or p.numel() == 0:
+                if p.grad is None or p.numel() == 0 or not (every or p in self._wanted):
                     continue
                 self.momentum[p] = momentum_after(group, self.momentum.get(p))
-                if isinstance(group["lr"], Tensor) or group["lr"] != 0:
-                    before = self._before.get(p)
-                    moves[p] = Move(group, self.optimizer.state[p], self.momentum[p], before)
+                state = self.optimizer.state[p]
+                fresh = heavy and state.get("momentum_buffer") is None
+                before = self._before.get(p)
+                moves[p] = Move(group, state, self.momentum[p], before, fresh)
         return moves
 
-    def _apply(self, chain: Chain, group: Group, batch: Batch, taken: Tensor | None) -> None:
-        rows = batch.values()
-        step = None
-        for penalty in chain:
-            if penalty.decoupled:
-                rows = penalty.prox(rows, _unless_skipped(group["lr"], taken))
-            else:
-                if step is None:
-                    step = _unless_skipped(self.metric(group, batch), taken)
-                rows = penalty.prox(rows, step)
-        batch.write(rows)
 
-    def _apply_rows(
-        self,
-        penalty: WeightPenalty,
-        batches: Sequence[tuple[Group, Batch]],
-        taken: Tensor | None,
-    ) -> None:
-        values = [batch.values() for _, batch in batches]
-        steps = [_unless_skipped(self.metric(g, batch), taken) for g, batch in batches]
-        rows = torch.cat(values, dim=1) if len(values) > 1 else values[0]
-        step = beside(steps, values)
-        if penalty.joint:
-            rows = self._jointly(penalty, rows, step, batches[0][1])
-        else:
-            rows = penalty.prox(rows, step)
-        parts = rows.split([v.shape[1] for v in values], dim=1)
-        for (_, batch), part in zip(batches, parts, strict=True):
-            batch.write(part)
-
-    def _jointly(self, penalty: WeightPenalty, rows: Tensor, step: Step, batch: Batch) -> Tensor:
-        """Take the move again in a scalar metric, and the prox at every `every`-th step.
-
-        The scalar is the root mean square of the diagonal, as if the second moment were kept once
-        for the whole matrix (Zhang et al., Adam-mini, ICLR 2025, algorithm 2).
-        """
-        (part,) = batch.slices
-        if isinstance(step, Tensor) and step.ndim > 0:
-            assert part.before is not None
-            old = part.rows(part.before).to(rows.dtype)
-            moved = step > 0
-            inverse = torch.where(moved, 1 / step, 0.0)
-            scalar = torch.where(moved.any(), inverse.square().mean().rsqrt(), 0.0)
-            rows = torch.where(moved, old - (old - rows) * inverse * scalar, rows)
-            step = scalar
-        every = getattr(penalty, "every", 1)
-        return penalty.prox(rows, step * every) if self.num_steps % every == 0 else rows
-
-
-def at_strength(chain: Chain, strength: float | None) -> Chain:
-    """Return the penalties at this strength; without one, only the constraints."""
-    if strength is None:
-        return tuple(p for p in chain if p.constraint)
-    return tuple(p.at(strength) for p in chain)
+def _stirring(moves: Mapping[nn.Parameter, Move]) -> dict[nn.Parameter, Move]:
+    """Leave out what a learning rate of 0 has not moved."""
+    return {p: m for p, m in moves.items() if isinstance(m.group["lr"], Tensor) or m.group["lr"]}
 
 
 def _density(parameters: Sequence[Tensor]) -> float:
     nonzero = torch.stack([plain((p != 0).sum()) for p in parameters]).sum()
     return float(nonzero) / sum(p.numel() for p in parameters)
-
-
-def _unless_skipped(step: Step, taken: Tensor | None) -> Step:
-    """Make the step 0, with which a prox changes nothing, where the scaler skipped it."""
-    return step if taken is None else step * taken
 
 
 def _check(

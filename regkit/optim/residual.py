@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regkit.groups import Bundle
+from regkit.optim.apply import at_strength
 from regkit.optim.batch import plain
 from regkit.optim.plan import Chain
-from regkit.optim.proximal_step import at_strength
 from regkit.penalties.penalty import WeightPenalty
 
 # Small enough for the limit, large enough for float64.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.errors import InputError
+from regkit.ops.formulas import Coefficients
 from regkit.ops.steps import as_tensor
 from regkit.penalties.penalty import Step, WeightPenalty
 
@@ -33,6 +34,7 @@ class Box(WeightPenalty):
 
     constraint: ClassVar[bool] = True
     sparsifies: ClassVar[bool] = False
+    formula: ClassVar[str | None] = "box"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +58,10 @@ class Box(WeightPenalty):
     def _bounds(self) -> tuple[float, float]:
         low = -math.inf if self.low is None else self.low
         return low, math.inf if self.high is None else self.high
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (0.0, 0.0, 0.0, *self._bounds)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return 0 where all entries are inside, else infinity."""

@@ -1,10 +1,12 @@
 """Elastic net: the zeros of L1, the shared weight of L2 among correlated inputs."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from regkit.ops.formulas import Coefficients
 from regkit.ops.threshold import soft_threshold
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
 
@@ -22,6 +24,8 @@ class ElasticNet(WeightPenalty):
 
     l1_ratio: float = 0.5
 
+    formula: ClassVar[str | None] = "elastic"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "l1_ratio", check_number(self, "l1_ratio", 0.0, 1.0))
@@ -30,6 +34,10 @@ class ElasticNet(WeightPenalty):
     def sparsifies(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Say whether there is L1 in the mix."""
         return self.l1_ratio > 0
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (self.lam * self.l1_ratio, self.lam * (1 - self.l1_ratio), 0.0, 0.0, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam (l1_ratio ||rows||_1 + (1 - l1_ratio)/2 ||rows||^2)."""

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from regkit.ops.formulas import Coefficients
 from regkit.ops.secular import shrink_rows
 from regkit.penalties.penalty import GroupPenalty, Step
 
@@ -25,6 +27,12 @@ class GroupLasso(GroupPenalty):
     Source: Yuan and Lin, JRSS B 68 (2006), 49-67, equation 2.1; the prox in a diagonal metric is
     the secular equation of `regkit.ops.secular`.
     """
+
+    formula: ClassVar[str | None] = "shrink"
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (0.0, self.lam * math.sqrt(size), 0.0, 0.0, 0.0)
 
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
         """Return lam sum_g sqrt(n_g) ||w_g||."""

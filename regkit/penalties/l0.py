@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import hard_threshold
+from regkit.ops.formulas import Coefficients
 from regkit.penalties.penalty import Step, WeightPenalty
 
 
@@ -23,6 +24,11 @@ class L0(WeightPenalty):
     """
 
     convex: ClassVar[bool] = False
+    formula: ClassVar[str | None] = "hard"
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (self.lam, 0.0, 0.0, 0.0, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam times the number of non-zeros."""

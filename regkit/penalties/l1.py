@@ -6,6 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from regkit.ops.formulas import Coefficients
 from regkit.ops.threshold import soft_threshold
 from regkit.penalties.penalty import Step, WeightPenalty
 
@@ -20,6 +21,11 @@ class L1(WeightPenalty):
     """
 
     composes: ClassVar[bool] = True
+    formula: ClassVar[str | None] = "elastic"
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (self.lam, 0.0, 0.0, 0.0, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam ||rows||_1."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import log_sum_threshold
+from regkit.ops.formulas import Coefficients
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
 
 
@@ -28,10 +29,15 @@ class LogSum(WeightPenalty):
     eps: float = 0.01
 
     convex: ClassVar[bool] = False
+    formula: ClassVar[str | None] = "log_sum"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "eps", check_number(self, "eps", 1e-12))
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (self.lam, 0.0, 0.0, self.eps, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam eps times the sum of log(1 + |w| / eps)."""

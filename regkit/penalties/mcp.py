@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import mcp_threshold
+from regkit.ops.formulas import Coefficients
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
 
 
@@ -27,10 +28,15 @@ class MCP(WeightPenalty):
     gamma: float = 3.0
 
     convex: ClassVar[bool] = False
+    formula: ClassVar[str | None] = "mcp"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "gamma", check_number(self, "gamma", 1e-12))
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (self.lam, 0.0, 0.0, self.gamma, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return the sum of lam |w| - w^2 / (2 gamma), |w| cut at gamma lam."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.groups import KINDS
+from regkit.ops.formulas import Coefficients
 
 Step = float | Float[Tensor, "..."]
 Selector = str | type[nn.Module]
@@ -80,6 +81,9 @@ class WeightPenalty(Penalty):
     # True for a set that the weights have to stay in: any lam > 0 means it, and debiasing keeps it.
     constraint: ClassVar[bool] = False
     convex: ClassVar[bool] = True
+    # What kernels know the prox as, with `coefficients` (`regkit.ops.formulas`); None: they do not,
+    # and it is taken by torch on every device.
+    formula: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +99,13 @@ class WeightPenalty(Penalty):
         if strength == 1.0 or self.constraint or self.decoupled:
             return self
         return replace(self, lam=self.lam * strength)
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula.
+
+        size: of a group; 1 for entries.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no formula")
 
     @abstractmethod
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:

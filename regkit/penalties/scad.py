@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import scad_threshold
+from regkit.ops.formulas import Coefficients
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
 
 
@@ -29,10 +30,15 @@ class SCAD(WeightPenalty):
     a: float = 3.7
 
     convex: ClassVar[bool] = False
+    formula: ClassVar[str | None] = "scad"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "a", check_number(self, "a", 2.0))
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (self.lam, 0.0, 0.0, self.a, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return the sum of the L1 part up to lam and of the bend up to a lam."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from regkit.ops.formulas import Coefficients
 from regkit.penalties.penalty import Step, WeightPenalty
 
 
@@ -23,6 +24,11 @@ class WeightDecay(WeightPenalty):
 
     decoupled: ClassVar[bool] = True
     sparsifies: ClassVar[bool] = False
+    formula: ClassVar[str | None] = "decay"
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the coefficients of the formula."""
+        return (0.0, 0.0, 0.0, self.lam, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam/2 ||rows||^2, the ridge it resembles under plain SGD."""

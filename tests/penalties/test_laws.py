@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from regkit.errors import InputError
+from regkit.ops.formulas import FORMULAS
 from regkit.penalties import ActivationPenalty, Penalty, WeightPenalty
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "penalty"
@@ -293,3 +294,17 @@ def test_activation_penalty_is_proportional_to_lam_and_differentiable(name: str)
     assert frames.grad is not None
     assert frames.grad.isfinite().all()
     assert frames.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", [n for n in of_kind(WeightPenalty) if weight(n, 1.0).formula])
+@given(st.data(), lams, steps)
+@settings(few)
+def test_the_formula_is_the_penalty(name: str, data: Any, lam: float, step: float):
+    penalty = weight(name, lam)
+    rows = drawn_rows(data, step * lam)
+    formula, numbers = FORMULAS[str(penalty.formula)], penalty.coefficients(rows.shape[1])
+    for taken in [step] if penalty.decoupled else drawn_steps(data, penalty, step, rows):
+        x = formula.prox(rows, taken, numbers)
+        torch.testing.assert_close(x, penalty.prox(rows, taken), rtol=1e-9, atol=1e-12)
+        if not (penalty.constraint or penalty.decoupled):
+            torch.testing.assert_close(formula.value(x, numbers).sum(), penalty.value(x))
