@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -252,10 +253,22 @@ class Regularize(pl.Callback):
         if self._busy_s > 0:
             metrics["speed/steps_per_s"] = self._num_batches / self._busy_s
             metrics["speed/prox_share"] = reg.seconds() / self._busy_s
-        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers = _read(metrics)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
         pl_module.log("density", left.total, prog_bar=True, logger=False)
+
+
+def _read(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Read numbers and tensors, those on one device together: that waits for it once."""
+    on_device: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in metrics.items():
+        if isinstance(value, Tensor):
+            on_device[value.device][name] = value.double()
+    read = {name: float(v) for name, v in metrics.items() if not isinstance(v, Tensor)}
+    for tensors in on_device.values():
+        read |= dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    return read
 
 
 def _log_interval(trainer: pl.Trainer) -> int:

@@ -1,4 +1,4 @@
-"""What needs processes of its own: compilation (dynamo would trace type checks) and ranks."""
+"""What needs processes of its own: compilers (they would trace type checks) and ranks."""
 
 import os
 import subprocess
@@ -10,8 +10,10 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("script", ["compiled.py", "two_processes.py"])
+@pytest.mark.parametrize("script", ["compiled.py", "interpreted.py", "two_processes.py"])
 def test_ends_as_the_plain_run(script: str, tmp_path: Path):
+    if script == "interpreted.py":
+        pytest.importorskip("triton", reason="triton is not installed")
     done = subprocess.run(
         [sys.executable, HERE / script, tmp_path / "store"][: 3 if "two" in script else 2],
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},

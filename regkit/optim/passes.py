@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from regkit.groups import Bundle
+from regkit.ops import native
+from regkit.ops.gpu import tables
 from regkit.ops.sweep import Sweep
 from regkit.ops.work import MOST_FORMULAS, Rule, Table, Work
 from regkit.optim.batch import is_dense, local
@@ -19,14 +21,11 @@ from regkit.penalties.penalty import WeightPenalty
 
 Part = tuple[WeightPenalty, Bundle]
 
-TABULATE: dict[str, Callable[..., Table | None]] = {}
-REFRESH: dict[str, Callable[[Table, Work], Table | None]] = {}
-try:  # TEMPORARY while the kernels are being written
-    from regkit.ops import native
-
-    TABULATE["cpu"] = native.tabulate
-except (ImportError, AttributeError):
-    pass
+TABULATE: dict[str, Callable[..., Table | None]] = {
+    "cpu": native.tabulate,
+    "cuda": tables.tabulate,
+}
+REFRESH: dict[str, Callable[[Table, Work], Table | None]] = {"cuda": tables.refresh}
 
 # The state that an update reads besides the metric's, by update.
 FIRSTS = {"sgd": "momentum_buffer", "adamw": "exp_avg"}

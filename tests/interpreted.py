@@ -1,0 +1,82 @@
+"""Run by test_processes: training with the Triton kernels, interpreted on the CPU, as without."""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+import regkit.optim.passes as passes
+from regkit import Regularizer
+from regkit.ops.gpu import sweeps, tables
+from regkit.ops.work import LIBRARY
+from regkit.optim.fused import ProxAdamW, ProxSGD
+from regkit.penalties import L1, MCP, GroupLasso, SparseGroupLasso, WeightDecay
+
+LIBRARY.impl("sweep_entries", sweeps.sweep_entries, "CPU", allow_override=True)
+LIBRARY.impl("sweep_groups", sweeps.sweep_groups, "CPU", allow_override=True)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(2, 6, 3, padding=1, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.head(self.conv(clip).relu().mean((2, 3, 4)))
+
+
+def train(penalties: Any, make: Callable[[Any], Optimizer], num_steps: int, kernels: bool) -> Net:
+    passes.TABULATE.clear()
+    passes.REFRESH.clear()
+    if kernels:
+        passes.TABULATE["cpu"] = tables.tabulate
+        passes.REFRESH["cpu"] = tables.refresh
+    net = Net()
+    optimizer = make(net.parameters())
+    reg = Regularizer(net, penalties, example=torch.zeros(1, 2, 3, 5, 5)).attach(optimizer)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        clip = torch.randn(2, 2, 3, 5, 5, generator=generator)
+        (net(clip) - 1).square().mean().backward()
+        optimizer.step()
+    if kernels:
+        (step,) = reg._steps
+        (planned,) = step._passes.values()
+        assert planned.passes
+        assert not planned.chains
+        assert not planned.bundles
+        assert (len(planned.updated) == len(list(net.parameters()))) == ("Prox" in str(optimizer))
+    return net
+
+
+def main() -> None:
+    cases: list[tuple[Any, Callable[[Any], Optimizer], int]] = [
+        (L1(0.002), lambda p: ProxAdamW(p, lr=0.01, eps=0.01, amsgrad=True, weight_decay=0.1), 200),
+        (L1(0.002), lambda p: optim.AdamW(p, lr=0.01, eps=0.01), 200),
+        ([WeightDecay(0.1), MCP(0.01)], lambda p: ProxSGD(p, lr=0.1, momentum=0.9), 30),
+        ([L1(0.001), GroupLasso(0.002)], lambda p: optim.AdamW(p, lr=0.01, fused=True), 20),
+        (GroupLasso(0.002), lambda p: ProxSGD(p, lr=0.1, momentum=0.9, nesterov=True), 20),
+        (SparseGroupLasso(0.01, groups="input"), lambda p: ProxAdamW(p, lr=0.01), 8),
+        (GroupLasso(0.01, groups="channel"), lambda p: ProxAdamW(p, lr=0.01), 4),
+    ]
+    for penalties, make, num_steps in cases:
+        plain = train(penalties, make, num_steps, kernels=False)
+        swept = train(penalties, make, num_steps, kernels=True)
+        for p, q in zip(plain.parameters(), swept.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+        zeros = [sum(int((p == 0).sum()) for p in net.parameters()) for net in (plain, swept)]
+        print(penalties, *zeros, flush=True)
+    print("equal")
+
+
+if __name__ == "__main__":
+    main()
