@@ -23,7 +23,8 @@ FLOORS = [
     {"composition"},
     {"regularizer"},
     {"callback"},
-    {"module", "config"},
+    {"module", "config", "bench"},
+    {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

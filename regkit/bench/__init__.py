@@ -1,0 +1,1 @@
+"""What each penalty adds to a training step, measured on the machine at hand."""
