@@ -1,6 +1,5 @@
 """The proximal step: right after every real update, in the metric of the optimizer that made it."""
 
-import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from regkit.groups import Bundle
 from regkit.optim.apply import apply_entries, apply_rows, at_strength
 from regkit.optim.batch import plain
 from regkit.optim.fused import FusedOptimizer
+from regkit.optim.meeting import meet
 from regkit.optim.metric import (
     METRICS,
     Metric,
@@ -29,9 +29,6 @@ from regkit.optim.passes import FIRSTS, Passes, plan, signature
 from regkit.optim.plan import Chain, Move, entry_batches, row_batches
 from regkit.penalties.penalty import WeightPenalty
 from regkit.strength import Strength
-
-# How often a step is tried to find the strength that ends it with a wanted density.
-NUM_TRIALS = 12
 
 
 class ProximalStep:
@@ -204,32 +201,18 @@ class ProximalStep:
     def _meet(
         self, bounds: tuple[float, float], moves: Mapping[nn.Parameter, Move], strength: float
     ) -> None:
-        """Apply all penalties at the strength that leaves a share of non-zeros within bounds.
-
-        A stronger penalty leaves fewer: the logarithm of the strength is bracketed, then halved.
-        """
+        """Apply all penalties at the strength that leaves a share of non-zeros within bounds."""
         assert self.strength is not None
         start = {p: p.detach().clone() for p in moves}
-        weak, strong = 0.0, math.inf
-        best, found = math.inf, strength
-        for _ in range(NUM_TRIALS):
-            self._take(moves, strength, None)
-            share = _density(list(moves))
-            excess = max(share - bounds[1], 0.0) + min(share - bounds[0], 0.0)
-            if abs(excess) < best:
-                best, found = abs(excess), strength
-            if best <= bounds[0] / 1000:
-                break
-            weak, strong = (strength, strong) if excess > 0 else (weak, strength)
-            if strong == math.inf:
-                strength = 4 * strength
-            else:
-                strength = math.sqrt(weak * strong) if weak > 0 else strength / 4
+
+        def attempt(strength: float) -> float:
             for p, values in start.items():
                 p.copy_(values)
-        else:
-            self._take(moves, found, None)
-        if found != strength or best > 0 or weak > 0 or strong < math.inf:
+            self._take(moves, strength, None)
+            return _density(list(moves))
+
+        found, searched = meet(bounds, strength, attempt)
+        if searched:
             self.strength.found(found)
 
     def _moves(self, every: bool = False) -> dict[nn.Parameter, Move]:
