@@ -53,7 +53,8 @@ class View:
 
     def in_memory_order(self, tensor: Tensor) -> "View":
         """Sort the axes within a group as they lie in memory: the order within one is free."""
-        strides = self(tensor).stride()
+        # Of an empty stand-in: a DTensor (FSDP2) cannot be viewed in every way that its shards can.
+        strides = self(torch.empty_strided(tensor.shape, tensor.stride(), device="meta")).stride()
         inner = range(self.lead, len(self.order))
         inner = sorted(inner, key=lambda place: -strides[place])
         return replace(

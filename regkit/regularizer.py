@@ -76,7 +76,7 @@ class Regularizer:
     def attach(self, optimizer: Any) -> "Regularizer":
         """Take a proximal step after every real step of this optimizer.
 
-        Call it once for each optimizer of the model.
+        Call it once for each optimizer of the model, after `fully_shard` if that is used.
 
         optimizer: a torch Optimizer, or Lightning's wrapper of one.
         Raises: InputError when the optimizer holds none of the penalised parameters, or has a
@@ -90,11 +90,22 @@ class Regularizer:
                 "Regularizer does not know num_steps; a ramp, a target density and a frozen "
                 "support need the number of optimizer steps of the whole training, 1 or more."
             )
+        self._follow()
         if self.penalised():
             step = ProximalStep(optimizer, self._chains, self._bundles, self.strength)
             self._steps.append(step)
             self._restore(len(self._steps) - 1)
         return self
+
+    def _follow(self) -> None:
+        """Take over parameters that were put in the place of others since the penalties were bound.
+
+        `fully_shard` does so, and optimizers are made of what it left in the model.
+        """
+        now = {name: p for p, name in self._names().items()}
+        if any(now.get(name, p) is not p for name, p in self.parameters().items()):
+            self.terms = {name: term.within(now) for name, term in self.terms.items()}
+            self._chains, self._bundles = compose(list(self.terms.values()), self._names())
 
     def detach(self) -> None:
         """Take everything off the optimizers and the model."""
@@ -148,9 +159,7 @@ class Regularizer:
         Waits for the GPU once.
         """
         counts = {
-            name: torch.stack([(bundle.rows() != 0).any(1).sum() for _, bundle in term.parts]).sum()
-            for name, term in self.terms.items()
-            if not term.elementwise
+            name: term.num_live() for name, term in self.terms.items() if not term.elementwise
         }
         live = torch.stack(list(counts.values())).tolist() if counts else []
         totals = [sum(b.num_groups for _, b in self.terms[name].parts) for name in counts]

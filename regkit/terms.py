@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from regkit.coupling.attention import heads
@@ -14,10 +14,12 @@ from regkit.coupling.recurrent import units
 from regkit.errors import InputError
 from regkit.groups import Bundle, Piece, View, view_of
 from regkit.penalties import Penalty, WeightPenalty
+from regkit.ranks import plain, shared_rows, whole_rows
 from regkit.targets import Entry, survey
 
 Part = tuple[WeightPenalty, Bundle]
 Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
+Held = TypeVar("Held", Entry, Piece)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +56,36 @@ class Term:
     @torch.no_grad()
     def value(self, strength: float = 1.0) -> Float[Tensor, ""]:
         """Return what it adds to F, with `lam` times the strength."""
-        values = [
-            penalty.at(strength).value(
-                _full(b.pieces[0].parameter if self.elementwise else b.rows())
-            )
-            for penalty, b in self.parts
+        rows = (
+            ((penalty, b.pieces[0].parameter) for penalty, b in self.parts)
+            if self.elementwise
+            else whole_rows(self.parts)
+        )
+        values = [plain(penalty.at(strength).value(_full(seen))) for penalty, seen in rows]
+        return torch.stack(values).sum()
+
+    @torch.no_grad()
+    def num_live(self) -> Int[Tensor, ""]:
+        """Count the groups that are not zero."""
+        return torch.stack([(rows != 0).any(1).sum() for _, rows in whole_rows(self.parts)]).sum()
+
+    def within(self, parameters: Mapping[str, nn.Parameter]) -> "Term":
+        """Return the term bound to the parameters that have its names now.
+
+        `fully_shard` puts others in the place of those that it finds.
+        Raises: InputError when their shards are such that its groups cannot be put together.
+        """
+
+        def follow(thing: Held) -> Held:
+            now = parameters.get(thing.name, thing.parameter)
+            return replace(thing, parameter=now) if now.shape == thing.parameter.shape else thing
+
+        parts = [
+            (penalty, replace(bundle, pieces=tuple(follow(piece) for piece in bundle.pieces)))
+            for penalty, bundle in self.parts
         ]
-        return torch.stack([_plain(v) for v in values]).sum()
+        _check_shards(self.penalty, [bundle for _, bundle in parts])
+        return replace(self, entries=[follow(e) for e in self.entries], parts=parts)
 
 
 def named(penalties: Penalties) -> dict[str, Penalty]:
@@ -114,7 +139,7 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
             f"{who} got groups={penalty.layout!r}, and {type(model).__name__} has none among the "
             f"weights that `on` chooses ({'; '.join(reasons)}). Choose other weights or groups."
         )
-    _refuse_shards(who, penalty, bundles)
+    _check_shards(penalty, bundles)
     parts = [(_scaled(penalty, scale, bundle), bundle) for bundle in bundles]
     return Term(name, penalty, entries, parts, notes)
 
@@ -144,6 +169,12 @@ def _structures(
             f"{type(penalty).__name__} got groups={penalty.layout!r}, which are found by running "
             "the model once, and no example to run it with. Give example=<a clip as in training, "
             "batch of 1>, or set model.example_input_array."
+        )
+    if sharded := [name for name, p in model.named_parameters() if hasattr(p, "placements")]:
+        raise InputError(
+            f"{type(penalty).__name__} got groups={penalty.layout!r}, which are found by running a "
+            f"copy of the model, and it is sharded ({sharded[0]!r}): FSDP2 allows no copy. Make "
+            "the Regularizer before fully_shard; attach then takes over the shards."
         )
     coupling = couple(model, example)
     return coupling.bundles(penalty.layout), coupling.notes
@@ -199,23 +230,14 @@ def _scaled(
     return replace(penalty, lam=penalty.lam * given[0]) if given else penalty
 
 
-def _refuse_shards(who: str, penalty: WeightPenalty, bundles: Sequence[Bundle]) -> None:
-    if penalty.layout == "entries":
-        return
-    for bundle in bundles:
-        for piece in bundle.pieces:
-            if hasattr(piece.parameter, "to_local"):
-                raise InputError(
-                    f"{who} acts on groups, and {piece.name!r} is sharded (FSDP2): a group may "
-                    "lie on several ranks. Use DDP, or an element-wise penalty such as L1."
-                )
+def _check_shards(penalty: WeightPenalty, bundles: Sequence[Bundle]) -> None:
+    """Refuse weights that ranks share in a way in which groups cannot be put together."""
+    for bundle in bundles if penalty.layout != "entries" else ():
+        try:
+            shared_rows(bundle)
+        except InputError as error:
+            raise InputError(f"{type(penalty).__name__} on {bundle.name!r}: {error}") from error
 
 
 def _full(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _plain(value: Tensor) -> Tensor:
-    """Return the whole of a value that is spread over ranks (DTensor)."""
-    full_tensor = getattr(value, "full_tensor", None)
-    return full_tensor() if full_tensor is not None else value

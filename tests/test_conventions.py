@@ -18,7 +18,7 @@ FLOORS = [
     {"errors"},
     {"ops", "targets", "activations", "models", "data"},
     {"groups"},
-    {"penalties", "coupling", "strength"},
+    {"penalties", "coupling", "strength", "ranks"},
     {"optim", "terms", "sparsity"},
     {"composition"},
     {"regularizer"},

@@ -10,12 +10,15 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("script", ["compiled.py", "interpreted.py", "two_processes.py"])
+SCRIPTS = ["compiled.py", "interpreted.py", "two_processes.py", "sharded_groups.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_ends_as_the_plain_run(script: str, tmp_path: Path):
     if script == "interpreted.py":
         pytest.importorskip("triton", reason="triton is not installed")
     done = subprocess.run(
-        [sys.executable, HERE / script, tmp_path / "store"][: 3 if "two" in script else 2],
+        [sys.executable, HERE / script, tmp_path / "store"][: 3 if script in SCRIPTS[2:] else 2],
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,

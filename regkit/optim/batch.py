@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regkit.groups import View
+from regkit.ranks import local
 
 Step = float | Tensor
 
@@ -148,18 +149,6 @@ def beside(steps: Sequence[Step], values: Sequence[Tensor]) -> Step:
         for s, v in zip(steps, values, strict=True)
     ]
     return torch.cat(whole, dim=1)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a DTensor, and any other tensor as it is."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor
-
-
-def plain(value: Tensor) -> Tensor:
-    """Return the whole of a value that is spread over ranks (DTensor), and any other as it is."""
-    full_tensor = getattr(value, "full_tensor", None)
-    return full_tensor() if full_tensor is not None else value
 
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:

@@ -104,7 +104,9 @@ class FusedOptimizer(Optimizer, ABC):
         return {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
 
     def _fused(self, params: list[Tensor]) -> bool | None:
-        return True if params[0].device.type in ("cpu", "cuda") else None
+        """Say whether torch fuses the update; not that of SGD on shards (DTensor)."""
+        whole = not any(hasattr(p, "to_local") for p in params)
+        return True if whole and params[0].device.type in ("cpu", "cuda") else None
 
 
 class ProxAdamW(FusedOptimizer):

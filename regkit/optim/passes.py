@@ -33,12 +33,16 @@ FIRSTS = {"sgd": "momentum_buffer", "adamw": "exp_avg"}
 
 @dataclass(eq=False)
 class Pass:
-    """A sweep and where its rules come from."""
+    """A sweep and where its rules come from.
+
+    fresh: momentum buffers that it has begun, to become state of the optimizer.
+    """
 
     sweep: Sweep
     parameters: Sequence[nn.Parameter]
     sources: Sequence[Source]
     device: torch.device
+    fresh: Mapping[nn.Parameter, Tensor]
     _rules: Tensor | None = field(default=None, init=False)
     _numbers: list[list[float]] = field(default_factory=list, init=False)
 
@@ -181,7 +185,7 @@ class _Planner:
                 self._served(p, (penalty,), update) for p in held
             )
             if update != "none":
-                whole = bundle.num_groups * bundle.size == held[0].numel()
+                whole = bundle.num_groups * bundle.size == local(held[0]).numel()
                 fits = fits and len(held) == 1 and whole and held[0] not in self.chains
             if fits:
                 stacks[penalty.formula, *self._kind(held[0])].append((penalty, bundle))
@@ -229,6 +233,7 @@ class _Planner:
         states = [self.moves[p].state for p in parameters]
         form = self.form(rules.sources[0].group, 1.0)
         lists: dict[str, list[Tensor]] = {}
+        fresh: dict[nn.Parameter, Tensor] = {}
         if form.second is not None:
             lists["seconds"] = [local(s[form.second]) for s in states]
             if update != "none" and form.second != "exp_avg_sq":
@@ -239,9 +244,15 @@ class _Planner:
         if update != "none":
             lists["grads"] = [local(p.grad) for p in parameters if p.grad is not None]
             if update != "sgd" or rules.sources[0].group["momentum"] > 0:
+                kept = [s.get(FIRSTS[update]) for s in states]
+                fresh = {
+                    p: torch.zeros_like(p)
+                    for p, first in zip(parameters, kept, strict=True)
+                    if first is None
+                }
                 lists["firsts"] = [
-                    torch.zeros_like(w) if (kept := s.get(FIRSTS[update])) is None else local(kept)
-                    for s, w in zip(states, weights, strict=True)
+                    local(fresh[p] if first is None else first)
+                    for p, first in zip(parameters, kept, strict=True)
                 ]
         work = Work(weights, which, geometry=geometry, **lists)
         metric = "flat" if form.second is None else "root"
@@ -251,7 +262,7 @@ class _Planner:
         if table is None:
             return False
         sweep = Sweep(work, formulas, metric, update, table)
-        self.passes.append(Pass(sweep, parameters, rules.sources, device))
+        self.passes.append(Pass(sweep, parameters, rules.sources, device, fresh))
         self.done |= set(parameters)
         return True
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regkit.groups import Bundle, View
-from regkit.optim.batch import Batch, Slice, is_dense, local, packed
+from regkit.groups import Bundle, Read, View
+from regkit.optim.batch import Batch, Slice, is_dense, packed
 from regkit.penalties.penalty import WeightPenalty
+from regkit.ranks import local
 
 Chain = tuple[WeightPenalty, ...]
 Group = dict[str, Any]
@@ -65,13 +66,21 @@ def entry_batches(
         values.copy_(copy)
 
 
+def _own(parameter: nn.Parameter) -> Tensor:
+    return local(parameter.detach())
+
+
 def row_batches(
-    bundles: Sequence[tuple[WeightPenalty, Bundle]], moves: Mapping[nn.Parameter, Move]
+    bundles: Sequence[tuple[WeightPenalty, Bundle]],
+    moves: Mapping[nn.Parameter, Move],
+    read: Read = _own,
 ) -> Iterator[tuple[WeightPenalty, list[tuple[Group, Batch]]]]:
     """Yield rows, as batches that stand side by side and hold a part of each row.
 
     A bundle in one parameter is stacked upon others whose groups have equal size; a bundle in
     several is by itself. Left out where a parameter did not move.
+
+    read: gives the values that are seen and written to; by default this rank's own.
     """
     stacks: dict[Any, list[Slice]] = defaultdict(list)
     settings: dict[int, Group] = {}
@@ -79,7 +88,7 @@ def row_batches(
         if any(piece.parameter not in moves for piece in bundle.pieces):
             continue
         parts = [
-            (moves[p.parameter].group, moves[p.parameter].slice(p.parameter.detach(), p.view))
+            (moves[p.parameter].group, moves[p.parameter].slice(read(p.parameter), p.view))
             for p in bundle.pieces
         ]
         if len(parts) > 1 or penalty.joint:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from regkit.errors import InputError
 from regkit.groups import Bundle
 from regkit.optim.apply import apply_entries, apply_rows, at_strength
-from regkit.optim.batch import plain
 from regkit.optim.fused import FusedOptimizer
 from regkit.optim.meeting import meet
 from regkit.optim.metric import (
@@ -26,8 +25,10 @@ from regkit.optim.metric import (
     momentum_at_rest,
 )
 from regkit.optim.passes import FIRSTS, Passes, plan, signature
-from regkit.optim.plan import Chain, Move, entry_batches, row_batches
+from regkit.optim.plan import Chain, Move, entry_batches
+from regkit.optim.shards import divide, group_batches
 from regkit.penalties.penalty import WeightPenalty
+from regkit.ranks import local, summed
 from regkit.strength import Strength
 
 
@@ -61,7 +62,7 @@ class ProximalStep:
         _check(optimizer, self.members, held, bundles)
         self.optimizer = optimizer
         self.chains = chains
-        self.bundles = bundles
+        self.bundles, self.shared = divide(bundles)
         self.strength = strength
         self.num_steps = 0
         self.seconds = 0.0
@@ -146,7 +147,7 @@ class ProximalStep:
             torch._foreach_add_(list(passes.counts), taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
         for one in passes.passes:
             one(self.form, self.momentum, strength, *scaling)
-            for p, first in zip(one.parameters, one.sweep.work.firsts, strict=False):
+            for p, first in one.fresh.items():
                 self.optimizer.state[p].setdefault(FIRSTS[update], first)
         self._begun = (mine, replace(passes, passes=()))
         self.seconds += time.perf_counter() - began
@@ -173,9 +174,9 @@ class ProximalStep:
         for chain, group, batch in entry_batches(passes.chains, moves):
             if now := at_strength(chain, strength):
                 apply_entries(now, group, batch, self.metric, taken)
-        for penalty, batches in row_batches(passes.bundles, moves):
-            for now in at_strength((penalty,), strength):
-                apply_rows(now, batches, self.metric, taken, self.num_steps)
+        parts = passes.bundles, self.shared
+        for now, batches in group_batches(*parts, moves, self.metric, strength):
+            apply_rows(now, batches, self.metric, taken, self.num_steps)
         if strength is None:
             for p in moves:
                 p.mul_(self._before[p] != 0)
@@ -237,8 +238,8 @@ def _stirring(moves: Mapping[nn.Parameter, Move]) -> dict[nn.Parameter, Move]:
 
 
 def _density(parameters: Sequence[Tensor]) -> float:
-    nonzero = torch.stack([plain((p != 0).sum()) for p in parameters]).sum()
-    return float(nonzero) / sum(p.numel() for p in parameters)
+    nonzero = torch.stack([(local(p) != 0).sum() for p in parameters])
+    return float(summed(nonzero, parameters).sum()) / sum(p.numel() for p in parameters)
 
 
 def _check(

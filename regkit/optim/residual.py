@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from regkit.groups import Bundle
 from regkit.optim.apply import at_strength
-from regkit.optim.batch import plain
 from regkit.optim.plan import Chain
 from regkit.penalties.penalty import WeightPenalty
+from regkit.ranks import buckets, gathered, local, parameters_of, put_back, summed
 
 # Small enough for the limit, large enough for float64.
 STEP = 1e-6
@@ -38,14 +38,20 @@ def kkt_residual(
             for penalty in at_strength(chain, strength):
                 if not penalty.decoupled:
                     moved[p] = penalty.prox(moved[p], STEP)
-    for penalty, bundle in bundles:
-        if all(piece.parameter in moved for piece in bundle.pieces):
+    whole = [part for part in bundles if all(p.parameter in moved for p in part[1].pieces)]
+    for bucket in buckets(whole):
+        parameters = parameters_of(bucket)
+        found = gathered([moved[p] for p in parameters])
+        seen = dict(zip(parameters, found, strict=True))
+        for penalty, bundle in bucket:
             for now in at_strength((penalty,), strength):
-                rows = now.prox(bundle.rows(moved.__getitem__), STEP)
-                bundle.write(rows, moved.__getitem__)
+                bundle.write(now.prox(bundle.rows(seen.__getitem__), STEP), seen.__getitem__)
+        put_back(seen, moved)
     off = {p: p.detach().double() - x for p, x in moved.items()}
     if strength is None:
         penalised = {*chains, *(piece.parameter for _, b in bundles for piece in b.pieces)}
         off = {p: x * (p != 0) if p in penalised else x for p, x in off.items()}
-    squares = [plain(x.square().sum()) for x in off.values()]
-    return torch.stack(squares).sum().sqrt() / STEP if squares else torch.zeros(())
+    if not off:
+        return torch.zeros(())
+    squares = torch.stack([local(x).square().sum() for x in off.values()])
+    return summed(squares, list(off.values())).sum().sqrt() / STEP

@@ -1,11 +1,13 @@
 """Density: the share of weights that are not exactly zero."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
+from regkit.ranks import is_by_rows, local, plain, summed
 from regkit.targets import weights
 
 
@@ -39,7 +41,7 @@ def density(model: nn.Module | Mapping[str, Tensor]) -> Density:
     norms or embeddings. Waits for the GPU once, whatever the number of tensors.
     """
     tensors = weights(model) if isinstance(model, nn.Module) else dict(model)
-    counts = torch.stack([_counts(t) for t in tensors.values()]).tolist() if tensors else []
+    counts = _counts(list(tensors.values())).tolist() if tensors else []
     sizes = [t.numel() for t in tensors.values()]
     return Density(
         total=sum(nonzero for nonzero, _ in counts) / max(sum(sizes), 1),
@@ -52,9 +54,16 @@ def density(model: nn.Module | Mapping[str, Tensor]) -> Density:
     )
 
 
-def _counts(tensor: Tensor) -> Tensor:
-    """Return [non-zero entries, output rows with one], on the CPU only when read."""
-    full_tensor = getattr(tensor, "full_tensor", None)
-    nonzero = (full_tensor() if full_tensor is not None else tensor) != 0
+def _counts(tensors: Sequence[Tensor]) -> Int[Tensor, "tensors 2"]:
+    """Return [non-zero entries, output rows with one] of each, on the CPU only when read.
+
+    A rank counts the rows that it has; a tensor cut along another axis is put together first.
+    """
+    parts = [t if is_by_rows(t) else plain(t) for t in tensors]
+    return summed(torch.stack([_counted(local(t)) for t in parts]), parts)
+
+
+def _counted(tensor: Tensor) -> Int[Tensor, " 2"]:
+    nonzero = tensor != 0
     rows = nonzero.flatten(1).any(1) if nonzero.ndim > 1 else nonzero.new_zeros(0)
     return torch.stack([nonzero.sum(), rows.sum()])

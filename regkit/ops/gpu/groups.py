@@ -1,0 +1,270 @@
+"""The kernel of `regkit::sweep_groups` for groups of any geometry, in one weight or several.
+
+A program goes over its groups again and again: what it read once comes from the L2 cache.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAssignmentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
+# Triton reads this: what its tuples, ranges and branches decided while compiling are, pyright
+# cannot know.
+
+import triton.language as tl
+
+from regkit.ops.gpu.entries import addresses
+from regkit.ops.gpu.formulas import coefficients
+from regkit.ops.gpu.jit import jit
+from regkit.ops.gpu.optimizer import inverse_scale, rates
+from regkit.ops.gpu.places import NUM_NUMBERS
+from regkit.ops.gpu.rows import thinned
+from regkit.ops.gpu.secular import closer, factor, multiplier, shrunk, start
+from regkit.ops.work import NUM_COLUMNS, Axis, Rule
+
+_COLUMNS = tl.constexpr(NUM_COLUMNS)
+_RATE = tl.constexpr(int(Rule.RATE))
+_NUMBERS = tl.constexpr(NUM_NUMBERS)
+_WEIGHT = tl.constexpr(int(Axis.WEIGHT))
+_OFFSET = tl.constexpr(int(Axis.OFFSET))
+_STRIDE1 = tl.constexpr(int(Axis.STRIDE1))
+_COUNT2 = tl.constexpr(int(Axis.COUNT2))
+_STRIDE2 = tl.constexpr(int(Axis.STRIDE2))
+_SIZE1 = tl.constexpr(int(Axis.SIZE1))
+_STEP1 = tl.constexpr(int(Axis.STEP1))
+_SIZE2 = tl.constexpr(int(Axis.SIZE2))
+_STEP2 = tl.constexpr(int(Axis.STEP2))
+_SIZE3 = tl.constexpr(int(Axis.SIZE3))
+_STEP3 = tl.constexpr(int(Axis.STEP3))
+_RULE = tl.constexpr(NUM_NUMBERS - 1)
+_EPS = tl.constexpr(2.0**-23)
+_TINY = tl.constexpr(2.0**-126)
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+# Between these, squares neither overflow nor vanish, however many.
+_LEAST = tl.constexpr(1e-12)
+_MOST = tl.constexpr(1e12)
+
+
+@jit
+def _length(piece):
+    """Return how many entries of a group this piece holds."""
+    sizes = tl.load(piece + _SIZE1) * tl.load(piece + _SIZE2) * tl.load(piece + _SIZE3)
+    return sizes.to(tl.int32)
+
+
+@jit
+def _bases(piece, group):
+    """Return where groups begin."""
+    count = tl.load(piece + _COUNT2).to(tl.int32)
+    base = tl.load(piece + _OFFSET) + (group // count) * tl.load(piece + _STRIDE1)
+    return base + (group % count) * tl.load(piece + _STRIDE2)
+
+
+@jit
+def _along(piece, entry):
+    """Return where entries lie from the beginning of their group."""
+    size3, size2 = tl.load(piece + _SIZE3).to(tl.int32), tl.load(piece + _SIZE2).to(tl.int32)
+    rest = entry // size3
+    inner = (entry % size3) * tl.load(piece + _STEP3) + (rest % size2) * tl.load(piece + _STEP2)
+    return inner + (rest // size2) * tl.load(piece + _STEP1)
+
+
+@jit
+def _loaded(at, r, c, offsets, mask, root: tl.constexpr):
+    """Return entries after soft threshold and ridge, and their steps; beyond the end both are 0."""
+    x = tl.load(at[0] + offsets, mask, 0.0).to(tl.float32)
+    step = r[0]
+    if root == 1:
+        step = r[0] * inverse_scale(tl.load(at[3] + offsets, mask, 0.0).to(tl.float32), r)
+    if root == 2:
+        step = r[0] * inverse_scale(tl.load(at[4] + offsets, mask, 0.0).to(tl.float32), r)
+    x, step = thinned(x, step, c)
+    return tl.where(mask, x, 0.0), tl.where(mask, step, 0.0)
+
+
+@jit
+def _sums(
+    tables, own, group, entry, there, c, unit, scale, pass_: tl.constexpr,
+    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, axis: tl.constexpr,
+    entries: tl.constexpr,
+):  # fmt: skip
+    """Go over all entries of the groups; return three sums (or, in "size", a maximum) for each.
+
+    own: first piece and how many. entry, group: places along both axes of a tile; there: which
+    groups there are.
+    size: largest entry, sum of squares; scaled: z^2 with z in units; start: z^2 / (step scale +
+    eps^2)^k; moments: (z / (1 + step scale))^2 / (1 + step scale)^k; k = 0, 1, 2.
+    """
+    pointers, pieces, rules, num_weights = tables
+    none = tl.zeros_like(entry + group).to(tl.float32)
+    a, b, d = none, none, none
+    place = 0
+    while place < own[1]:
+        piece = pieces + (own[0] + place) * _NUMBERS
+        rule = rules + tl.load(piece + _RULE) * _COLUMNS
+        at = addresses(pointers, tl.load(piece + _WEIGHT), num_weights, types)
+        r = rates(rule, at[5], counted)
+        base = _bases(piece, group)
+        length = _length(piece)
+        done = 0
+        while done < length:
+            mask = (done + entry < length) & there
+            x, step = _loaded(at, r, c, base + _along(piece, done + entry), mask, root)
+            if pass_ == "size":
+                a = tl.maximum(a, tl.abs(x))
+                b += x * x
+            elif pass_ == "scaled":
+                x = x * unit
+                a += x * x
+            elif pass_ == "start":
+                x = x * unit
+                over = 1.0 / (step * scale + _EPS * _EPS)
+                a += x * x
+                b += x * x * over
+                d += x * x * over * over
+            else:
+                over = 1.0 / (step * scale + 1.0)
+                x = x * unit * over
+                a += x * x
+                b += x * x * over
+                d += x * x * over * over
+            done += entries
+        place += 1
+    if pass_ == "size":  # noqa: SIM108  decided while compiling
+        first = tl.max(a, axis, keep_dims=True)
+    else:
+        first = tl.sum(a, axis, keep_dims=True)
+    return first, tl.sum(b, axis, keep_dims=True), tl.sum(d, axis, keep_dims=True)
+
+
+@jit
+def _write(
+    tables, own, group, entry, there, c, mu, dead, share, broken,
+    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, axis: tl.constexpr,
+    entries: tl.constexpr, metric: tl.constexpr,
+):  # fmt: skip
+    """Write all entries of the groups; return non-zeros, sum of sizes and of squares for each."""
+    pointers, pieces, rules, num_weights = tables
+    none = tl.zeros_like(entry + group).to(tl.float32)
+    alive, sizes, squares = none, none, none
+    place = 0
+    while place < own[1]:
+        piece = pieces + (own[0] + place) * _NUMBERS
+        rule = rules + tl.load(piece + _RULE) * _COLUMNS
+        at = addresses(pointers, tl.load(piece + _WEIGHT), num_weights, types)
+        r = rates(rule, at[5], counted)
+        base = _bases(piece, group)
+        length = _length(piece)
+        done = 0
+        while done < length:
+            mask = (done + entry < length) & there
+            offsets = base + _along(piece, done + entry)
+            x, step = _loaded(at, r, c, offsets, mask, root)
+            if metric:
+                x = tl.where(broken == broken, shrunk(x, step, mu, dead), broken)
+            else:
+                x = x * share
+            tl.store(at[0] + offsets, x.to(at[0].dtype.element_ty), mask)
+            x = tl.where(mask, x, 0.0)
+            alive += (x != 0.0).to(tl.float32)
+            sizes += tl.abs(x)
+            squares += x * x
+            done += entries
+        place += 1
+    alive, sizes = tl.sum(alive, axis, keep_dims=True), tl.sum(sizes, axis, keep_dims=True)
+    return alive, sizes, tl.sum(squares, axis, keep_dims=True)
+
+
+@jit
+def _shrunk(
+    tables, own, first, num, c, evaluations,
+    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
+    groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr,
+):  # fmt: skip
+    """Shrink some groups; return non-zeros, live groups and value."""
+    if across:
+        axis: tl.constexpr = 0
+        lane = tl.arange(0, groups)[None, :]
+        entry = tl.arange(0, entries)[:, None]
+    else:
+        axis: tl.constexpr = 1
+        lane = tl.arange(0, groups)[:, None]
+        entry = tl.arange(0, entries)[None, :]
+    group, there = first + lane, lane < num
+    ones = there.to(tl.float32)
+    largest, squares, _ = _sums(
+        tables, own, group, entry, there, c, 1.0, 0.0, "size", types, root, counted, axis, entries
+    )
+    norm = tl.sqrt(squares)
+    unit = 1.0 / tl.maximum(largest, _TINY)
+    mu, dead, share, broken = 0.0 * ones, there, ones, ones
+    if metric:
+        tau = tl.minimum(c[1] / tl.maximum(largest, _TINY), _LARGEST)
+        norm, between, inverse = _sums(
+            tables, own, group, entry, there, c, unit, tau, "start",
+            types, root, counted, axis, entries,
+        )  # fmt: skip
+        broken = tl.sqrt(inverse)
+        s, lower, upper = start(tl.sqrt(norm), between, broken)
+        done = 0
+        while done < evaluations:
+            done += 1
+            m0, m1, m2 = _sums(
+                tables, own, group, entry, there, c, unit, multiplier(s, tau), "moments",
+                types, root, counted, axis, entries,
+            )  # fmt: skip
+            s, lower, upper = closer(s, lower, upper, m0, m1, m2)
+        mu, dead = multiplier(s, tau), broken <= 1.0 + 8 * _EPS
+    else:
+        extreme = (largest > 0.0) & ((largest < _LEAST) | (largest > _MOST))
+        if tl.max(tl.max(extreme.to(tl.int32), 1), 0) > 0:
+            norm, _, _ = _sums(
+                tables, own, group, entry, there, c, unit, 0.0, "scaled",
+                types, root, counted, axis, entries,
+            )  # fmt: skip
+            norm = tl.sqrt(norm) * tl.maximum(largest, _TINY)
+        rule = tables[2] + tl.load(tables[1] + own[0] * _NUMBERS + _RULE) * _COLUMNS
+        step = tl.load(rule + _RATE)
+        share = factor(norm, step / (1.0 + step * c[2]), c[1])
+    alive, sizes, squares = _write(
+        tables, own, group, entry, there, c, mu, dead, share, broken,
+        types, root, counted, axis, entries, metric,
+    )  # fmt: skip
+    value = c[0] * sizes + c[1] * tl.sqrt(squares) + c[2] * 0.5 * squares
+    live = ((alive > 0.0) & there).to(tl.float32)
+    value = tl.where(there, value, 0.0)
+    return tl.sum(tl.sum(alive, 1), 0), tl.sum(tl.sum(live, 1), 0), tl.sum(tl.sum(value, 1), 0)
+
+
+@jit(
+    do_not_specialize=["num_weights", "before", "evaluations"],
+    do_not_specialize_on_alignment=["pointers", "items", "pieces", "rules", "skip", "tally"],
+)
+def sweep_groups(
+    pointers, items, pieces, rules, skip, tally, num_weights, before, evaluations,
+    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
+    groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr, classes: tl.constexpr,
+):  # fmt: skip
+    """Shrink the groups of one item: (first piece, pieces, first group, groups, class).
+
+    metric: whether entries of a group may have different steps.
+    """
+    if skip is not None:  # noqa: SIM102  that is asked while compiling
+        if tl.load(skip) != 0:
+            return
+    item = items + tl.program_id(0).to(tl.int64) * 5
+    own = (tl.load(item), tl.load(item + 1).to(tl.int32))
+    first, num = tl.load(item + 2).to(tl.int32), tl.load(item + 3).to(tl.int32)
+    kind = tl.load(item + 4)
+    rule = rules + tl.load(pieces + own[0] * _NUMBERS + _RULE) * _COLUMNS
+    c = coefficients(rule, 0)
+    tables = (pointers, pieces, rules, num_weights)
+    alive, live, value = 0.0, 0.0, 0.0
+    for k in tl.static_range(classes):
+        if kind == k:
+            alive, live, value = _shrunk(
+                tables, own, first, num, c, evaluations, types, root, counted, metric,
+                groups[k], entries[k], across[k],
+            )  # fmt: skip
+    if tally is not None:
+        out = tally + (before + tl.program_id(0)).to(tl.int64) * 3
+        tl.store(out, alive)
+        tl.store(out + 1, live)
+        tl.store(out + 2, value)

@@ -1,0 +1,273 @@
+"""The kernels of `regkit::sweep_groups` for rows of memory: each is read and written once.
+
+A program holds several short rows in one tile of registers, or one long row in several.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAssignmentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
+# Triton reads this: what its tuples, ranges and branches decided while compiling are, pyright
+# cannot know.
+
+import triton.language as tl
+
+from regkit.ops.gpu.arithmetic import soft
+from regkit.ops.gpu.entries import addresses, are_aligned, past, updated
+from regkit.ops.gpu.formulas import coefficients
+from regkit.ops.gpu.jit import jit
+from regkit.ops.gpu.optimizer import rates
+from regkit.ops.gpu.secular import closer, factor, multiplier, shrunk, start
+from regkit.ops.work import NUM_COLUMNS
+
+_COLUMNS = tl.constexpr(NUM_COLUMNS)
+_EPS = tl.constexpr(2.0**-23)
+_TINY = tl.constexpr(2.0**-126)
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+
+
+@jit
+def thinned(x, step, c):
+    """Soften, then shrink as a ridge does; return what is left, and its step."""
+    divisor = 1.0 + step * c[2]
+    return soft(x, step * c[0]) / divisor, step / divisor
+
+
+@jit
+def _shrunk_tile(x, step, tau, evaluations, root: tl.constexpr):
+    """Shrink the rows of a tile; beyond a row's end, x and step are 0."""
+    largest = tl.maximum(tl.max(tl.abs(x), 1), _TINY)
+    z = x * (1.0 / largest)[:, None]
+    r = z * z
+    norm = tl.sqrt(tl.sum(r, 1))
+    if root == 0:
+        x = x * factor(norm * largest, step, tau)[:, None]
+    else:
+        tau = tl.minimum(tau / largest, _LARGEST)
+        over = 1.0 / (step * tau[:, None] + _EPS * _EPS)
+        r = r * over
+        between = tl.sum(r, 1)
+        inverse = tl.sqrt(tl.sum(r * over, 1))
+        s, lower, upper = start(norm, between, inverse)
+        done = 0
+        while done < evaluations:
+            done += 1
+            over = 1.0 / (step * multiplier(s, tau)[:, None] + 1.0)
+            r = z * over
+            r = r * r
+            m0 = tl.sum(r, 1)
+            r = r * over
+            m1 = tl.sum(r, 1)
+            s, lower, upper = closer(s, lower, upper, m0, m1, tl.sum(r * over, 1))
+        dead = inverse <= 1.0 + 8 * _EPS
+        x = shrunk(x, step, multiplier(s, tau)[:, None], dead[:, None])
+        x = tl.where((inverse == inverse)[:, None], x, inverse[:, None])
+    return x
+
+
+@jit
+def _tile(
+    at, r, c, unscale, evaluations, start_, num_rows, length, stride,
+    update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
+    rows: tl.constexpr, columns: tl.constexpr, aligned: tl.constexpr,
+):  # fmt: skip
+    """Sweep a tile of rows; return non-zeros, live rows and value."""
+    row = tl.arange(0, rows)[:, None]
+    column = tl.arange(0, columns)[None, :]
+    mask = (row < num_rows) & (column < length)
+    offsets = row * stride + column
+    p = past(at, start_, aligned)
+    x, step = updated(p, offsets, mask, r, unscale, update, states, root)
+    if root > 0:
+        step = tl.where(mask, step, 0.0)
+    x, step = thinned(tl.where(mask, x, 0.0), step, c)
+    x = _shrunk_tile(x, step, c[1], evaluations, root)
+    tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
+    alive = tl.sum((x != 0.0).to(tl.float32), 1)
+    squares = tl.sum(x * x, 1)
+    value = c[0] * tl.sum(tl.abs(x), 1) + c[1] * tl.sqrt(squares) + c[2] * 0.5 * squares
+    return tl.sum(alive, 0), tl.sum((alive > 0.0).to(tl.float32), 0), tl.sum(value, 0)
+
+
+@jit
+def _long(
+    at, r, c, unscale, evaluations, start_, length,
+    update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
+    tile: tl.constexpr, num: tl.constexpr, aligned: tl.constexpr,
+):  # fmt: skip
+    """Sweep one row, held as `num` tiles; return non-zeros, live rows and value."""
+    p = past(at, start_, aligned)
+    lane = tl.arange(0, tile)
+    xs = ()
+    steps = ()
+    largest = tl.zeros((tile,), tl.float32)
+    for k in tl.static_range(num):
+        offsets = k * tile + lane
+        mask = offsets < length
+        x, step = updated(p, offsets, mask, r, unscale, update, states, root)
+        if root > 0:
+            step = tl.where(mask, step, 0.0)
+        x, step = thinned(tl.where(mask, x, 0.0), step, c)
+        largest = tl.maximum(largest, tl.abs(x))
+        xs = xs + (x,)  # noqa: RUF005  the compiler knows no stars
+        steps = steps + (step,)  # noqa: RUF005
+    largest = tl.maximum(tl.max(largest, 0), _TINY)
+    if root == 0:
+        share = _factor_of_tiles(xs, steps[0], largest, c[1], tile, num)
+    else:
+        mu, dead, broken = _multiplier_of_tiles(xs, steps, largest, c[1], evaluations, tile, num)
+    alive = tl.zeros((tile,), tl.float32)
+    squares = tl.zeros((tile,), tl.float32)
+    sizes = tl.zeros((tile,), tl.float32)
+    for k in tl.static_range(num):
+        offsets = k * tile + lane
+        mask = offsets < length
+        if root == 0:
+            x = xs[k] * share
+        else:
+            x = tl.where(broken == broken, shrunk(xs[k], steps[k], mu, dead), broken)
+        tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
+        x = tl.where(mask, x, 0.0)
+        alive += (x != 0.0).to(tl.float32)
+        squares += x * x
+        sizes += tl.abs(x)
+    alive = tl.sum(alive, 0)
+    squares = tl.sum(squares, 0)
+    value = c[0] * tl.sum(sizes, 0) + c[1] * tl.sqrt(squares) + c[2] * 0.5 * squares
+    return alive, (alive > 0.0).to(tl.float32), value
+
+
+@jit
+def _factor_of_tiles(xs, step, largest, tau, tile: tl.constexpr, num: tl.constexpr):
+    a = tl.zeros((tile,), tl.float32)
+    for k in tl.static_range(num):
+        z = xs[k] * (1.0 / largest)
+        a += z * z
+    return factor(tl.sqrt(tl.sum(a, 0)) * largest, step, tau)
+
+
+@jit
+def _multiplier_of_tiles(
+    xs, steps, largest, tau, evaluations, tile: tl.constexpr, num: tl.constexpr
+):
+    """Return mu of the row, whether it dies, and a number that is NaN where one of it is."""
+    unit = 1.0 / largest
+    tau = tl.minimum(tau / largest, _LARGEST)
+    a = tl.zeros((tile,), tl.float32)
+    b = tl.zeros((tile,), tl.float32)
+    d = tl.zeros((tile,), tl.float32)
+    for k in tl.static_range(num):
+        over = 1.0 / (steps[k] * tau + _EPS * _EPS)
+        r = xs[k] * unit
+        r = r * r
+        a += r
+        b += r * over
+        d += r * over * over
+    inverse = tl.sqrt(tl.sum(d, 0))
+    s, lower, upper = start(tl.sqrt(tl.sum(a, 0)), tl.sum(b, 0), inverse)
+    done = 0
+    while done < evaluations:
+        done += 1
+        mu = multiplier(s, tau)
+        a = tl.zeros((tile,), tl.float32)
+        b = tl.zeros((tile,), tl.float32)
+        d = tl.zeros((tile,), tl.float32)
+        for k in tl.static_range(num):
+            over = 1.0 / (steps[k] * mu + 1.0)
+            # In this order, or z of all tiles would be kept beside x, for which there is no room.
+            r = xs[k] * over * unit
+            r = r * r
+            a += r
+            b += r * over
+            d += r * over * over
+        s, lower, upper = closer(s, lower, upper, tl.sum(a, 0), tl.sum(b, 0), tl.sum(d, 0))
+    return multiplier(s, tau), inverse <= 1.0 + 8 * _EPS, inverse
+
+
+@jit(
+    do_not_specialize=["num_weights", "first", "evaluations"],
+    do_not_specialize_on_alignment=["pointers", "items", "rules", "skip", "scale", "tally"],
+)
+def sweep_tiles(
+    pointers, items, rules, skip, scale, tally, num_weights, first, evaluations,
+    types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
+    counted: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, classes: tl.constexpr,
+    vector: tl.constexpr,
+):  # fmt: skip
+    """Sweep the rows of one item: (weight, rule, class, start, rows, length, stride)."""
+    if skip is not None:  # noqa: SIM102  that is asked while compiling
+        if tl.load(skip) != 0:
+            return
+    item = items + tl.program_id(0).to(tl.int64) * 7
+    rule = rules + tl.load(item + 1) * _COLUMNS
+    kind, start_, num = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4).to(tl.int32)
+    length, stride = tl.load(item + 5).to(tl.int32), tl.load(item + 6).to(tl.int32)
+    at = addresses(pointers, tl.load(item), num_weights, types)
+    r = rates(rule, at[5], counted)
+    c = coefficients(rule, 0)
+    unscale = 1.0
+    if scale is not None:
+        unscale = 1.0 / tl.load(scale).to(tl.float32)
+    whole = (length % vector == 0) & (stride % vector == 0) & (start_ % vector == 0)
+    # The compiler sees that these are multiples.
+    even, apart = length // vector * vector, stride // vector * vector
+    alive, live, value = 0.0, 0.0, 0.0
+    for k in tl.static_range(classes):
+        if kind == k:
+            if whole & are_aligned(at):
+                alive, live, value = _tile(
+                    at, r, c, unscale, evaluations, start_, num, even, apart,
+                    update, states, root, rows[k], columns[k], True,
+                )  # fmt: skip
+            else:
+                alive, live, value = _tile(
+                    at, r, c, unscale, evaluations, start_, num, length, stride,
+                    update, states, root, rows[k], columns[k], False,
+                )  # fmt: skip
+    if tally is not None:
+        out = tally + (first + tl.program_id(0)).to(tl.int64) * 3
+        tl.store(out, alive)
+        tl.store(out + 1, live)
+        tl.store(out + 2, value)
+
+
+@jit(
+    do_not_specialize=["num_weights", "first", "evaluations"],
+    do_not_specialize_on_alignment=["pointers", "items", "rules", "skip", "scale", "tally"],
+)
+def sweep_long(
+    pointers, items, rules, skip, scale, tally, num_weights, first, evaluations,
+    types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
+    counted: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr, classes: tl.constexpr,
+    vector: tl.constexpr,
+):  # fmt: skip
+    """Sweep the one row of an item, written as those of `sweep_tiles`."""
+    if skip is not None:  # noqa: SIM102  that is asked while compiling
+        if tl.load(skip) != 0:
+            return
+    item = items + tl.program_id(0).to(tl.int64) * 7
+    rule = rules + tl.load(item + 1) * _COLUMNS
+    kind, start_, length = tl.load(item + 2), tl.load(item + 3), tl.load(item + 5).to(tl.int32)
+    at = addresses(pointers, tl.load(item), num_weights, types)
+    r = rates(rule, at[5], counted)
+    c = coefficients(rule, 0)
+    unscale = 1.0
+    if scale is not None:
+        unscale = 1.0 / tl.load(scale).to(tl.float32)
+    whole = (length % vector == 0) & (start_ % vector == 0)
+    alive, live, value = 0.0, 0.0, 0.0
+    for k in tl.static_range(classes):
+        if kind == k:
+            if whole & are_aligned(at):
+                alive, live, value = _long(
+                    at, r, c, unscale, evaluations, start_, length // vector * vector,
+                    update, states, root, tile, nums[k], True,
+                )  # fmt: skip
+            else:
+                alive, live, value = _long(
+                    at, r, c, unscale, evaluations, start_, length,
+                    update, states, root, tile, nums[k], False,
+                )  # fmt: skip
+    if tally is not None:
+        out = tally + (first + tl.program_id(0)).to(tl.int64) * 3
+        tl.store(out, alive)
+        tl.store(out + 1, live)
+        tl.store(out + 2, value)

@@ -1,0 +1,262 @@
+"""Tables that the kernels read: where tensors lie, and what each program works on."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regkit.errors import InputError
+from regkit.ops.formulas import FORMULAS
+from regkit.ops.gpu import items
+from regkit.ops.gpu.items import Sizes, Stack
+from regkit.ops.gpu.places import bundles, overlap
+from regkit.ops.work import METRICS, MOST_FORMULAS, UPDATES, Table, Work
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Rows of the table of addresses; a tensor that the sweep does not use has address 0.
+GRADS = 1
+NUM_LISTS = 6
+# Offsets within an item, and entries of a group, are counted in 32 bits.
+LONGEST = 2**31 - 2**16
+SIZES = Sizes()
+
+
+class Numbers(NamedTuple):
+    """The tensors of a table; `shape`, `grads` and the classes are on the CPU.
+
+    shape: block, num_blocks, tile, and whether steps may differ within a flat group.
+    pointers: (6, weights) addresses of weights, grads, firsts, seconds, maxes and counts.
+    grads: the addresses of the gradients that `pointers` holds.
+    entries: (items, 4) weight, rule, start, count.
+    tiles, long: (items, 7) weight, rule, class, start, rows, length, stride.
+    groups: (items, 5) first piece, pieces, first group, groups, class.
+    pieces: (pieces, NUM_NUMBERS) geometry and rule.
+    tile_classes: (rows, columns); long_classes: tiles; group_classes: (groups, entries, across).
+    """
+
+    shape: Tensor
+    pointers: Tensor
+    grads: Tensor
+    entries: Tensor
+    tiles: Tensor
+    long: Tensor
+    groups: Tensor
+    pieces: Tensor
+    tile_classes: Tensor
+    long_classes: Tensor
+    group_classes: Tensor
+
+
+def tabulate(
+    work: Work,
+    formulas: Sequence[str],
+    metric: str,
+    update: str = "none",
+    sizes: Sizes = SIZES,
+) -> Table | None:
+    """Lay down where everything is, None where the kernels do not serve.
+
+    They serve dense float32, bfloat16 and float16 on one CUDA device, states and gradients with
+    the strides of their weight, up to two formulas of entries; or "shrink" of groups that do not
+    overlap, with an update only where they are the rows of a whole weight. In Triton's interpreter
+    they serve the CPU.
+    """
+    grouped = [FORMULAS[name].grouped for name in formulas]
+    if work.geometry is None:
+        named = len(formulas) <= MOST_FORMULAS and not any(grouped)
+    else:
+        named = grouped == [True]
+    if not (named and work.weights and _is_here(work) and _is_served(work, metric, update)):
+        return None
+    used = _used(work, metric, update)
+    pointers = torch.tensor(
+        [[t.data_ptr() for t in used[name]] or [0] * len(work.weights) for name in _LISTS]
+    )
+    made = _entries(work, sizes) if work.geometry is None else _groups(work, update, sizes)
+    if made is None:
+        return None
+    stacks, classes, pieces, differ = made
+    shape = torch.tensor([sizes.block, sizes.num_blocks, sizes.tile, metric == "root" or differ])
+    (entries, of_entries), *grouped = [stack.sorted() for stack in stacks]
+    (tiles, _), (long, _), (groups, _) = grouped
+    owners = of_entries if work.geometry is None else torch.cat([own for _, own in grouped])
+    numbers = Numbers(
+        shape, pointers, pointers[GRADS].clone(), entries, tiles, long, groups, pieces, *classes
+    )
+    device = work.weights[0].device
+    on_device = {name: getattr(numbers, name).to(device) for name in _ON_DEVICE}
+    return Table(numbers._replace(**on_device), owners.to(device))
+
+
+def refresh(table: Table, work: Work) -> Table | None:
+    """Tell the kernels where the gradients of this step are; None where they no longer serve.
+
+    Nothing is done where no address has changed; else one row of them is copied behind the work
+    under way, from pinned memory that is not used again until then. Alignment is looked at by the
+    kernels themselves.
+    """
+    numbers = Numbers(*table.numbers)
+    addresses = torch.tensor([grad.data_ptr() for grad in work.grads], dtype=torch.int64)
+    if torch.equal(addresses, numbers.grads):
+        return table
+    if len(addresses) != len(numbers.grads) or not _are_like(work.grads, work.weights):
+        return None
+    if numbers.pointers.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            raise InputError(
+                "A CUDA graph is being captured, but gradients are not where they were before; a "
+                "replay would read freed memory. Call optimizer.zero_grad(set_to_none=False)."
+            )
+        numbers.pointers[GRADS].copy_(addresses.pin_memory(), non_blocking=True)
+    else:
+        numbers.pointers[GRADS].copy_(addresses)
+    return replace(table, numbers=numbers._replace(grads=addresses))
+
+
+_ON_DEVICE = ("pointers", "entries", "tiles", "long", "groups", "pieces")
+_LISTS = ("weights", "grads", "firsts", "seconds", "maxes", "counts")
+
+
+Made = tuple[list[Stack], list[Tensor], Tensor, bool]
+
+
+def _stacks() -> list[Stack]:
+    """Return stacks for entries, tiles, long rows and groups."""
+    return [Stack(width) for width in (4, 7, 7, 5)]
+
+
+def _entries(work: Work, sizes: Sizes) -> Made:
+    stacks = _stacks()
+    for place, (weight, rule) in enumerate(zip(work.weights, work.which, strict=True)):
+        items.of_entries(stacks[0], place, rule, weight.numel(), sizes)
+    none = torch.zeros(0, dtype=torch.int64)
+    return stacks, [none, none, none], items.table_of([]), False
+
+
+def _groups(work: Work, update: str, sizes: Sizes) -> Made | None:
+    """Divide the bundles by what holds them: a tile, several, or none."""
+    assert work.geometry is not None
+    found = bundles(work.geometry, work.which)
+    pieces = [piece for bundle in found for piece in bundle]
+    whole = all(len(b) == 1 and b[0].fills(work.weights[b[0].weight]) for b in found)
+    if overlap(pieces, work.weights) or (update != "none" and not whole):
+        return None
+    if any(max(piece.length, piece.num_groups) > LONGEST for piece in pieces):
+        return None
+    entries, tiles, long, groups = stacks = _stacks()
+    classes = [_Classes(), _Classes(), _Classes()]
+    first = 0
+    for owner, bundle in enumerate(found):
+        piece = bundle[0]
+        if piece.num_groups * sum(part.length for part in bundle) == 0:
+            first += len(bundle)
+            continue
+        alone = len(bundle) == 1 and piece.is_rows
+        fits = [
+            (rows, columns)
+            for rows, columns in sizes.tiles
+            if piece.length <= columns and piece.stride * rows <= LONGEST
+        ]
+        parts = [num for num in sizes.long if piece.length <= num * sizes.tile]
+        if alone and fits:
+            items.of_rows(tiles, piece, classes[0].place(fits[0]), fits[0][0], owner)
+        elif alone and parts:
+            items.of_rows(long, piece, classes[1].place((parts[0],)), 1, owner)
+        else:
+            kind = items.kind_of(bundle)
+            num, length = sizes.kinds[kind]
+            place = classes[2].place((num, length, kind // 2))
+            items.of_groups(groups, bundle, place, num, owner, first)
+            if update != "none":
+                count = work.weights[piece.weight].numel()
+                items.of_entries(entries, piece.weight, piece.rule, count, sizes)
+        first += len(bundle)
+    differ = any(len({piece.rule for piece in bundle}) > 1 for bundle in found)
+    return stacks, [c.tensor() for c in classes], items.table_of(pieces), differ
+
+
+class _Classes:
+    """Shapes that kernels are to be compiled for."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[int, ...]] = []
+
+    def place(self, one: tuple[int, ...]) -> int:
+        if one not in self._found:
+            self._found.append(one)
+        return self._found.index(one)
+
+    def tensor(self) -> Tensor:
+        return torch.tensor(self._found, dtype=torch.int64)
+
+
+def _used(work: Work, metric: str, update: str) -> dict[str, Sequence[Tensor]]:
+    """Return the lists that a sweep reads."""
+    root, adamw = metric == "root", update == "adamw"
+    return {
+        "weights": work.weights,
+        "grads": work.grads if update != "none" else (),
+        "firsts": work.firsts if update != "none" else (),
+        "seconds": work.seconds if adamw or (root and not work.maxes) else (),
+        "maxes": work.maxes if root or adamw else (),
+        "counts": work.counts if root or adamw else (),
+    }
+
+
+def _is_here(work: Work) -> bool:
+    """Say whether kernels can be compiled, or interpreted, where the weights are."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return work.weights[0].device.type == ("cpu" if interpreted else "cuda")
+
+
+def _is_served(work: Work, metric: str, update: str) -> bool:
+    used = _used(work, metric, update)
+    needed = {"none": (), "sgd": ("grads",), "adamw": ("grads", "firsts", "seconds", "counts")}
+    if metric not in METRICS or update not in UPDATES or not all(used[k] for k in needed[update]):
+        return False
+    if metric == "root" and not (used["seconds"] or used["maxes"]):
+        return False
+    device = work.weights[0].device
+    for name, tensors in used.items():
+        if len(tensors) not in (0, len(work.weights)):
+            return False
+        if any(t.device != device or t.dtype != tensors[0].dtype for t in tensors):
+            return False
+        if name == "counts":
+            if any(t.numel() != 1 or t.dtype != torch.float32 for t in tensors):
+                return False
+        elif tensors and (tensors[0].dtype not in TYPES or not _are_like(tensors, work.weights)):
+            return False
+    return all(_is_dense(weight) for weight in work.weights)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Say whether the entries fill one block of memory and do not overlap."""
+    if tensor.layout != torch.strided or tensor.is_neg():
+        return False
+    axes = sorted((st, n) for n, st in zip(tensor.shape, tensor.stride(), strict=True) if n != 1)
+    expected = 1
+    for stride, size in axes:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _are_like(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Say whether all have the strides of their weight; those of axes of size 1 do not matter."""
+    return all(
+        t.shape == w.shape
+        and t.layout == torch.strided
+        and all(
+            a == b or n == 1
+            for a, b, n in zip(t.stride(), w.stride(), w.shape, strict=True)
+        )
+        for t, w in zip(tensors, weights, strict=True)
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+/* Groups: each is gathered into a tile of the thread's own, solved there and put back. */
+#include "native_tile.h"
+
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What one parameter holds of the groups, as in work.py's Axis; the offset is in the addresses. */
+typedef struct {
+    float *x;
+    const float *second, *count;
+    int64_t rule, count2, stride1, stride2, size, size1, step1, size2, step2, size3, step3;
+} Piece;
+
+/* Groups begin to end of a bundle. size: entries in each. */
+typedef struct {
+    int64_t piece, num_pieces, begin, end, size, across;
+} Batch;
+
+static inline void pass(float *restrict tile, float *restrict memory, int back) {
+    if (back) *memory = *tile;
+    else *tile = *memory;
+}
+
+/* Copy the groups that begin at `begin` into the tile or, where `back`, out of it. Compiled for
+ * each answer to `across` and `back`. */
+static inline __attribute__((always_inline)) void carry(const Piece *p, float *tile, float *memory,
+                                                        const int64_t *begin, int lanes, int across,
+                                                        int back) {
+    int beside = across && lanes == LANES; /* the lanes lie side by side in memory, too */
+    for (int g = 1; g < lanes; g++) beside &= begin[g] == begin[0] + g;
+    for (int64_t i = 0; i < p->size1; i++)
+        for (int64_t j = 0; j < p->size2; j++) {
+            float *from = memory + i * p->step1 + j * p->step2;
+            if (!across && p->step3 == 1) {
+                float *run = from + begin[0];
+#pragma omp simd
+                for (int64_t k = 0; k < p->size3; k++) pass(&tile[k], &run[k], back);
+                tile += p->size3;
+            } else if (!across) {
+                float *run = from + begin[0];
+                for (int64_t k = 0; k < p->size3; k++) pass(tile++, &run[k * p->step3], back);
+            } else if (beside) {
+                float *row = from + begin[0];
+                for (int64_t k = 0; k < p->size3; k++, tile += LANES, row += p->step3)
+                    FOR_LANES pass(&tile[g], &row[g], back);
+            } else {
+                for (int g = 0; g < lanes; g++)
+                    for (int64_t k = 0; k < p->size3; k++)
+                        pass(&tile[k * LANES + g], &from[begin[g] + k * p->step3], back);
+                tile += p->size3 * LANES;
+            }
+        }
+}
+
+static void gather(const Piece *p, float *tile, const float *memory, const int64_t *begin,
+                   int lanes, int64_t across) {
+    float *from = (float *)memory; /* it is only read */
+    if (across) carry(p, tile, from, begin, lanes, 1, 0);
+    else carry(p, tile, from, begin, 1, 0, 0);
+}
+
+static void scatter(const Piece *p, float *tile, float *memory, const int64_t *begin, int lanes,
+                    int64_t across) {
+    if (across) carry(p, tile, memory, begin, lanes, 1, 1);
+    else carry(p, tile, memory, begin, 1, 0, 1);
+}
+
+static void begins(const Piece *p, int64_t group, int lanes, int64_t *begin) {
+    for (int g = 0; g < lanes; g++)
+        begin[g] = (group + g) / p->count2 * p->stride1 + (group + g) % p->count2 * p->stride2;
+}
+
+/* Gather values and steps; lanes and rows that hold nothing become 0. */
+static void fill(Tile *tile, const Batch *batch, const Piece *pieces, const double *rules,
+                 int64_t group, int lanes) {
+    int64_t at = 0, whole = tile->rows * LANES, width = batch->across ? LANES : 1, begin[LANES];
+    if (lanes < LANES && batch->across) memset(tile->z, 0, whole * sizeof(float));
+    for (int64_t k = 0; k < batch->num_pieces; k++) {
+        const Piece *p = &pieces[batch->piece + k];
+        Metric metric = metric_of(rules + p->rule * NUM_COLUMNS, p->count);
+        int64_t n = p->size * width;
+        float *z = tile->z + at, *step = tile->step + at;
+        begins(p, group, lanes, begin);
+        gather(p, z, p->x, begin, lanes, batch->across);
+        int direct = !batch->across && p->size1 == 1 && p->size2 == 1 && p->step3 == 1;
+        if (p->second && !direct) {
+            if (lanes < LANES && batch->across) memset(step, 0, n * sizeof(float));
+            gather(p, step, p->second, begin, lanes, batch->across);
+            steps(step, step, n, metric);
+        } else {
+            steps(step, p->second ? p->second + begin[0] : NULL, n, metric);
+        }
+        at += n;
+    }
+    memset(tile->z + at, 0, (whole - at) * sizeof(float));
+    memset(tile->step + at, 0, (whole - at) * sizeof(float));
+}
+
+static void empty(Tile *tile, const Batch *batch, const Piece *pieces, int64_t group, int lanes) {
+    int64_t at = 0, width = batch->across ? LANES : 1, begin[LANES];
+    for (int64_t k = 0; k < batch->num_pieces; k++) {
+        const Piece *p = &pieces[batch->piece + k];
+        begins(p, group, lanes, begin);
+        scatter(p, tile->z + at, p->x, begin, lanes, batch->across);
+        at += p->size * width;
+    }
+}
+
+/* Return the step of all entries, -1 where they differ. */
+static float even_step(const Batch *batch, const Piece *pieces, const double *rules, float s2) {
+    const Piece *p = &pieces[batch->piece];
+    float rate = (float)rules[p->rule * NUM_COLUMNS + RULE_RATE];
+    for (int64_t k = 0; k < batch->num_pieces; k++)
+        if (p[k].second || (float)rules[p[k].rule * NUM_COLUMNS + RULE_RATE] != rate) return -1;
+    return rate / (1 + rate * s2);
+}
+
+static void sweep_batch(const Batch *batch, const Piece *pieces, const double *rules, float *room,
+                        float *tally) {
+    const double *rule = rules + pieces[batch->piece].rule * NUM_COLUMNS;
+    Coefficients c = coefficients(rule, 0);
+    int64_t rows = batch->across ? batch->size : (batch->size + LANES - 1) / LANES;
+    Tile tile = {.z = room, .step = room + rows * LANES, .rows = rows, .across = batch->across};
+    float even = even_step(batch, pieces, rules, c.s2);
+    double sums[3] = {0};
+    for (int64_t group = batch->begin; group < batch->end; group += batch->across ? LANES : 1) {
+        int64_t left = batch->end - group;
+        int lanes = !batch->across ? 1 : left < LANES ? (int)left : LANES;
+        fill(&tile, batch, pieces, rules, group, lanes);
+        if (c.s0 > 0) soften(tile.z, tile.step, rows * LANES, c.s0);
+        if (c.s2 > 0) add_ridge(tile.z, tile.step, rows * LANES, c.s2);
+        find_scale(&tile);
+        if (c.s1 > 0) shrink(&tile, c.s1, even);
+        empty(&tile, batch, pieces, group, lanes);
+        if (tally) count(&tile, c, sums);
+    }
+    for (int k = 0; tally && k < 3; k++) tally[k] = (float)sums[k];
+}
+
+/* floats: room that a thread needs; tally: (batches, 3) or NULL. Return 1 without memory, and
+ * nothing is written then. */
+int64_t regkit_groups(const Batch *batches, int64_t num_batches, const Piece *pieces,
+                      const double *rules, int64_t floats, float *tally, int64_t threads) {
+    size_t one = (size_t)(floats + LANES - floats % LANES) * sizeof(float);
+    char *room = aligned_alloc(ALIGNMENT, one * (size_t)threads);
+    if (room == NULL) return 1;
+#pragma omp parallel num_threads((int)threads)
+    {
+        float *own = (float *)(room + one * (size_t)omp_get_thread_num());
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < num_batches; i++)
+            sweep_batch(&batches[i], pieces, rules, own, tally ? tally + 3 * i : NULL);
+    }
+    free(room);
+    return 0;
+}

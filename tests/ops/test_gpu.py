@@ -1,0 +1,113 @@
+"""The Triton kernels without a GPU: values in its interpreter, machine code by its compiler.
+
+Both in a process of its own: whether kernels are interpreted is settled when triton is imported.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from regkit.ops.gpu import tables
+from regkit.ops.work import LIBRARY, Work
+
+ROOT = Path(__file__).parents[2]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Registers, spills, instructions an entry (None: not counted). More than 128 registers leave an SM
+# too few warps to hide its memory; 187 instructions take as long as the 28 bytes of an entry.
+MOST = {
+    "adamw elastic": (96, 0, 40),
+    "adamw elastic, full": (96, 0, 48),
+    "amsgrad decay box, full": (128, 0, 48),
+    "adamw mcp root": (128, 0, 56),
+    "sgd elastic": (64, 0, 20),
+    "scad root": (96, 0, 64),
+    "bfloat16": (96, 0, 40),
+    "tile 16 x 128 adamw root": (128, 0, None),
+    "tile 1 x 2048 sgd": (128, 0, None),
+    "long 7 x 2048 adamw root": (128, 32, None),
+    "long 4 x 2048 adamw": (128, 0, None),
+    "one group": (128, 32, None),
+    "groups across root": (128, 32, None),
+}
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="no triton")
+def test_kernels_compute_what_the_reference_does():
+    suite = "tests/ops/gpu_interpreted.py"
+    done = run("-m", "pytest", "-p", "no:cacheprovider", suite, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout or "[100%]" in done.stdout
+
+
+def has_tools() -> bool:
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return False
+    tools = Path(spec.origin).parent / "backends" / "nvidia" / "bin"
+    return all((tools / name).exists() for name in ("ptxas", "cuobjdump"))
+
+
+@pytest.mark.skipif(not has_tools(), reason="no ptxas and cuobjdump with triton")
+def test_machine_code_is_wide_and_keeps_to_registers():
+    done = run(
+        "tests/ops/sass.py",
+        PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert found.keys() == MOST.keys()
+    for name, (registers, spills, per_entry) in MOST.items():
+        code = found[name]
+        assert code["registers"] <= registers, (name, code)
+        assert code["spills"] <= spills, (name, code)
+        if "group" not in name:
+            assert code["loads"] > 0, (name, code)
+            assert code["stores"] > 0, (name, code)
+        if per_entry is not None:
+            assert 0 < code["per_entry"] <= per_entry, (name, code)
+
+
+def test_nothing_is_served_without_triton_or_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
+    work = Work([torch.randn(5)], [0])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert tables.tabulate(work, ("elastic",), "flat") is None
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tables.tabulate(work, ("elastic",), "flat") is None
+
+
+def test_importing_regkit_needs_no_triton():
+    script = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import regkit, regkit.ops.gpu.sweeps, regkit.ops.gpu.tables, torch\n"
+        "from regkit.ops.work import Work\n"
+        "assert regkit.ops.gpu.tables.tabulate(Work([torch.ones(3)], [0]), (), 'flat') is None"
+    )
+    done = run("-c", script)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_bodies_stand_registered_for_cuda():
+    from regkit.ops.gpu import sweeps  # noqa: F401  registers them
+
+    assert LIBRARY.ns == "regkit"
+    for op in ("regkit::sweep_entries", "regkit::sweep_groups"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA")
