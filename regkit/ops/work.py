@@ -65,6 +65,8 @@ class Axis(enum.IntEnum):
 
 
 NUM_AXES = len(Axis)
+# What the number of entries of a piece is the product of.
+SIZES = (Axis.COUNT1, Axis.COUNT2, Axis.SIZE1, Axis.SIZE2, Axis.SIZE3)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from regkit.groups import Bundle
 from regkit.ops import native
 from regkit.ops.gpu import tables
 from regkit.ops.sweep import Sweep
-from regkit.ops.work import MOST_FORMULAS, Rule, Table, Work
+from regkit.ops.work import MOST_FORMULAS, SIZES, Rule, Table, Work
 from regkit.optim.batch import is_dense, local
 from regkit.optim.geometry import geometry_of
 from regkit.optim.plan import Chain
@@ -51,15 +51,14 @@ class Pass:
         if self.sweep.update == "none":
             return True
         grads = [local(p.grad) for p in self.parameters if p.grad is not None]
-        alike = all(
-            g.stride() == w.stride() for g, w in zip(grads, self.sweep.work.weights, strict=True)
-        )
         work = replace(self.sweep.work, grads=grads)
-        table, refresh = self.sweep.table, REFRESH.get(self.device.type)
-        if alike and table is not None and refresh is not None:
-            table = refresh(table, work)
-        self.sweep = replace(self.sweep, work=work, table=table)
-        return alike and table is not None
+        if any(g.stride() != w.stride() for g, w in zip(grads, work.weights, strict=True)):
+            return False
+        assert self.sweep.table is not None
+        table = REFRESH[self.device.type](self.sweep.table, work)
+        if table is not None:
+            self.sweep = replace(self.sweep, work=work, table=table)
+        return table is not None
 
     def __call__(
         self,
@@ -68,8 +67,12 @@ class Pass:
         strength: float,
         skip: Tensor | None,
         scale: Tensor | None = None,
+        tally: Tensor | None = None,
     ) -> None:
-        """Run, at this strength."""
+        """Run, at this strength.
+
+        tally: `room` for what is counted by the way.
+        """
         forms = [form(s.group, momentum.get(s.lead, 1.0)) for s in self.sources]
         numbers = [rule_of(s, f, strength) for s, f in zip(self.sources, forms, strict=True)]
         if self._rules is None or numbers != self._numbers:
@@ -79,7 +82,18 @@ class Pass:
             if isinstance(f.rate, Tensor):
                 self._rules[place, Rule.RATE] = f.rate
                 self._rules[place, Rule.LR] = source.group["lr"]
-        self.sweep(self._rules, skip=skip, scale=scale)
+        self.sweep(self._rules, skip=skip, scale=scale, tally=tally)
+
+    def room(self) -> Tensor:
+        """Return room for non-zero entries, live groups and value, a row for each owner."""
+        return torch.zeros((len(self.sweep.owners), 3), device=self.device)
+
+    def num_entries(self) -> int:
+        """Return how many entries it acts on; those of two groups count twice."""
+        work = self.sweep.work
+        if work.geometry is None:
+            return sum(w.numel() for w in work.weights)
+        return int(work.geometry[:, [int(axis) for axis in SIZES]].prod(1).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +110,17 @@ class Passes:
     signature: tuple[Any, ...] = ()
     updated: frozenset[nn.Parameter] = frozenset()
     counts: Sequence[Tensor] = ()
+
+    def cover(self, moves: Moves) -> bool:
+        """Say whether they act on every entry of what moved, on each once and on nothing else."""
+        held = [p for one in self.passes for p in set(one.parameters)]
+        whole = sum(p.numel() for p in moves)
+        return (
+            len(held) == len(set(held))
+            and set(held) == moves.keys()
+            and sum(one.num_entries() for one in self.passes) == whole
+            and not any(hasattr(p, "to_local") for p in moves)
+        )
 
 
 def signature(moves: Moves, form: FormOf, update: str = "none") -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -159,17 +160,19 @@ class ProximalStep:
         strength: float | None,
         skip: Tensor | None,
         passes: Passes | None = None,
+        tallies: Sequence[Tensor] = (),
     ) -> None:
         """Apply all penalties at this strength; without one, let zeros stay zero.
 
         passes: what an update that was taken over has left; default: all.
+        tallies: for each pass, room for what it counts.
         """
         if passes is None:
             passes = self._planned(moves, strength)
-        for one in passes.passes:
+        for one, tally in zip_longest(passes.passes, tallies):
             assert self.form is not None
             assert strength is not None
-            one(self.form, self.momentum, strength, skip)
+            one(self.form, self.momentum, strength, skip, tally=tally)
         taken = None if skip is None else 1.0 - skip
         for chain, group, batch in entry_batches(passes.chains, moves):
             if now := at_strength(chain, strength):
@@ -205,12 +208,17 @@ class ProximalStep:
         """Apply all penalties at the strength that leaves a share of non-zeros within bounds."""
         assert self.strength is not None
         start = {p: p.detach().clone() for p in moves}
+        passes = self._planned(moves, strength)
+        counted = passes.cover(moves)
 
         def attempt(strength: float) -> float:
             for p, values in start.items():
                 p.copy_(values)
-            self._take(moves, strength, None)
-            return _density(list(moves))
+            tallies = [one.room() for one in passes.passes] if counted else []
+            self._take(moves, strength, None, passes, tallies)
+            if not counted:
+                return _density(list(moves))
+            return float(torch.cat(tallies)[:, 0].double().sum()) / sum(p.numel() for p in moves)
 
         found, searched = meet(bounds, strength, attempt)
         if searched:

@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 import regkit.optim.passes as passes
+import regkit.optim.proximal_step as proximal_step
 from regkit import Regularizer
 from regkit.ops.work import Axis, Table, Work
 from regkit.optim.fused import ProxAdamW, ProxSGD
@@ -276,3 +277,23 @@ def steps(net: Net, optimizer: Optimizer) -> None:
         optimizer.zero_grad()
         net(torch.randn(2, *CLIP, generator=generator)).square().mean().backward()
         optimizer.step()
+
+
+def test_a_search_counts_by_the_way(
+    kernels: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+):
+    """Where passes act on every entry once their tallies are the density; elsewhere it is read."""
+    read = []
+    density = proximal_step._density
+    monkeypatch.setattr(proximal_step, "_density", lambda *a: read.append(1) or density(*a))
+    kernels(True)
+    for penalty, counted in [
+        (L1(0.05), True),
+        (GroupLasso(0.05), True),
+        (GroupLasso(0.05, groups="input"), True),
+        ([L1(0.01), GroupLasso(0.05)], False),
+        (GroupMCP(0.05), False),
+    ]:
+        read.clear()
+        train(penalty, OPTIMIZERS["adamw"][0], target_density=0.5)
+        assert (read == []) == counted, penalty
