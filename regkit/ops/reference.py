@@ -124,7 +124,7 @@ def _updated(
     x = _like(work.weights[place], _wide(work.weights[place]))
     if update == "none":
         return x
-    g = _wide(work.grads[place]) / (1.0 if scale is None else scale)
+    g = _wide(work.grads[place]) / (1.0 if scale is None else scale.reshape(()))
     if update == "sgd":
         g = g + rule[Rule.DECAY] * x
         if not work.firsts:

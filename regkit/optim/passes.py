@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regkit.groups import Bundle
 from regkit.ops import native
-from regkit.ops.gpu import tables
+from regkit.ops.gpu import sweeps, tables  # noqa: F401  sweeps registers its bodies
 from regkit.ops.sweep import Sweep
 from regkit.ops.work import MOST_FORMULAS, SIZES, Rule, Table, Work
 from regkit.optim.batch import is_dense, local
