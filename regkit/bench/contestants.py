@@ -121,7 +121,9 @@ def penalised(
         regularizer = Regularizer(copy, penalty, example=example).attach(optimizer)
         entries = sum(p.numel() for p in regularizer.penalised())
         extra = GROUP_PASS_BYTES if isinstance(penalty, GroupPenalty) else PASS_BYTES
-        num_bytes = _adamw_bytes(copy) + (extra * entries if name == HOOK else 0)
+        # Only on CUDA is the update of ProxAdamW in one pass with the prox.
+        apart = name == HOOK or example.device.type == "cpu"
+        num_bytes = _adamw_bytes(copy) + (extra * entries if apart else 0)
         made.append(Contestant(name, copy, optimizer.step, num_bytes))
     return made
 

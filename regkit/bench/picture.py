@@ -10,7 +10,7 @@ from regkit.bench.report import Quartiles, Report, Row, place
 COLOURS = {HOOK: "#0072B2", PROX: "#009E73", None: "#9A9A9A"}
 NAMES = {
     HOOK: "AdamW(fused=True), then the penalty",
-    PROX: "ProxAdamW: update and penalty in one",
+    PROX: "ProxAdamW, with the penalty",
     None: "without regkit",
 }
 CLOCKS = {"gpu": "GPU time", "wall": "time"}

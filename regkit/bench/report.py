@@ -158,8 +158,8 @@ def legend(report: Report) -> Iterator[str]:
         "round, with quartiles."
     )
     yield (
-        "GB/s: counts 28 bytes a weight for AdamW, also with the prox in its pass; 8 more for a "
-        "prox in a pass of its own, 12 for groups; 4 for a count."
+        "GB/s: counts 28 bytes a weight for AdamW, also with the prox in its pass (ProxAdamW on "
+        "CUDA); 8 more for a prox in a pass of its own, 12 for groups; 4 for a count."
     )
     if report.options["train_rounds"]:
         yield (
