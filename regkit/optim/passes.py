@@ -137,7 +137,6 @@ def signature(moves: Moves, form: FormOf, update: str = "none") -> tuple[Any, ..
             _address(m.state, seconds[id(m.group)]),
             _address(m.state, first),
             id(m.group),
-            m.fresh,
         )
         for p, m in moves.items()
     )

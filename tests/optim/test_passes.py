@@ -194,13 +194,17 @@ def rate_of(step: int, net: Net, optimizer: Optimizer) -> None:
     optimizer.param_groups[0]["lr"] = 0.0 if step == 3 else 0.02 / (step + 1)
 
 
-def new_memory(step: int, net: Net, optimizer: Optimizer) -> None:
-    if step == 4:
+def new_weights(step: int, net: Net, optimizer: Optimizer) -> None:
+    if step == 3:
         net.head.weight.data = net.head.weight.data.clone()
+
+
+def new_states(step: int, net: Net, optimizer: Optimizer) -> None:
+    if step == 3:
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
-@pytest.mark.parametrize("between", [unused_head, rate_of, new_memory])
+@pytest.mark.parametrize("between", [unused_head, rate_of, new_weights, new_states])
 @pytest.mark.parametrize("kind", ["adamw", "nesterov", "dampened"])
 def test_what_happens_between_steps(kernels: Callable[[bool], None], kind: str, between: Any):
     penalty = [L1(0.02), GroupLasso(0.02)]
@@ -226,6 +230,29 @@ def test_strength_that_changes(
     kernels(True)
     for make in OPTIMIZERS[kind]:
         net, _ = train(penalty, make, 16, **strength)
+        assert_equal(net, plain)
+
+
+def test_groups_wait_for_an_update_by_torch(
+    kernels: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+):
+    """Kernels that serve no weight without a penalty: those are moved first, then their groups."""
+
+    def some(
+        work: Work, formulas: tuple[str, ...], metric: str, update: str = "none"
+    ) -> Table | None:
+        apart = update != "none" and work.geometry is not None
+        return reference(work, formulas, metric, update) if formulas and not apart else None
+
+    penalty = [L1(0.02, on="conv"), GroupLasso(0.02, groups="input", on="head")]
+    for torchs, ours in (OPTIMIZERS["adamw"], OPTIMIZERS["nesterov"]):
+        kernels(False)
+        plain, _ = train(penalty, torchs)
+        kernels(True)
+        monkeypatch.setattr(passes, "TABULATE", {"cpu": some})
+        net, reg = train(penalty, ours)
+        (step,) = reg._steps
+        assert step._passes[step.optimizer.update].updated == {net.conv.weight}
         assert_equal(net, plain)
 
 
@@ -258,6 +285,7 @@ def test_equals_torch_without_penalties(kind: str):
         theirs.param_groups[0]["fused"] = True
     steps(nets[0], theirs)
     steps(nets[1], mine)
+    theirs.param_groups[0]["fused"] = None
     assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
     crossed = [torchs(nets[2].parameters()), ours(nets[3].parameters())]
     for net, optimizer, source, old in zip(
@@ -265,6 +293,8 @@ def test_equals_torch_without_penalties(kind: str):
     ):
         net.load_state_dict(source.state_dict())
         optimizer.load_state_dict(copy.deepcopy(old.state_dict()))
+    # What is loaded next by torch's counts its steps where a fused optimizer does.
+    assert crossed[1].param_groups[0]["fused"] is True
     for net, optimizer in zip(nets, [theirs, mine, *crossed], strict=True):
         steps(net, optimizer)
         for p, q in zip(net.parameters(), nets[0].parameters(), strict=True):

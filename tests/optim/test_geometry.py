@@ -1,0 +1,79 @@
+"""The table of geometry names the entries that a view sees, wherever they lie."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regkit.coupling.attention import heads
+from regkit.coupling.recurrent import units
+from regkit.groups import Bundle, Piece, View, along, view_of
+from regkit.ops.work import Axis
+from regkit.optim.geometry import geometry_of
+from regkit.targets import survey
+
+
+def single(parameter: nn.Parameter, view: View) -> Bundle:
+    return Bundle("it", (Piece("it", parameter, view),))
+
+
+def rows_of(bundle: Bundle) -> Tensor:
+    """Read groups by the table alone, sorted within each piece."""
+    table, parameters, which = geometry_of([bundle], [lambda p: 7])
+    assert table is not None
+    assert which == [7] * len(parameters)
+    rows = []
+    for row in table.tolist():
+        weight = parameters[row[Axis.WEIGHT]].detach()
+        sizes = [row[a] for a in (Axis.COUNT1, Axis.COUNT2, Axis.SIZE1, Axis.SIZE2, Axis.SIZE3)]
+        steps = [row[a] for a in (Axis.STRIDE1, Axis.STRIDE2, Axis.STEP1, Axis.STEP2, Axis.STEP3)]
+        offset = weight.storage_offset() + row[Axis.OFFSET]
+        seen = weight.as_strided(sizes, steps, offset)
+        rows.append(seen.reshape(sizes[0] * sizes[1], -1).sort(1).values)
+    return torch.cat(rows, 1)
+
+
+def expected(bundle: Bundle) -> Tensor:
+    return torch.cat([p.view.rows(p.parameter.detach()).sort(1).values for p in bundle.pieces], 1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("layout", ["filter", "input", "kernel", "tap"])
+@pytest.mark.parametrize(
+    "conv", [nn.Conv3d(4, 6, (3, 2, 2)), nn.Conv3d(4, 6, 3, groups=2), nn.ConvTranspose3d(4, 6, 2)]
+)
+def test_convolutions(conv: nn.Module, layout: str, last: bool):
+    if last:
+        conv = conv.to(memory_format=torch.channels_last_3d)
+    entry = next(e for e in survey(conv) if e.chosen)
+    view = view_of(entry, layout)
+    assert isinstance(view, View)
+    bundle = single(entry.parameter, view)
+    assert torch.equal(rows_of(bundle), expected(bundle))
+
+
+def test_units_and_heads():
+    for bundle in [
+        *units(nn.LSTM(5, 4, num_layers=2, bidirectional=True)),
+        *heads(nn.MultiheadAttention(8, 4)),
+    ]:
+        assert torch.equal(rows_of(bundle), expected(bundle))
+
+
+def test_a_part_of_the_rows():
+    weight = nn.Parameter(torch.randn(9, 3, 2))
+    bundle = single(weight, along(weight.shape, 0, 3, start=2, inner=2))
+    assert torch.equal(rows_of(bundle), expected(bundle))
+    assert not torch.equal(expected(bundle), weight.detach()[:6].view(3, -1).sort(1).values)
+
+
+def test_axes_are_joined_in_memory_order():
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d))
+    table, *_ = geometry_of([single(weight, along(weight.shape, 0, 4))], [lambda p: 0])
+    assert table is not None
+    assert table[0, Axis.SIZE1 :].tolist() == [1, 0, 1, 0, 24, 1]
+
+
+def test_too_many_axes():
+    weight = nn.Parameter(torch.randn(6, 6, 6, 6, 6)[::2, ::2, ::2, ::2, ::2])
+    table, *_ = geometry_of([single(weight, View((3,) * 5, (0, 1, 2, 3, 4)))], [lambda p: 0])
+    assert table is None
