@@ -202,6 +202,9 @@ def new_weights(step: int, net: Net, optimizer: Optimizer) -> None:
 def new_states(step: int, net: Net, optimizer: Optimizer) -> None:
     if step == 3:
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    if step == 4:
+        for state in optimizer.state.values():
+            state.update({k: v.clone() for k, v in state.items() if isinstance(v, Tensor)})
 
 
 @pytest.mark.parametrize("between", [unused_head, rate_of, new_weights, new_states])
