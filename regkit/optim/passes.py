@@ -80,7 +80,7 @@ class Pass:
             self._numbers = numbers
         for place, (source, f) in enumerate(zip(self.sources, forms, strict=True)):
             if isinstance(f.rate, Tensor):
-                self._rules[place, Rule.RATE] = f.rate
+                self._rules[place, Rule.RATE] = f.rate * numbers[place][Rule.RATE]
                 self._rules[place, Rule.LR] = source.group["lr"]
         self.sweep(self._rules, skip=skip, scale=scale, tally=tally)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regkit.errors import InputError
 from regkit.ops.formulas import NUM_COEFFICIENTS
 from regkit.ops.work import NUM_COLUMNS, Rule
 from regkit.optim.batch import local
@@ -86,17 +87,26 @@ def rule_of(source: Source, form: Form, strength: float) -> list[float]:
 
 
 def _number(value: float | Tensor) -> float:
-    """Return a number; 0 for a tensor, which is copied in on the device."""
-    return 0.0 if isinstance(value, Tensor) else float(value)
+    """Return a number; 1 for a tensor, which is multiplied in on the device."""
+    return 1.0 if isinstance(value, Tensor) else float(value)
 
 
 def on_device(
     device: torch.device, numbers: Sequence[Sequence[float]], old: Tensor | None
 ) -> Tensor:
-    """Return the rules as kernels read them, on a GPU in the memory of the old ones."""
+    """Return the rules as kernels read them, on a GPU in the memory of the old ones.
+
+    Raises: InputError while a CUDA graph is captured.
+    """
     rules = torch.tensor(numbers, dtype=torch.float64)
     if device.type == "cpu":
         return rules
+    if torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "A CUDA graph is being captured at a step with new rules: a replay would read them "
+            "from freed memory. Take a step before, with the learning rate as a tensor, strengths "
+            "that stay, and no momentum (under SGD the prox follows its build-up)."
+        )
     staged = rules.float().pin_memory()
     if old is None:
         return staged.to(device, non_blocking=True)

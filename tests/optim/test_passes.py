@@ -1,6 +1,7 @@
 """Passes end where the torch path ends; the kernels are their plain-torch bodies here."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch.optim import Optimizer
 import regkit.optim.passes as passes
 import regkit.optim.proximal_step as proximal_step
 from regkit import Regularizer
-from regkit.ops.work import Axis, Table, Work
+from regkit.ops.work import Axis, Rule, Table, Work
 from regkit.optim.fused import ProxAdamW, ProxSGD
+from regkit.optim.metric import FORMS
+from regkit.optim.rules import Source, rule_of
 from regkit.penalties import (
     L0,
     L1,
@@ -56,6 +59,10 @@ OPTIMIZERS: dict[str, tuple[Make, Make]] = {
     "amsgrad": (
         lambda p: optim.AdamW(p, lr=0.02, weight_decay=0.0, amsgrad=True),
         lambda p: ProxAdamW(p, lr=0.02, amsgrad=True),
+    ),
+    "tensor": (
+        lambda p: optim.AdamW(p, lr=torch.tensor(0.02).double(), weight_decay=0.1, foreach=False),
+        lambda p: ProxAdamW(p, lr=torch.tensor(0.02).double(), weight_decay=0.1),
     ),
     "sgd": (lambda p: optim.SGD(p, lr=0.1), lambda p: ProxSGD(p, lr=0.1)),
     "nesterov": (
@@ -330,3 +337,17 @@ def test_a_search_counts_by_the_way(
         read.clear()
         train(penalty, OPTIMIZERS["adamw"][0], target_density=0.5)
         assert (read == []) == counted, penalty
+
+
+@pytest.mark.parametrize("lr", [0.02, torch.tensor(0.02)])
+def test_steps_that_are_counted_on_the_host(lr: float | Tensor):
+    """Rules without a count give the metric that torch has with one."""
+    count, second = torch.tensor(3.0), torch.rand(5, dtype=torch.float64)
+    group = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.0, "amsgrad": False}
+    form = FORMS[optim.AdamW](group, 1.0)
+    source = Source(group, nn.Parameter(second), (L1(0.1),), 1, count)
+    row = rule_of(source, form, 1.0)
+    rate = row[Rule.RATE] * (1.0 if isinstance(lr, float) else lr)
+    expected = 0.02 / (second.sqrt() / (1 - 0.99**3) ** 0.5 + 1e-3)
+    torch.testing.assert_close(rate / (second.sqrt() + row[Rule.EPS]), expected)
+    assert row[Rule.LOG_BETA2] == -math.inf
