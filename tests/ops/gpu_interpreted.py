@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sweeping import COEFFICIENTS, NAMES, Call, copied, rule, trimmed, work_of
+from test_secular import LAYOUTS, by_bisection, hard_rows
 from torch import Tensor
 
 from regkit.ops.formulas import FORMULAS
 from regkit.ops.gpu.items import Sizes
 from regkit.ops.gpu.tables import refresh, tabulate
 from regkit.ops.work import Axis, Rule, Work
-from tests.ops.sweeping import COEFFICIENTS, NAMES, Call, copied, rule, trimmed, work_of
-from tests.ops.test_secular import LAYOUTS, by_bisection, hard_rows
 
 SMALL = Sizes(
     block=64,

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sweeping import COEFFICIENTS, NAMES, Call, copied, laid, rule, trimmed, work_of
 from torch import Tensor
 
 from regkit.ops.gpu import sweeps  # noqa: F401  registers the bodies
 from regkit.ops.gpu.tables import refresh
 from regkit.ops.sweep import Sweep
 from regkit.ops.work import Rule
-from tests.ops.sweeping import COEFFICIENTS, NAMES, Call, copied, laid, rule, trimmed, work_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
