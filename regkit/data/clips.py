@@ -1,7 +1,6 @@
 """Turn a list of videos into clips, and clips into batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,21 +9,13 @@ from jaxtyping import Int64, UInt8
 from torch.utils.data import Dataset, DistributedSampler
 
 from regkit.data.decode import Timeline, VideoError, read_frames, read_timeline
+from regkit.data.video import Video
 from regkit.errors import InputError
 
 _TRIES = 10  # substitutes for one unreadable file; ten bad draws in a row mean a wrong path
 
 Key = tuple[int, int | None]  # (epoch, index); None pads a rank's share of an evaluation
 Sampling = Callable[..., Int64[np.ndarray, " frames"]]  # as in `sampling`
-
-
-@dataclass(frozen=True)
-class Video:
-    """Name one file. Videos of one group (person, scene) belong on one side of a split."""
-
-    path: str
-    label: int
-    group: str
 
 
 class _Memory:

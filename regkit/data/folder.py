@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.clips import Video
 from regkit.data.split import by_group
-from regkit.data.video_data import Splits, VideoData
+from regkit.data.video import Splits, Video
+from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 
 _EXTENSIONS = ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv"

@@ -16,8 +16,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 
-from regkit.data.clips import Video
-from regkit.data.video_data import Splits, VideoData
+from regkit.data.video import Splits, Video
+from regkit.data.video_data import VideoData
 
 _CLASSES = ["clockwise", "counterclockwise", "down", "left", "right", "up"]
 _HEADING = {"down": (0, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1)}  # y points down

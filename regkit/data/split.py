@@ -6,7 +6,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from regkit.data.clips import Video
+from regkit.data.video import Video
 
 
 def by_group(

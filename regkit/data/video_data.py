@@ -16,19 +16,10 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from regkit.data.clips import ClipDataset, EpochSampler, Sampling, Video, collate
+from regkit.data.clips import ClipDataset, EpochSampler, Sampling, collate
 from regkit.data.sampling import dense, uniform
+from regkit.data.video import Splits, Video
 from regkit.errors import InputError
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The videos of each split; a label is a place in `classes`."""
-
-    train: list[Video]
-    val: list[Video]
-    test: list[Video]
-    classes: list[str]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from regkit.data.clips import ClipDataset, EpochSampler, Video, collate
+from regkit.data.clips import ClipDataset, EpochSampler, collate
 from regkit.data.decode import read_frames
 from regkit.data.sampling import dense, uniform
+from regkit.data.video import Video
 from regkit.errors import InputError
 
 

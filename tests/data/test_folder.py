@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regkit.data.clips import Video
 from regkit.data.folder import Folder
 from regkit.data.split import by_group
+from regkit.data.video import Video
 from regkit.errors import InputError
 
 
