@@ -1,48 +1,51 @@
 """Turn a list of videos into clips, and clips into batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
-from torch.utils.data import Dataset, DistributedSampler
+from jaxtyping import UInt8
+from torch.utils.data import Dataset, get_worker_info
 
-from regkit.data.decode import Timeline, VideoError, read_frames, read_timeline
+from regkit.data.cut import Cut
+from regkit.data.readers import Reader
+from regkit.data.timeline import Timeline, VideoError
 from regkit.data.video import Video
 from regkit.errors import InputError
 
 _TRIES = 10  # substitutes for one unreadable file; ten bad draws in a row mean a wrong path
+_NAME_BYTES = 4096  # of the path that a worker holds
 
 Key = tuple[int, int | None]  # (epoch, index); None pads a rank's share of an evaluation
-Sampling = Callable[..., Int64[np.ndarray, " frames"]]  # as in `sampling`
+Clip = UInt8[np.ndarray, "clips frames size size 3"]
 
 
 class _Memory:
     """Keep decoded things until full. It never evicts: under shuffling that only costs hits."""
 
-    def __init__(self, cache_mib: int):
-        self._room = cache_mib * 2**20
-        self._kept: dict[tuple[str, str], Any] = {}
+    def __init__(self, memory_mib: int):
+        self._room = memory_mib * 2**20
+        self._kept: dict[tuple[str, Any], Any] = {}
 
     def fits(self, num_bytes: int) -> bool:
         return num_bytes <= self._room
 
-    def get(self, kind: str, path: str) -> Any:
-        return self._kept.get((kind, path))
+    def get(self, kind: str, key: Any) -> Any:
+        return self._kept.get((kind, key))
 
-    def keep(self, kind: str, path: str, item: Any) -> None:
+    def keep(self, kind: str, key: Any, item: Any) -> None:
         if self.fits(item.nbytes):
-            self._kept[kind, path] = item
+            self._kept[kind, key] = item
             self._room -= item.nbytes
 
 
 class ClipDataset(Dataset):
-    """Read one clip per video. What is random is a function of (seed, epoch, index) alone.
+    """Read one clip per video in training, all views of it in evaluation.
 
-    A file that cannot be read is replaced in training by another of the same split, and left out
-    of evaluation; its name travels in `skipped`. Each worker keeps up to `cache_mib` of decoded
-    frames.
+    What is random is a function of (seed, epoch, index) alone. A file that cannot be read is
+    replaced in training by another of the same split, and left out of evaluation; its name
+    travels in `skipped`. Each worker keeps up to `memory_mib` of decoded frames.
 
     Raises: InputError when `on_error` is "raise", or when one file's substitutes fail as well.
     """
@@ -50,28 +53,31 @@ class ClipDataset(Dataset):
     def __init__(
         self,
         videos: Sequence[Video],
-        num_frames: int,
-        size_px: int,
-        sampling: Sampling,
+        cut: Cut,
+        reader: Reader,
         training: bool,
         seed: int = 0,
-        cache_mib: int = 256,
+        memory_mib: int = 256,
         on_error: str = "skip",
     ):
         self.videos = videos
-        self.num_frames = num_frames
-        self.size_px = size_px
-        self.sampling = sampling
+        self.cut = cut
+        self.reader = reader
         self.training = training
         self.seed = seed
         self.on_error = on_error
-        self._memory = _Memory(cache_mib)
+        self._memory = _Memory(memory_mib)
+        self.watch(0)
+
+    def watch(self, num_workers: int) -> None:
+        """Make room for the name of the file that each worker holds."""
+        self._held = torch.zeros(num_workers, _NAME_BYTES, dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, key: int | Key) -> dict[str, Any]:
-        """Read the clip that `key` names, or its substitute."""
+        """Read the clips that `key` names, or their substitute."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if index is None:
             return self._absent([])
@@ -79,29 +85,37 @@ class ClipDataset(Dataset):
         skipped = []
         for _ in range(_TRIES if self.training else 1):
             video = self.videos[index]
+            self._hold(video.path)
             try:
-                clip = self._clip(video.path, rng if self.training else None)
+                clip = self._clip(video, rng if self.training else None)
             except VideoError as error:
                 if self.on_error == "raise":
                     raise self._refusal(str(error)) from error
                 skipped.append(str(error))
                 index = int(rng.integers(len(self)))
                 continue
-            return {
-                "clip": torch.from_numpy(clip).permute(3, 0, 1, 2),
-                "label": video.label,
-                "path": video.path,
-                "skipped": skipped,
-                "draw": int(rng.integers(2**63)),
-            }
+            return sample_of(clip, video, skipped, int(rng.integers(2**63)))
         if self.training:
             raise self._refusal(skipped[0], f", nor {_TRIES - 1} files drawn in its place")
         return self._absent(skipped)
 
+    def held(self, worker: int) -> str:
+        """Name the file that a worker reads, or read last."""
+        return bytes(self._held[worker].tolist()).rstrip(b"\0").decode(errors="surrogateescape")
+
+    def _hold(self, path: str) -> None:
+        worker = get_worker_info()
+        if worker is None or worker.id >= len(self._held):
+            return
+        name = path.encode(errors="surrogateescape")[-_NAME_BYTES:]
+        slot = self._held[worker.id]
+        slot.zero_()
+        slot[: len(name)] = torch.frombuffer(bytearray(name), dtype=torch.uint8)
+
     def _absent(self, skipped: list[str]) -> dict[str, Any]:
-        shape = (3, self.num_frames, self.size_px, self.size_px)
-        clip = torch.zeros(shape, dtype=torch.uint8)
-        return {"clip": clip, "label": -1, "path": None, "skipped": skipped, "draw": 0}
+        shape = (self.cut.clips, self.cut.sampling.num_frames, self.cut.size_px, self.cut.size_px)
+        sample = sample_of(np.zeros((*shape, 3), dtype=np.uint8), Video("", -1, ""), skipped, 0)
+        return {**sample, "path": None}
 
     def _refusal(self, reason: str, more: str = "") -> InputError:
         return InputError(
@@ -109,62 +123,76 @@ class ClipDataset(Dataset):
             'Mend or remove it; on_error="skip" goes on without single bad files.'
         )
 
-    def _clip(
-        self, path: str, rng: np.random.Generator | None
-    ) -> UInt8[np.ndarray, "frames size size 3"]:
-        timeline = self._timeline(path)
-        indices = self.sampling(len(timeline), self.num_frames, rng=rng)
+    def _clip(self, video: Video, rng: np.random.Generator | None) -> Clip:
         if rng is None:  # evaluation asks for the same frames every time
-            clip = self._memory.get("clip", path)
-            if clip is None:
-                clip = read_frames(path, indices, self.size_px, timeline)
-                self._memory.keep("clip", path, clip)
-            return clip
+            clip = self._memory.get("clip", video)
+            if clip is not None:
+                return clip
+        timeline = self._timeline(video.path)
+        indices = self.cut.indices(video, timeline, rng)
+        clip = self.cut.clip(indices, self._frames(video, np.unique(indices), timeline, rng), rng)
+        if rng is None:
+            self._memory.keep("clip", video, clip)
+        return clip
+
+    def _frames(
+        self,
+        video: Video,
+        wanted: np.ndarray,
+        timeline: Timeline,
+        rng: np.random.Generator | None,
+    ) -> UInt8[np.ndarray, "frames height width 3"]:
+        """Read the frames; training keeps whole videos, so that the next epoch reads none."""
+        path, short_px = video.path, self.cut.short_px
         whole = self._memory.get("whole", path)
-        if whole is None:
-            if not self._memory.fits(len(timeline) * self.size_px**2 * 3):
-                return read_frames(path, indices, self.size_px, timeline)
-            whole = read_frames(path, np.arange(len(timeline)), self.size_px, timeline)
-            self._memory.keep("whole", path, whole)
-        return whole[indices]
+        if whole is not None:
+            return whole[wanted]
+        sides = sorted((timeline.width_px or 1, timeline.height_px or 1))
+        size = len(timeline) * 3 * short_px * round(short_px * sides[1] / sides[0])
+        if rng is None or not self._memory.fits(size):
+            return self.reader.frames(path, wanted, short_px, timeline)
+        whole = self.reader.frames(path, np.arange(len(timeline)), short_px, timeline)
+        self._memory.keep("whole", path, whole)
+        return whole[wanted]
 
     def _timeline(self, path: str) -> Timeline:
         timeline = self._memory.get("timeline", path)
         if timeline is None:
-            timeline = read_timeline(path)
+            timeline = self.reader.timeline(path)
             self._memory.keep("timeline", path, timeline)
         return timeline
 
 
-class EpochSampler(DistributedSampler):
-    """Yield (epoch, index), so that workers know the epoch. Lightning calls `set_epoch`.
-
-    Shuffled (training), ranks are filled up by repeats. In order (evaluation), by (epoch, None),
-    which `collate` drops: every rank gets as many batches, and no video counts twice.
-    """
-
-    def __iter__(self) -> Iterator[Key]:
-        """Walk this rank's share of the epoch."""
-        if self.shuffle:
-            return ((self.epoch, index) for index in super().__iter__())
-        last = len(self.dataset)  # pyright: ignore[reportArgumentType]  # ours is Sized
-        places = range(self.rank, self.total_size, self.num_replicas)
-        return ((self.epoch, place if place < last else None) for place in places)
+def sample_of(clip: Clip, video: Video, skipped: Sequence[str], draw: int) -> dict[str, Any]:
+    """Put together what `collate` takes."""
+    return {
+        "clip": torch.from_numpy(clip).permute(0, 4, 1, 2, 3),
+        "label": video.label,
+        "path": video.path,
+        "start_s": video.start_s,
+        "end_s": video.end_s,
+        "skipped": list(skipped),
+        "draw": draw,
+    }
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack what could be read; the batch is empty, of the right shape, when nothing could.
+    """Join what could be read; the batch is empty, of the right shape, when nothing could.
 
-    Keys: clip, label, path; `skipped` ("path: reason" of bad files) and `draws` (one random number
-    a clip, for its augmentation).
+    Keys: clip (videos * views, 3, frames, size, size), views of one video side by side; label,
+    path, start_s, end_s of each video; views, their number; `skipped` ("path: reason" of bad
+    files) and `draws` (one random number a video, for its augmentation).
     """
     good = [sample for sample in samples if sample["path"] is not None]
-    shape = samples[0]["clip"].shape
+    views, *shape = samples[0]["clip"].shape
     clips = [sample["clip"] for sample in good]
     return {
-        "clip": torch.stack(clips) if clips else torch.empty((0, *shape), dtype=torch.uint8),
+        "clip": torch.cat(clips) if clips else torch.empty((0, *shape), dtype=torch.uint8),
         "label": torch.tensor([sample["label"] for sample in good], dtype=torch.int64),
         "path": [sample["path"] for sample in good],
+        "start_s": [sample["start_s"] for sample in good],
+        "end_s": [sample["end_s"] for sample in good],
+        "views": views,
         "skipped": [name for sample in samples for name in sample["skipped"]],
         "draws": [sample["draw"] for sample in good],
     }

@@ -79,8 +79,11 @@ class Made(VideoData):
 
     def prepare_data(self) -> None:
         """Write the videos, unless they are there. Safe to run side by side."""
-        if self.folder.is_dir():
-            return
+        if not self.folder.is_dir():
+            self._make()
+        super().prepare_data()
+
+    def _make(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
         try:

@@ -1,40 +1,66 @@
 """What all sources of video share: options, loaders, and the last steps on the device."""
 
-import multiprocessing
+import math
+import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from regkit.data.clips import ClipDataset, EpochSampler, Sampling, collate
-from regkit.data.sampling import dense, uniform
+from regkit.data import cache
+from regkit.data.augment import Augment
+from regkit.data.clips import ClipDataset
+from regkit.data.cut import Cut
+from regkit.data.index import Index
+from regkit.data.loader import ClipLoader, EpochSampler
+from regkit.data.readers import READERS, Cached, Indexed, Reader
+from regkit.data.sampling import Sampling
+from regkit.data.store import Store
 from regkit.data.video import Splits, Video
 from regkit.errors import InputError
+
+_CHOICES = {
+    "sampling": ("uniform", "dense"),
+    "pad": ("repeat", "loop"),
+    "test_crops": (1, 3),
+    "reader": tuple(READERS),
+    "cache": cache.KINDS,
+    "on_error": ("skip", "raise"),
+    "view": ("frames", "differences"),
+}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class VideoData(LightningDataModule, ABC):
     """Declare a source of labelled videos; a plug says in `videos` where they are.
 
-    Batches hold `clip`, `label` and `path`. Evaluation always takes the same frames, leaves out
-    files that cannot be read, and counts no video twice under several ranks; so a batch of
-    evaluation may be empty.
+    Batches hold `clip`, `label` and what `clips.collate` names. Evaluation always takes the same
+    frames, leaves out files that cannot be read, and counts no video twice under several ranks; so
+    a batch of evaluation may be empty.
 
-    sampling: "uniform" spreads the frames over the video, "dense" takes every `stride`-th.
-    cache_mib: of decoded frames, for each worker of each loader.
+    short_px: frames are scaled to this short side, then squares of `size_px` are cut out; None:
+        `size_px` itself.
+    sampling, stride, fps, pad: as in `sampling.Sampling`.
+    random_crop: training cuts the square at a random place, not in the middle.
+    test_views, test_crops: clips of each test video, and squares of each (1, or 3 along the long
+        side), whose scores are averaged; validation takes one.
+    reader: what decodes, "pyav" or "torchcodec".
+    cache: copies of the videos that are fast to read, made before training and kept in
+        `cache_root` (None: the user's cache folder) up to `cache_gib`: "memmap" (frames as
+        pixels), "reencode" (small H.264 files), "auto" (what fits), "none".
+    memory_mib: of decoded frames, for each worker of each loader.
     on_error: "skip" names unreadable files once and goes on, "raise" stops at the first.
-    augment: v2 transforms of one training clip (T, C, H, W). No flip unless asked for: it would
-        turn left into right.
+    timeout_s: how long a worker may take for a batch.
+    augment: of training clips. No flip unless asked for: it would turn left into right.
     view: "frames", or "differences" of each frame from the one before: what stands still vanishes,
         and with it most of what tells people and places apart.
     mean, std: of each colour, on a scale of 0 to 1; Kinetics' own by default.
@@ -44,14 +70,25 @@ class VideoData(LightningDataModule, ABC):
 
     num_frames: int = 16
     size_px: int = 64
+    short_px: int | None = None
     sampling: str = "uniform"
     stride: int = 1
+    fps: int | float | None = None
+    pad: str = "repeat"
+    random_crop: bool = False
+    test_views: int = 1
+    test_crops: int = 1
     batch_size: int = 16
     num_workers: int = 2
-    cache_mib: int = 256
+    reader: str = "pyav"
+    cache: str = "none"
+    cache_gib: int | float = 20.0
+    cache_root: str | None = None
+    memory_mib: int = 256
     on_error: str = "skip"
+    timeout_s: int | float = 600.0
     seed: int = 0
-    augment: Sequence[Callable[..., Any]] = ()
+    augment: Augment = field(default_factory=Augment)
     view: str = "frames"
     mean: Sequence[float] = (0.43216, 0.394666, 0.37645)
     std: Sequence[float] = (0.22803, 0.22145, 0.216989)
@@ -60,13 +97,17 @@ class VideoData(LightningDataModule, ABC):
 
     def __post_init__(self):
         super().__init__()
-        for name in ("num_frames", "size_px", "stride", "batch_size"):
+        for name in ("num_frames", "size_px", "stride", "batch_size", "test_views"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("num_workers", "cache_mib", "seed"):
+        for name in ("num_workers", "memory_mib", "seed"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
-        self._check("sampling", self.sampling in ("uniform", "dense"), '"uniform" or "dense"')
-        self._check("on_error", self.on_error in ("skip", "raise"), '"skip" or "raise"')
-        self._check("view", self.view in ("frames", "differences"), '"frames" or "differences"')
+        for name in ("cache_gib", "timeout_s"):
+            self._check(name, getattr(self, name) > 0, "more than 0")
+        for name, allowed in _CHOICES.items():
+            self._check(name, getattr(self, name) in allowed, f"one of {list(allowed)}")
+        self._check("fps", self.fps is None or self.fps > 0, "a rate above 0, or null")
+        fits = self.short_px is None or self.short_px >= self.size_px
+        self._check("short_px", fits, f"size_px={self.size_px} or more, or null")
         self._check("mean", len(self.mean) == 3, "three numbers, one a colour")
         self._check("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers")
 
@@ -82,7 +123,7 @@ class VideoData(LightningDataModule, ABC):
     @property
     def classes(self) -> list[str]:
         """Name the classes in the order of their labels; known after `setup`."""
-        return self._known_splits().classes
+        return self.known_splits().classes
 
     @property
     def num_classes(self) -> int:
@@ -93,7 +134,11 @@ class VideoData(LightningDataModule, ABC):
         """Return a clip in the shape of training, to trace a model with; its pixels are zero."""
         return torch.zeros(1, 3, self.num_frames, self.size_px, self.size_px)
 
-    def _known_splits(self) -> Splits:
+    def known_splits(self) -> Splits:
+        """Return the videos that `setup` has found.
+
+        Raises: InputError before `setup`.
+        """
         if self.splits is None:
             raise InputError(
                 f"{type(self).__name__} has not looked for its videos yet; "
@@ -101,58 +146,96 @@ class VideoData(LightningDataModule, ABC):
             )
         return self.splits
 
+    def prepare_data(self) -> None:
+        """Fill the cache, if one is asked for. Safe to run side by side."""
+        if self._store is not None:
+            room = cache.Room(self._root(), float(self.cache_gib))
+            cache.fill(self._store, self._files(), self._decoder(), room, self.num_workers)
+
     def setup(self, stage: str | None = None) -> None:
         """Find the videos, once."""
         if self.splits is None:
             self.splits = self.videos()
+            self.augment = self.augment.for_classes(self.splits.classes)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ClipLoader:
         """Load shuffled clips, sampled at random."""
-        return self._loader(self._known_splits().train, training=True)
+        return self._loader(self.known_splits().train, training=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> ClipLoader:
         """Load the validation clips in order, the same at every call."""
-        return self._loader(self._known_splits().val, training=False)
+        return self._loader(self.known_splits().val, training=False)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> ClipLoader:
         """Load the test clips in order, the same at every call."""
-        return self._loader(self._known_splits().test, training=False)
+        return self._loader(
+            self.known_splits().test, False, views=self.test_views, crops=self.test_crops
+        )
 
-    def _loader(self, videos: list[Video], training: bool) -> DataLoader:
-        sampling: Sampling = uniform
-        if self.sampling == "dense":
-            sampling = partial(dense, stride=self.stride)
+    def cut(self, views: int = 1, crops: int = 1) -> Cut:
+        """Say what clips are made of a video."""
+        fps = None if self.fps is None else float(self.fps)
+        kind = (self.num_frames, self.sampling, self.stride, fps, self.pad, views)
+        short_px = self.size_px if self.short_px is None else self.short_px
+        return Cut(Sampling(*kind), self.size_px, short_px, crops, self.random_crop)
+
+    def file_reader(self) -> Reader:
+        """Return what reads files here: the decoder, its index, and the cache before them."""
+        decoder = self._decoder()
+        return decoder if self._store is None else Cached(decoder, self._store)
+
+    def _root(self) -> str:
+        cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return self.cache_root or str(Path(cache_home, "regkit", "videos"))
+
+    def _decoder(self) -> Reader:
+        # Where this process reads alone, the decoder may use all cores.
+        threads = 1 if self.num_workers else 0
+        return Indexed(READERS[self.reader](threads), Index(str(Path(self._root(), "index.db"))))
+
+    def _files(self) -> list[str]:
+        splits = self.splits or self.videos()
+        return [video.path for part in (splits.train, splits.val, splits.test) for video in part]
+
+    @cached_property
+    def _store(self) -> Store | None:
+        kind, short_px = self.cache, self.cut().short_px
+        if kind == "auto":
+            room = cache.Room(self._root(), float(self.cache_gib))
+            size = cache.estimate(self._files(), short_px, self._decoder())
+            kind = cache.choose(size, room, self.memory_mib * 2**20)
+        return None if kind == "none" else Store(self._root(), kind, short_px)
+
+    def _loader(
+        self, videos: list[Video], training: bool, views: int = 1, crops: int = 1
+    ) -> ClipLoader:
+        reader = self.file_reader()
+        mapped = isinstance(reader, Cached) and reader.store.kind == "memmap"
         dataset = ClipDataset(
             videos,
-            num_frames=self.num_frames,
-            size_px=self.size_px,
-            sampling=sampling,
+            self.cut(views, crops),
+            reader,
             training=training,
             seed=self.seed,
-            cache_mib=self.cache_mib,
+            memory_mib=0 if mapped else self.memory_mib,  # the system keeps mapped pages for all
             on_error=self.on_error,
         )
-        ranks, rank = 1, 0
+        ranks, rank, done = 1, 0, None
         if self.trainer is not None:
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
         sampler = EpochSampler(dataset, ranks, rank, shuffle=training, seed=self.seed)
         if training and self.trainer is not None:
             # A run that continues draws its first batches before Lightning sets the epoch.
-            done = self.trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(getattr(done, "processed"))  # noqa: B009  # declared as its parent
-        # joblib's own start method cannot carry a loader's queues
-        loky = multiprocessing.get_start_method(allow_none=True) == "loky"
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            multiprocessing_context="fork" if loky and self.num_workers > 0 else None,
-            generator=torch.Generator().manual_seed(self.seed),  # else it draws from the global one
+            sampler.set_epoch(_processed(self.trainer.fit_loop.epoch_progress.current))
+            done = self._batches_done
+        size = math.ceil(self.batch_size / (views * crops))
+        return ClipLoader(
+            dataset, sampler, size, self.num_workers, float(self.timeout_s), self.seed, done
         )
+
+    def _batches_done(self) -> int:
+        assert self.trainer is not None
+        return _processed(self.trainer.fit_loop.epoch_loop.batch_progress.current)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Finish a batch on the device; Lightning calls this."""
@@ -163,10 +246,8 @@ class VideoData(LightningDataModule, ABC):
         batch = dict(batch)
         self._warn(batch.pop("skipped"))
         draws, clip = batch.pop("draws"), batch["clip"]
-        if training and self.augment and len(clip):
-            clip = torch.stack(
-                [self._augmented(one, draw) for one, draw in zip(clip, draws, strict=True)]
-            )
+        if training:
+            clip, batch["label"] = self.augment(clip, batch["label"], draws, self.num_classes)
         clip = functional.to_dtype(clip, torch.float32, scale=True)
         mean, std = (
             torch.tensor(list(values), device=clip.device).view(3, 1, 1, 1)
@@ -175,21 +256,14 @@ class VideoData(LightningDataModule, ABC):
         clip = (clip - mean) / std
         if self.view == "differences":
             clip = torch.diff(clip, dim=2, prepend=clip[:, :, :1])
-        batch["clip"] = clip
-        return batch
-
-    def _augmented(self, clip: UInt8[Tensor, "3 t h w"], draw: int) -> Float[Tensor, "3 t2 h2 w2"]:
-        devices = [clip.device] if clip.is_cuda else []
-        with torch.random.fork_rng(devices):  # v2 transforms draw from the global generator
-            torch.manual_seed(draw)
-            video = tv_tensors.Video(clip.transpose(0, 1))
-            for transform in self.augment:
-                video = transform(video)
-        video = functional.to_dtype(video.as_subclass(Tensor), torch.float32, scale=True)
-        return video.transpose(0, 1)
+        return {**batch, "clip": clip, "clips_at_once": self.batch_size}
 
     def _warn(self, skipped: Sequence[str]) -> None:
         for name in skipped:
             if name not in self.skipped:
                 self.skipped.add(name)
                 warnings.warn(f"{type(self).__name__} leaves out {name}", stacklevel=2)
+
+
+def _processed(progress: Any) -> int:
+    return progress.processed

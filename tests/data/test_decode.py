@@ -1,4 +1,6 @@
 import csv
+import io
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -6,8 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 
-from regkit.data.decode import VideoError, read_frames, read_timeline
+from regkit.data.decode import read_frames
+from regkit.data.timeline import VideoError, read_timeline
 
 SIZE = 32
 
@@ -26,17 +30,15 @@ CODINGS = {
 
 
 def linear(path: Path) -> list[np.ndarray]:
-    """Decode from the first frame to the last; cut the square with PyAV's own conversion."""
-    squares = []
+    """Decode from the first frame to the last, and scale with PyAV's own conversion."""
+    frames = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             scale = SIZE / min(frame.width, frame.height)
             width, height = round(frame.width * scale), round(frame.height * scale)
             array = frame.to_ndarray(format="rgb24", width=width, height=height)
-            top, left = (height - SIZE) // 2, (width - SIZE) // 2
-            square = array[top : top + SIZE, left : left + SIZE]
-            squares.append(np.rot90(square, frame.rotation // 90))
-    return squares
+            frames.append(np.rot90(array, frame.rotation // 90))
+    return frames
 
 
 def choices(num: int) -> list[list[int]]:
@@ -73,7 +75,7 @@ def test_variable_rate(write):
     assert_linear(write("vfr.mp4", times=times, g="6", bf="2", b_strategy="0"))
 
 
-def test_seeks_only_forward_to_a_keyframe(write, monkeypatch):
+def test_decodes_from_the_keyframe_what_is_needed(write, monkeypatch):
     path = write("gop.mp4", num_frames=60, g="10", bf="2", b_strategy="0", sc_threshold="0")
     decoded = []
     timeline = read_timeline(path)
@@ -85,7 +87,8 @@ def test_seeks_only_forward_to_a_keyframe(write, monkeypatch):
 
     monkeypatch.setattr(type(timeline), "locate", counted)
     read_frames(path, [2, 4, 33, 34, 41], SIZE, timeline)
-    assert decoded == [0, 1, 2, 3, 4, 30, 31, 32, 33, 34, 40, 41]
+    # 32 is neither wanted nor referred to; 1 and 31 are what B-frames refer to.
+    assert decoded == [0, 1, 2, 3, 4, 30, 31, 33, 34, 40, 41]
 
 
 def test_real_video(shared):
@@ -106,7 +109,7 @@ def test_robustness_files(shared):
             with pytest.raises(VideoError, match=path.name):
                 read_frames(path, range(10**4), SIZE)
         elif path.name == "d_byteflips.avi":  # damage lasts until the next keyframe
-            assert read_frames(path, [0, 60], SIZE).shape == (2, SIZE, SIZE, 3)
+            assert read_frames(path, [0, 60], SIZE).shape == (2, 32, 43, 3)
         elif int(row["w"]) * int(row["dec_frames"]) < 60_000 and row["w"] != "1":
             assert_linear(path)
             sound += 1
@@ -132,6 +135,84 @@ def test_what_is_no_video(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(VideoError, match=r"fake\.mp4: InvalidDataError"):
         read_timeline(path)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    """Opened, it would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match=r"pipe\.mp4: it is no regular file"):
+        read_timeline(tmp_path / "pipe.mp4")
+
+
+def test_a_strip_is_refused(write):
+    with pytest.raises(VideoError, match=r"strip\.mp4: its frames of 640 x 16 px"):
+        read_frames(write("strip.mp4", size=(640, 16)), [0], SIZE)
+
+
+def test_from_memory_as_from_disk(write):
+    path = write("gop.mp4", g="6", bf="2", b_strategy="0")
+    content = io.BytesIO(path.read_bytes())
+    np.testing.assert_array_equal(
+        read_frames(content, [3, 20, 7], SIZE), read_frames(path, [3, 20, 7], SIZE)
+    )
+    content.name = "in memory"
+    content.truncate(100)
+    with pytest.raises(VideoError, match="in memory: "):
+        read_timeline(content)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_threads_change_no_frame(write, threads):
+    for name in ("reordered.mp4", "open_gop.mkv"):
+        path = write(name, num_frames=60, **CODINGS[name])
+        for indices in choices(60):
+            np.testing.assert_array_equal(
+                read_frames(path, indices, SIZE, threads=threads),
+                read_frames(path, indices, SIZE),
+            )
+
+
+def test_times_follow_the_time_stamps(write):
+    times = np.cumsum(np.random.default_rng(0).integers(1, 9, size=24)).tolist()
+    timeline = read_timeline(write("vfr.mp4", times=times, bf="2", b_strategy="0"))
+    np.testing.assert_allclose(timeline.times_s, (np.array(times) - times[0]) / 25, atol=1e-4)
+    steady = read_timeline(write("steady.mkv"))
+    assert steady.duration_s == pytest.approx(24 / 25, abs=1e-3)
+    assert (steady.width_px, steady.height_px) == (64, 48)
+    counted = read_timeline(write("reordered.avi", **CODINGS["reordered.avi"]))
+    np.testing.assert_allclose(counted.times_s, np.arange(24) / 25)
+
+
+# Kb and Kr of the two standards: Y = Kr R + (1 - Kr - Kb) G + Kb B (ITU-R BT.601, BT.709).
+MATRICES = {"bt601": (0.299, 0.114, 5), "bt709": (0.2126, 0.0722, 1)}
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("full", [False, True])
+def test_colours_follow_the_tags(tmp_path, matrix, full):
+    """Plain surfaces, as BT.601 and BT.709 define them, limited (16 to 235) and full range."""
+    red, blue, tag = MATRICES[matrix]
+    path = tmp_path / "colour.mp4"
+    ycc = [(120, 90, 160), (60, 180, 110), (200, 120, 135)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.color_range = 2 if full else 1
+        stream.codec_context.colorspace = tag
+        for numbers in ycc:
+            planes = [np.full((64, 64), numbers[0]), *(np.full((32, 32), n) for n in numbers[1:])]
+            flat = np.concatenate([plane.ravel() for plane in planes]).astype(np.uint8)
+            frame = VideoFrame.from_ndarray(flat.reshape(96, 64), format="yuv420p")
+            frame.color_range, frame.colorspace = stream.codec_context.color_range, tag
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    got = read_frames(path, range(3), SIZE)[:, 16, 16].astype(float)
+    for pixel, (y, cb, cr) in zip(got, ycc, strict=True):
+        low, luma, chroma = (0, 255, 255) if full else (16, 219, 224)
+        light, b, r = (y - low) / luma, (cb - 128) / chroma * 2, (cr - 128) / chroma * 2
+        rgb = [light + (1 - red) * r, 0.0, light + (1 - blue) * b]
+        rgb[1] = (light - red * rgb[0] - blue * rgb[2]) / (1 - red - blue)
+        np.testing.assert_allclose(pixel, np.clip(rgb, 0, 1) * 255, atol=3.5)  # rounding
 
 
 def test_missing_and_audio_only(tmp_path, audio_only):

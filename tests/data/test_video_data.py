@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.transforms import v2
 
+from regkit.data.augment import Augment
 from regkit.data.made import Made
 from regkit.errors import InputError
 
@@ -40,7 +40,7 @@ def test_workers_change_nothing(root):
 
 
 def test_loading_leaves_the_global_generators_alone(root):
-    data = made(root, augment=[v2.RandomHorizontalFlip()])
+    data = made(root, augment=Augment(flip=0.5))
     before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     for batch in epoch(data, 0):
         data.finish(batch, training=True)
@@ -53,7 +53,9 @@ def test_finish_scales_and_normalises(root):
     batch = epoch(data, 0)[0]
     done = data.finish(batch, training=True)
     assert done["clip"].dtype == torch.float32
-    assert set(done) == {"clip", "label", "path"}
+    assert set(done) == {
+        *("clip", "label", "path", "start_s", "end_s", "views", "clips_at_once")
+    }
     for colour, (mean, std) in enumerate([(0.5, 0.5), (0.25, 1.0), (0.0, 2.0)]):
         expected = (batch["clip"][:, colour].double() / 255 - mean) / std
         torch.testing.assert_close(done["clip"][:, colour].double(), expected, rtol=0, atol=1e-6)
@@ -67,7 +69,7 @@ class Shade(nn.Module):
 
 
 def test_augmentation_is_one_for_a_clip_and_its_own(root):
-    data = made(root, augment=[Shade()], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), batch_size=12)
+    data = made(root, augment=Augment(more=[Shade()]), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), batch_size=12)
     batch = epoch(data, 0)[0]
     done = data.finish(batch, training=True)["clip"].flatten(1)
     assert (done == done[:, :1]).all()
@@ -79,7 +81,7 @@ def test_augmentation_is_one_for_a_clip_and_its_own(root):
 
 
 def test_augmentation_acts_on_frames_in_training_only(root):
-    data = made(root, augment=[v2.RandomHorizontalFlip(p=1.0)])
+    data = made(root, augment=Augment(flip=1.0))
     batch = epoch(data, 0)[0]
     plain = data.finish(batch, training=False)["clip"]
     assert torch.equal(data.finish(batch, training=True)["clip"], plain.flip(-1))
@@ -102,9 +104,10 @@ def test_bad_file_is_named_once(root, tmp_path):
 
 
 def test_empty_batch_passes(root):
-    data = made(root, augment=[Shade()])
+    data = made(root, augment=Augment(more=[Shade()]))
     clip = torch.empty((0, 3, 4, 16, 16), dtype=torch.uint8)
-    batch = {"clip": clip, "label": torch.empty(0), "path": [], "skipped": [], "draws": []}
+    label = torch.empty(0, dtype=torch.int64)
+    batch = {"clip": clip, "label": label, "path": [], "skipped": [], "draws": []}
     assert data.finish(batch, training=True)["clip"].shape == (0, 3, 4, 16, 16)
 
 
@@ -144,10 +147,10 @@ def test_ranks_share_the_evaluation_without_repeats(root):
         ({"stride": 0}, "1 or more"),
         ({"batch_size": 0}, "1 or more"),
         ({"num_workers": -1}, "0 or more"),
-        ({"cache_mib": -1}, "0 or more"),
+        ({"memory_mib": -1}, "0 or more"),
         ({"seed": -1}, "0 or more"),
-        ({"sampling": "random"}, '"uniform" or "dense"'),
-        ({"on_error": "ignore"}, '"skip" or "raise"'),
+        ({"sampling": "random"}, r"one of \['uniform', 'dense'\]"),
+        ({"on_error": "ignore"}, r"one of \['skip', 'raise'\]"),
         ({"mean": (0.5,)}, "three numbers"),
         ({"std": (1.0, 0.0, 1.0)}, "three positive numbers"),
         ({"num_train": 5}, "6 or more"),

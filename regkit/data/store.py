@@ -1,0 +1,140 @@
+"""Copies of videos on disk, made for fast reading: pixels as they are, or small coded files."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BufferedIOBase
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+
+from regkit.data.decode import pictures
+from regkit.data.index import fingerprint
+from regkit.data.timeline import LostError, Timeline, VideoError
+
+_FORMAT = 1  # raise when equal names come to mean other contents
+_SUFFIX = {"memmap": ".frames", "reencode": ".mp4"}
+# Few frames between keyframes, no reordering, simple entropy coding: quick to enter, quick to read.
+_QUICK = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "g": "8", "bf": "0"}
+
+Pictures = Iterator[UInt8[np.ndarray, "height width 3"]]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the copies of one kind and size are.
+
+    kind: "memmap" (RGB frames, bit for bit as they were decoded) or "reencode" (H.264).
+    short_px: short side of the copies.
+    """
+
+    root: str
+    kind: str
+    short_px: int
+
+    @property
+    def folder(self) -> Path:
+        """Name the folder of these copies."""
+        return Path(self.root, f"{self.kind}_{self.short_px}px")
+
+    def entry(self, path: str) -> Path:
+        """Name the copy of a file as the file is now; a changed file has another.
+
+        Raises: OSError when there is no such file.
+        """
+        text = f"{_FORMAT} {fingerprint(path)} {os.path.abspath(path)}"
+        key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
+        return self.folder / key[:2] / (key[2:] + _SUFFIX[self.kind])
+
+    def add(self, path: str, timeline: Timeline) -> int:
+        """Copy a file, and return the size of its copy in bytes.
+
+        Nobody ever sees half of a copy: it is written beside its place and moved there.
+
+        Raises: VideoError when the file cannot be read to its end.
+        """
+        entry = self.entry(path)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        counted = dataclasses.replace(timeline, exact=False)
+        write: Callable[..., None] = {"memmap": _write_memmap, "reencode": _write_video}[self.kind]
+        with _replacing(entry) as unfinished:
+            for known in (timeline, counted):
+                everything = np.arange(len(known))
+                try:
+                    write(unfinished, pictures(path, everything, self.short_px, known), timeline)
+                    break
+                except LostError:
+                    continue
+        return entry.stat().st_size
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    unfinished = target.with_name(f"{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield unfinished
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_memmap(target: Path, frames: Pictures, timeline: Timeline) -> None:
+    """Write pts, then tick and size, then the pixels, each as NumPy writes an array."""
+    facts = np.array([timeline.tick_s, timeline.width_px, timeline.height_px])
+    with target.open("wb") as file:
+        np.save(file, timeline.pts)
+        np.save(file, facts)
+        for number, frame in enumerate(frames):
+            if number == 0:
+                header = {"shape": (len(timeline), *frame.shape), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(file, {**header, "descr": "|u1"})
+            file.write(np.ascontiguousarray(frame).data)
+
+
+def read_memmap(
+    entry: Path,
+) -> tuple[Timeline, UInt8[np.ndarray, "frames height width 3"]]:
+    """Map a copy into memory: nothing is read before it is used.
+
+    Raises: OSError when it is not there, ValueError when it is not whole.
+    """
+    with entry.open("rb") as file:
+        pts, (tick_s, width_px, height_px) = _load(file), _load(file)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        frames = np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+    keyframe = np.ones(len(pts), dtype=bool)
+    return Timeline(pts, keyframe, True, float(tick_s), int(width_px), int(height_px)), frames
+
+
+def _load(file: BufferedIOBase) -> np.ndarray:
+    return np.load(file, allow_pickle=False)
+
+
+def _write_video(target: Path, frames: Pictures, timeline: Timeline) -> None:
+    """Write H.264 with the time stamps of the file; sides are made even, as the format wants."""
+    tick = Fraction(timeline.tick_s).limit_denominator(1_000_000)
+    with av.open(str(target), "w") as container:
+        stream: VideoStream | None = None
+        for array, pts in zip(frames, (timeline.pts - timeline.pts[0]).tolist(), strict=True):
+            if stream is None:
+                stream = container.add_stream("libx264", options=_QUICK)
+                assert isinstance(stream, VideoStream)
+                height, width = (side + side % 2 for side in array.shape[:2])
+                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+                stream.time_base = stream.codec_context.time_base = tick
+                stream.thread_count = 1
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            frame.pts, frame.time_base = pts, tick
+            container.mux(stream.encode(frame))
+        if stream is None:
+            raise VideoError(str(target), "no frame could be decoded")
+        container.mux(stream.encode())

@@ -1,0 +1,154 @@
+"""List the frames of a video file without decoding them."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedIOBase
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from jaxtyping import Bool, Float64, Int64
+
+Source = str | Path | BufferedIOBase  # a path, or a seekable file whose `name` is used in messages
+
+_FALLBACK_FPS = 25.0  # of streams that tell neither time stamps nor a rate
+
+
+class VideoError(Exception):
+    """A file that cannot be read as video."""
+
+    def __init__(self, path: Source, reason: str):
+        path = getattr(path, "name", None) or str(path)
+        super().__init__(path, reason)  # both, so that the error survives pickling
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class LostError(Exception):
+    """A frame came that the timeline does not know at this place."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The frames of a file in the order in which they are shown, as its packets announce them.
+
+    exact: pts tell the frames apart. Without it frames are counted from the start.
+    tick_s: length of one unit of pts, in seconds.
+    width_px, height_px: of the frames as they are stored, before rotation; 0 where unknown.
+    """
+
+    pts: Int64[np.ndarray, " frames"]
+    keyframe: Bool[np.ndarray, " frames"]
+    exact: bool
+    tick_s: float
+    width_px: int
+    height_px: int
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes that keeping it costs."""
+        return self.pts.nbytes + self.keyframe.nbytes
+
+    @cached_property
+    def times_s(self) -> Float64[np.ndarray, " frames"]:
+        """Say when each frame appears, counted from the first."""
+        return (self.pts - self.pts[0]) * self.tick_s
+
+    @property
+    def duration_s(self) -> float:
+        """Return the length; the last frame is taken to stay as long as frames do in the mean."""
+        times = self.times_s
+        return float(times[-1]) * len(times) / max(1, len(times) - 1)
+
+    def start(self, index: int) -> int:
+        """Find the last keyframe at or before `index`; 0 where one may not seek."""
+        keys = np.flatnonzero(self.keyframe[: index + 1])
+        return int(keys[-1]) if self.exact and len(keys) else 0
+
+    def locate(self, frame: VideoFrame, previous: int | None) -> int:
+        """Say which frame of the file this is, given the one before it (None after a seek)."""
+        if not self.exact:
+            return 0 if previous is None else previous + 1
+        pts = frame.pts
+        index = -1 if pts is None else int(np.searchsorted(self.pts, pts))
+        known = 0 <= index < len(self) and self.pts[index] == pts
+        if not known or (previous is not None and index <= previous):
+            raise LostError
+        return index
+
+
+@contextmanager
+def opened(source: Source, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the first video stream; what fails within becomes a VideoError.
+
+    threads: of the decoder; 0 lets it choose.
+    """
+    try:
+        with av.open(_checked(source), "r") as container:
+            if not container.streams.video:
+                raise VideoError(source, "it has no video stream")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(source, "no decoder for its codec")
+            stream.codec_context.thread_count = threads
+            if threads != 1:
+                stream.codec_context.thread_type = "AUTO"  # most files have one slice a frame
+            yield container, stream
+    except (FFmpegError, OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(source, f"{type(error).__name__}, {reason}") from error
+
+
+def _checked(source: Source) -> str | BufferedIOBase:
+    if not isinstance(source, str | Path):
+        source.seek(0)
+        return source
+    path = os.path.abspath(source)  # FFmpeg would take "a:b.mp4" for a protocol
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise VideoError(source, "it is no regular file")  # a pipe would never end
+    return path
+
+
+def read_timeline(source: Source) -> Timeline:
+    """List the frames of a file from its packets, without decoding.
+
+    Headers are not trusted: a cut file still announces the frames it has lost.
+
+    Raises: VideoError.
+    """
+    pts: list[int | None] = []
+    keys: list[bool] = []
+    with opened(source) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:  # edit lists hide frames
+                pts.append(packet.pts)
+                keys.append(packet.is_keyframe)
+        # AVI stores no pts; with reordered frames FFmpeg's guess is wrong.
+        guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
+        rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
+        tick_s = float(stream.time_base or 0)
+        width, height = stream.codec_context.width, stream.codec_context.height
+    if not pts:
+        raise VideoError(source, "it holds no video frames")
+    keyframe = np.array(keys, dtype=bool)
+    known = [number for number in pts if number is not None]
+    if guessed or not tick_s or len(set(known)) < len(pts):
+        counted = np.arange(len(pts), dtype=np.int64)
+        return Timeline(counted, keyframe, False, 1 / rate, width, height)
+    order = np.argsort(known)
+    ordered = np.array(known, dtype=np.int64)[order]
+    return Timeline(ordered, keyframe[order], True, tick_s, width, height)
