@@ -144,32 +144,39 @@ def _copy(
     keep: set[Path],
     num_workers: int,
 ) -> None:
-    waiting, failed, largest = list(reversed(missing)), [], 0
+    waiting, failed, full, largest = list(reversed(missing)), [], [], 0
     free = room.free()
     workers = max(1, num_workers)
     bar = tqdm(total=len(missing), desc=f"cache ({store.kind})", unit="video", file=sys.stderr)
     with bar, ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
         running: dict[Future[int], str] = {}
         while running or waiting:
-            while waiting and len(running) < workers * _AHEAD:
+            # The first copy alone tells how large they are.
+            most = workers * _AHEAD if largest else 1
+            while waiting and len(running) < most and free >= largest * (len(running) + 1):
                 path = waiting.pop()
                 running[pool.submit(_add, store, path, reader)] = path
+            if not running:
+                free = room.free(largest, keep)
+                if free < largest:
+                    break
+                continue
             done = next(as_completed(running))
+            path = running.pop(done)
             try:
                 size = done.result()
-                free, largest = free - size, max(size, largest)
             except VideoError as error:
                 failed.append(str(error))
+                size = 0
             except BrokenProcessPool as error:
-                raise _death(list(running.values())) from error
-            del running[done]
+                raise _death([path, *running.values()]) from error
+            free, largest = free - size, max(size, largest)
+            if free < 0 and (free := room.free(1, keep)) < 0:  # larger than those before
+                store.entry(path).unlink(missing_ok=True)
+                free += size
+                full.append(path)
             bar.update()
-            needed = (workers * _AHEAD + 1) * largest
-            if waiting and free < needed:
-                free = room.free(needed, keep)
-                if free < needed:
-                    break
-    _report(failed, len(waiting), len(missing), room)
+    _report(failed, len(waiting) + len(full), len(missing), room)
 
 
 def _death(held: Sequence[str]) -> InputError:
