@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +72,7 @@ class ClipLoader(DataLoader):
         )
         dataset.watch(num_workers)
         self._batches_done = batches_done
+        self.waited_s = 0.0  # of this process for batches, all in all
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Start the epoch now, and hand out its batches."""
@@ -78,6 +80,7 @@ class ClipLoader(DataLoader):
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
+            began = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -86,6 +89,7 @@ class ClipLoader(DataLoader):
                 if _LOST.match(str(error)) is None:
                     raise
                 raise self._loss(batches, str(error)) from error
+            self.waited_s += time.perf_counter() - began
             yield batch
 
     def _loss(self, batches: Any, reason: str) -> InputError:
@@ -105,11 +109,15 @@ class ClipLoader(DataLoader):
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Say how far the epoch is; Lightning keeps this in its checkpoints."""
-        return {} if self._batches_done is None else {"batches_done": self._batches_done()}
+        """Say how far which epoch is; Lightning keeps this in its checkpoints."""
+        if self._batches_done is None:
+            return {}
+        assert isinstance(self.sampler, EpochSampler)
+        return {"epoch": self.sampler.epoch, "batches_done": self._batches_done()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out, in the next walk, what was trained on before the checkpoint."""
+        """Begin the next walk where the checkpoint was; Lightning calls this before it."""
         assert isinstance(self.sampler, EpochSampler)
-        batches = state.get("batches_done", 0) % max(1, len(self))
+        whole, batches = divmod(state["batches_done"], max(1, len(self)))
+        self.sampler.set_epoch(state["epoch"] + whole)
         self.sampler.done = batches * (self.batch_size or 1)

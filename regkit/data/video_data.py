@@ -225,8 +225,6 @@ class VideoData(LightningDataModule, ABC):
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
         sampler = EpochSampler(dataset, ranks, rank, shuffle=training, seed=self.seed)
         if training and self.trainer is not None:
-            # A run that continues draws its first batches before Lightning sets the epoch.
-            sampler.set_epoch(_processed(self.trainer.fit_loop.epoch_progress.current))
             done = self._batches_done
         size = math.ceil(self.batch_size / (views * crops))
         return ClipLoader(
@@ -235,7 +233,8 @@ class VideoData(LightningDataModule, ABC):
 
     def _batches_done(self) -> int:
         assert self.trainer is not None
-        return _processed(self.trainer.fit_loop.epoch_loop.batch_progress.current)
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return progress.processed
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Finish a batch on the device; Lightning calls this."""
@@ -263,7 +262,3 @@ class VideoData(LightningDataModule, ABC):
             if name not in self.skipped:
                 self.skipped.add(name)
                 warnings.warn(f"{type(self).__name__} leaves out {name}", stacklevel=2)
-
-
-def _processed(progress: Any) -> int:
-    return progress.processed
