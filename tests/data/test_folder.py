@@ -1,12 +1,14 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from regkit.data.folder import Folder
-from regkit.data.split import by_group
+from regkit.data.split import by_group, folds_by_group
 from regkit.data.video import Video
 from regkit.errors import InputError
 
@@ -108,6 +110,28 @@ def test_lists_with_ucf_labels(root):
     assert {video.label for video in splits.val} == {0, 1}
 
 
+def test_folds_test_each_person_once(root):
+    tested = []
+    for fold in (1, 2, 3, 4):
+        splits = Folder(root=str(root), group=r"(S\d+)__", num_folds=4, fold=fold).videos()
+        parts = [groups(part) for part in (splits.train, splits.val, splits.test)]
+        assert [len(part) for part in parts] == [2, 1, 1]
+        assert len(set().union(*parts)) == 4
+        tested += [*parts[2]]
+    assert sorted(tested) == ["S00", "S01", "S02", "S03"]
+
+
+def test_folds_of_single_files_are_balanced(root):
+    options = {"root": str(root), "num_folds": 5, "val_share": 0.25}
+    for fold in range(1, 6):
+        splits = Folder(**options, fold=fold).videos()
+        for part, count in ((splits.train, 12), (splits.val, 4), (splits.test, 4)):
+            assert Counter(video.label for video in part) == dict.fromkeys(range(3), count)
+        assert Folder(**options, fold=fold).videos() == splits
+    tests = [{v.path for v in Folder(**options, seed=seed).videos().test} for seed in range(3)]
+    assert tests[0] != tests[1] != tests[2]
+
+
 def test_what_a_user_gets_wrong(root, tmp_path):
     def refused(match: str, **options) -> None:
         with pytest.raises(InputError, match=match):
@@ -134,6 +158,16 @@ def test_what_a_user_gets_wrong(root, tmp_path):
     refused("no videos are left for val", group=r"/(cam1)/")
     refused("a share between", val_share=0.0)
     refused("training gets none", val_share=0.5, test_share=0.5)
+    refused("5, but there are 4 groups.*fewer folds", group=person, num_folds=5)
+    refused("num_folds=1; give 2 or more", num_folds=1)
+    refused("fold=6; give 1 to 5", num_folds=5, fold=6)
+    refused("fold=2; give num_folds too", fold=2)
+    refused("no val_groups or test_groups", num_folds=2, group=person, test_groups=["S01"])
+    twice.write_text("bow/cam1/S00__0.mp4\nnod/cam1/S00__0.mp4\n")
+    once = tmp_path / "once.txt"
+    once.write_text("bow/cam1/S01__0.mp4\n")
+    lists = {"train_list": str(twice), "test_list": str(once)}
+    refused(r"num_folds=2, but \['test'\] is given by files", num_folds=2, **lists)
     for take in range(5):
         touch(root / "jump" / f"S00__{take}.mp4")
     refused(
@@ -165,3 +199,53 @@ def test_law_shares_are_met_when_each_video_is_a_group(count, seed):
         for label in range(3):
             got = sum(video.label == label for video in parts[name])
             assert abs(got - share * count) <= 2
+
+
+@given(videos, st.integers(2, 6), st.integers(0, 99))
+def test_law_folds_tear_no_group_and_test_each_video_once(pairs, num_folds, seed):
+    given_videos = [Video(str(n), label, str(group)) for n, (label, group) in enumerate(pairs)]
+    names = groups(given_videos)
+    if num_folds > len(names):
+        with pytest.raises(InputError, match=f"X got num_folds={num_folds}, .* {len(names)} gr"):
+            folds_by_group(given_videos, num_folds, seed, "X")
+        return
+    folds = folds_by_group(given_videos, num_folds, seed, "X")
+    assert len(folds) == num_folds
+    assert all(folds)
+    assert sorted(v.path for fold in folds for v in fold) == sorted(v.path for v in given_videos)
+    assert sum(len(groups(fold)) for fold in folds) == len(names)
+    assert folds == folds_by_group(given_videos[::-1], num_folds, seed, "X")
+
+
+@given(st.lists(st.integers(1, 9), min_size=6, max_size=40), st.integers(2, 6), st.integers(0, 99))
+def test_law_folds_of_pure_groups_differ_by_one_group_at_most(sizes, num_folds, seed):
+    """Each class by itself is dealt to the least loaded fold, so no gap exceeds its largest."""
+    given_videos = [
+        Video(f"{g}_{n}", g % 3, str(g)) for g, size in enumerate(sizes) for n in range(size)
+    ]
+    folds = folds_by_group(given_videos, num_folds, seed, "X")
+    for label in range(3):
+        held = [sum(v.label == label for v in fold) for fold in folds]
+        assert max(held) - min(held) <= max(sizes[label::3])
+
+
+def test_folds_of_mixed_groups_are_as_balanced_as_scikit_learns():
+    """Skewed groups; the unbalance is the mean spread of a class's share over the folds."""
+    rng, ratios = np.random.default_rng(0), []
+    for seed in range(20):
+        labels, names = rng.integers(0, 5, 400), rng.geometric(0.05, 400)
+        given_videos = [
+            Video(str(n), int(c), str(g))
+            for n, (c, g) in enumerate(zip(labels, names, strict=True))
+        ]
+        theirs = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+        parts = [labels[test] for _, test in theirs.split(labels, labels, names)]
+        ours = [
+            np.array([v.label for v in fold]) for fold in folds_by_group(given_videos, 5, seed, "X")
+        ]
+        spread = [
+            np.std([np.bincount(p, minlength=5) for p in those], axis=0).mean()
+            for those in (ours, parts)
+        ]
+        ratios.append(spread[0] / spread[1])
+    assert np.mean(ratios) < 1.1
