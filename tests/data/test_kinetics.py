@@ -133,7 +133,7 @@ def test_kinetics_refuses(tmp_path: Path):
         write(folder / "validate.csv", f"{text}{bad}\n")
         refused("1 of 3 entries .*validate.csv.*time_start before", read())
     write(folder / "validate.csv", f"{text}{'z' * 200_000},x,1,11,val\n")
-    refused("cannot read .*validate.csv, line 4: field larger", read())
+    refused("cannot read .*validate.csv, line 3: field larger", read())
     write(folder / "validate.csv", text.replace("youtube_id", "id"))
     refused("with the columns .*it needs label, youtube_id", read())
     (folder / "validate.csv").write_bytes("zumba é".encode("latin-1"))
