@@ -36,6 +36,8 @@ from regkit.config import (
     register,
 )
 from regkit.module import VideoClassifier
+from regkit.pace import Pace
+from regkit.predictions import Predictions
 
 CONFIGS = Path(__file__).parent / "configs"
 log = logging.getLogger("regkit")
@@ -70,7 +72,9 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
         default_hp_metric=False,
         purge_step=started["global_step"] + 1 if started else None,
     )
-    trainer = make(config.trainer, logger=logger, callbacks=_callbacks(config, folder, regularize))
+    pace = Pace(cached=config.data.get("cache", "none") != "none")
+    callbacks = _callbacks(config, folder, regularize, pace)
+    trainer = make(config.trainer, logger=logger, callbacks=callbacks)
     _refuse_scripted_sweep(trainer)
     _log_hparams(logger, config)
 
@@ -78,6 +82,7 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
     train_s = time.perf_counter() - began
     summary = _summary(config, trainer, model, regularize) | {"train_s": round(train_s, 2)}
+    summary["data_share"] = pace.data_share
     if config.evaluate == "best":
         best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
         model.load_state_dict(best["state_dict"])
@@ -86,8 +91,10 @@ def run(config: DictConfig, folder: Path) -> dict[str, Any]:
     summary |= {
         "test_accuracy": tested["test/acc"],
         "test_macro_accuracy": tested["test/acc_macro"],
+        "test_top5_accuracy": tested.get("test/acc_top5"),
+        "views": model.test_views,
         "roughness": tested.get("test/roughness"),
-        "files_skipped": len(data.skipped),
+        "files_skipped": len(data.all_skipped()),
     }
     if trainer.is_global_zero:
         summary |= _without_dead_channels(model, data.example())
@@ -114,7 +121,9 @@ def _checkpoint(path: str | None, recipe: dict[Any, Any]) -> dict[str, Any] | No
     return checkpoint
 
 
-def _callbacks(config: DictConfig, folder: Path, regularize: Regularize) -> list[pl.Callback]:
+def _callbacks(
+    config: DictConfig, folder: Path, regularize: Regularize, pace: Pace
+) -> list[pl.Callback]:
     checkpoint = partial(
         ModelCheckpoint,
         folder / "checkpoints",
@@ -123,10 +132,14 @@ def _callbacks(config: DictConfig, folder: Path, regularize: Regularize) -> list
     )
     callbacks: list[pl.Callback] = [
         regularize,
+        pace,
         LearningRateMonitor("step"),
+        Predictions(folder),
         checkpoint(filename="best", monitor="val/acc", mode="max"),
         checkpoint(filename="last"),
     ]
+    if config.save_every_n_steps is not None:
+        callbacks.append(checkpoint(filename="last", every_n_train_steps=config.save_every_n_steps))
     if config.patience is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=config.patience))
     return callbacks

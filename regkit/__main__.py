@@ -3,17 +3,30 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from regkit.bench import command as bench
 from regkit.errors import InputError
+from regkit.prepare import command as prepare
+from regkit.throughput import command as throughput
 
-# A verb is a module with HELP, add_options(parser) and run(arguments).
-VERBS = {"bench": bench}
+# A verb is a module with HELP, add_options(parser) and run(arguments), which may return a code.
+VERBS = {"bench": bench, "prepare": prepare, "throughput": throughput}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours: one line."""
+    """A parser whose errors are ours, of one line, and whose words may stand among options."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  # has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Take key=value behind an option too; argparse stops at the first row of words."""
+        found, rest = super().parse_known_args(args, namespace)
+        if isinstance(getattr(found, "overrides", None), list):
+            words = [word for word in rest if "=" in word and not word.startswith("-")]
+            found.overrides += words
+            rest = [word for word in rest if word not in words]
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
@@ -28,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb.add_options(verbs.add_parser(name, help=verb.HELP, description=f"{verb.HELP}."))
     try:
         args = parser.parse_args(arguments)
-        VERBS[args.verb].run(args)
+        return VERBS[args.verb].run(args) or 0
     except InputError as error:
         line = " ".join(str(error).split())
         print(f"regkit: {line}", file=sys.stderr)
@@ -36,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nregkit: interrupted.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from regkit.errors import InputError
 from regkit.strength import check_strength
@@ -45,6 +46,7 @@ class TrainConfig:
     seed: int = 0
     evaluate: str = "last"
     patience: int | None = None
+    save_every_n_steps: int | None = None
     ckpt_path: str | None = None
     name: str = ""
 
@@ -54,6 +56,12 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+
+
+_UNNAMED = {
+    *("penalty", "lam", "ckpt_path", "name"),
+    *("save_every_n_steps", "trainer.enable_progress_bar"),
+}
 
 
 def run_name(penalty: Mapping[str, Any], lam: float, overrides: Iterable[str]) -> str:
@@ -66,7 +74,7 @@ def run_name(penalty: Mapping[str, Any], lam: float, overrides: Iterable[str]) -
         parts.append(f"lam={short(lam)}")
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in ("penalty", "lam", "ckpt_path", "name", "trainer.enable_progress_bar"):
+        if key in _UNNAMED:
             continue
         key = key.removeprefix("penalty.") if key.startswith("penalty.") else key.split(".")[-1]
         value = Path(value.strip("'\"")).name
@@ -114,6 +122,8 @@ def make(options: Any, **more: Any) -> Any:
     """Instantiate a plug; what it says against its options is what the user reads."""
     try:
         return instantiate(options, _convert_="all", **more)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} was not given; give {error.full_key}=...") from error
     except HydraException as error:
         causes = _causes(error)
         for cause in causes:
@@ -136,6 +146,10 @@ def check(config: Any) -> None:
         raise InputError(f"seed={config.seed} was given; seed is a whole number >= 0.")
     if config.patience is not None and config.patience < 1:
         raise InputError(f"patience={config.patience} was given; it is 1 or more, or null.")
+    if config.save_every_n_steps is not None and config.save_every_n_steps < 1:
+        raise InputError(
+            f"save_every_n_steps={config.save_every_n_steps} was given; it is 1 or more, or null."
+        )
     check_strength(**config.strength)
 
 

@@ -1,36 +1,47 @@
 """VideoClassifier: a clip classifier with the field's measures."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from regkit.activations import as_frames
+from regkit.errors import InputError
 from regkit.ops.temporal import roughness
 from regkit.targets import declared_embeddings, find_module
-
-# Between the seeds of two epochs, so that epochs of neighbouring seeds do not share randomness.
-EPOCH_STRIDE = 1_000_003
 
 
 class VideoClassifier(pl.LightningModule):
     """Train and evaluate a clip classifier on batches `{"clip": ..., "label": ...}`.
 
-    Logs train/loss, train/acc and for val and test: loss, acc (top-1), acc_macro (mean over
-    classes), acc_top5 (with more than five classes), roughness of the frame embeddings (where the
-    net names them and they have two time steps), and val_class/<class>, test_class/<class>.
+    Evaluation may take several clips of a video: with `views` in the batch, `clip` holds so many
+    for each label, side by side. They pass the net `clips_at_once` (all at once when that is not in
+    the batch), and the video's scores are the mean of their probabilities. In training a label may
+    be a row of probabilities, as mixing of clips makes it.
+
+    Logs train/loss, train/acc and for val and test: loss, acc (top-1), acc_macro (mean over the
+    classes that have videos), acc_top5 (with more than five classes), acc_view (top-1 of single
+    views, where there are several), roughness of the frame embeddings (where the net names them
+    and they have two time steps), and val_class/<class>, test_class/<class>.
 
     classes: names, in the order of the labels.
     optimizer: makes the optimizer from the parameters.
     scheduler: makes a learning rate scheduler, stepped once an epoch.
-    seed: dropout and augmentation follow from it and the epoch alone, so a run that continues
-        from the checkpoint of an epoch is the run that was never interrupted.
+    seed: dropout follows from it, the epoch and the step alone, so a run that continues from a
+        checkpoint is the run that was never interrupted.
     recipe: what made this run, plain values; kept in the checkpoint.
+
+    Attributes:
+        test_views: clips that the last test took of each video.
     """
 
     def __init__(
@@ -53,6 +64,7 @@ class VideoClassifier(pl.LightningModule):
         self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
         self.val_measures = Measures(len(classes))
         self.test_measures = Measures(len(classes))
+        self.test_views = 1
 
     def forward(self, clip: Tensor) -> Tensor:
         """Return class scores (batch, classes) of clips (batch, channels, frames, h, w)."""
@@ -65,28 +77,31 @@ class VideoClassifier(pl.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
 
-    def on_train_epoch_start(self) -> None:
-        """Seed this epoch."""
-        torch.manual_seed(self.seed + EPOCH_STRIDE * (self.current_epoch + 1) + self.global_rank)
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Seed this step."""
+        place = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
+        label = batch["label"]
         logits = self(batch["clip"])
-        loss = self.loss(logits, batch["label"])
-        self.train_accuracy(logits, batch["label"])
-        size = len(batch["label"])
+        loss = self.loss(logits, label)
+        self.train_accuracy(logits, label.argmax(1) if label.is_floating_point() else label)
+        size = len(label)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=size)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Measure one batch."""
-        self._measure(batch, self.val_measures)
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Measure one batch; return its probabilities (videos, classes), and what was predicted."""
+        return self._measure(batch, self.val_measures)
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Measure one batch."""
-        self._measure(batch, self.test_measures)
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Measure one batch; return its probabilities (videos, classes), and what was predicted."""
+        self.test_views = batch.get("views", 1)
+        return self._measure(batch, self.test_measures)
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures of the whole split."""
@@ -96,25 +111,38 @@ class VideoClassifier(pl.LightningModule):
         """Log the measures of the whole split."""
         self._log_measures("test", self.test_measures)
 
-    def _measure(self, batch: Mapping[str, Any], measures: "Measures") -> None:
-        label = batch["label"]
+    def _measure(self, batch: Mapping[str, Any], measures: "Measures") -> dict[str, Any]:
+        clip, label, views = batch["clip"], batch["label"], batch.get("views", 1)
+        if len(clip) != len(label) * views:
+            raise InputError(
+                f"VideoClassifier got a batch of {len(clip)} clips for {len(label)} labels with "
+                f"views={views}; allowed: `views` clips a label, side by side."
+            )
+        known = {key: batch[key] for key in ("path", "start_s", "end_s") if key in batch}
         if len(label) == 0:  # every file of this batch was skipped
-            return
+            return {"probabilities": clip.new_zeros(0, len(self.classes)), "label": label} | known
         with _caught_frames(self.net) as frames:
-            logits = self(batch["clip"])
-        measures.accuracy.update(logits, label)
-        measures.loss.update(self.loss(logits, label), len(label))
-        for z in frames:
+            parts = clip.split(batch.get("clips_at_once", len(clip)))
+            logits = torch.cat([self(part) for part in parts])
+        scores = video_scores(logits, views)
+        measures.update(scores, label, self.loss(scores, label))
+        if views > 1:
+            measures.view_accuracy.update(logits, label.repeat_interleave(views))
+        # Relative to the spread of the batch, so of all of its clips together.
+        num_calls = len(frames) // len(parts)
+        for z in (torch.cat(frames[call::num_calls]) for call in range(num_calls)):
             if z.shape[1] > 1:
                 measures.roughness.update(roughness(z.float()), len(label))
+        return {"probabilities": scores.float().softmax(1), "label": label} | known
 
     def _log_measures(self, split: str, measures: "Measures") -> None:
-        results = measures.compute()
-        per_class = results.pop("class")
+        # What one rank has seen, all must log: they wait for each other in `compute`.
+        anywhere = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        results, per_class = measures.compute(anywhere)
         for name, value in results.items():
             self.log(f"{split}/{name}", value, prog_bar=(split, name) == ("val", "acc"))
-        for name, value in zip(self.classes, per_class, strict=True):
-            self.log(f"{split}_class/{name}", value)
+        for index, value in per_class.items():
+            self.log(f"{split}_class/{self.classes[index]}", value)
 
 
 class Measures(nn.Module):
@@ -122,26 +150,67 @@ class Measures(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        accuracy: dict[str, Metric | MetricCollection] = {
-            "acc": MulticlassAccuracy(num_classes, average="micro"),
-            "acc_macro": MulticlassAccuracy(num_classes, average="macro"),
-            "class": MulticlassAccuracy(num_classes, average="none"),
-        }
+        self.counts = MulticlassStatScores(num_classes, average=None)
+        self.accuracy_top5 = None
         if num_classes > 5:
-            accuracy["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-        self.accuracy = MetricCollection(accuracy)
+            self.accuracy_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        self.view_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.loss = MeanMetric()
         self.roughness = MeanMetric()
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return all results by name, and start anew."""
-        results: dict[str, Tensor] = self.accuracy.compute()
-        for name, metric in (("loss", self.loss), ("roughness", self.roughness)):
-            if metric.update_called:
+    def update(
+        self,
+        scores: Float[Tensor, "videos classes"],
+        label: Int[Tensor, " videos"],
+        loss: Float[Tensor, ""],
+    ) -> None:
+        """Count the videos of one batch."""
+        self.counts.update(scores, label)
+        if self.accuracy_top5 is not None:
+            self.accuracy_top5.update(scores, label)
+        self.loss.update(loss, len(label))
+
+    def compute(
+        self, anywhere: Callable[[bool], bool]
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """Return results by name and the accuracy of each class that has videos; start anew.
+
+        anywhere: says whether something holds on any rank.
+        """
+        hits, _, _, _, videos = self.counts.compute().unbind(1)
+        present = videos > 0
+        per_class = hits[present] / videos[present]
+        results = {
+            "acc": hits.sum() / videos.sum().clamp(min=1),
+            "acc_macro": per_class.sum() / present.sum().clamp(min=1),
+        }
+        optional = {
+            "acc_top5": self.accuracy_top5,
+            "acc_view": self.view_accuracy,
+            "loss": self.loss,
+            "roughness": self.roughness,
+        }
+        for name, metric in optional.items():
+            if metric is not None and anywhere(metric.update_called):
                 results[name] = metric.compute()
-        for metric in (self.accuracy, self.loss, self.roughness):
-            metric.reset()
-        return results
+        for metric in self.children():
+            metric.reset()  # type: ignore[operator]: each child is a metric
+        places = present.nonzero().flatten().tolist()
+        return results, dict(zip(places, per_class, strict=True))
+
+
+def video_scores(
+    logits: Float[Tensor, "clips classes"], views: int
+) -> Float[Tensor, "videos classes"]:
+    """Return scores whose softmax is the mean of the probabilities of each video's views.
+
+    log p = logsumexp_v(log p_v) - log(views); logits of single views are returned as they are.
+    In logarithms, so that improbable classes keep their order.
+    """
+    if views == 1:
+        return logits
+    single = logits.float().log_softmax(1).unflatten(0, (-1, views))
+    return single.logsumexp(1) - math.log(views)
 
 
 @contextmanager

@@ -174,13 +174,19 @@ def test_every_option_of_a_plug_stands_in_its_yaml(group: str, stem: str):
     if stem == "none":
         return
     node = composed(f"{group}={stem}", *(["data.root=x"] if stem == "folder" else []))[group]
-    options = node[stem] if group == "penalty" else node
+    assert_options(group, node[stem] if group == "penalty" else node)
+
+
+def assert_options(group: str, options: dict[str, Any]) -> None:
     plug = get_class(options.pop("_target_"))
     known = inspect.signature(plug).parameters
     given_in_code = {"num_classes"} if group == "model" else {"layout"}
     assert set(known) - given_in_code == set(options) - given_in_code
     from_above = {"lam", "seed", "root"}
     for name in set(options) - from_above:
+        if isinstance(options[name], dict) and "_target_" in options[name]:
+            assert_options(name, options[name])
+            continue
         default = known[name].default
         if name == "factors":  # a mapping in YAML, pairs in Python
             default = dict(default)

@@ -23,7 +23,8 @@ FLOORS = [
     {"composition"},
     {"regularizer"},
     {"callback"},
-    {"module", "config", "bench"},
+    {"module", "predictions", "pace", "config", "bench", "throughput"},
+    {"prepare"},
     {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -74,7 +74,8 @@ def test_a_run_leaves_what_was_promised(folder: Path):
     )  # fmt: skip
     wanted = (
         "penalty lam seed test_accuracy test_macro_accuracy val_accuracy objective loss density "
-        "live_groups roughness num_parameters steps train_s files_skipped"
+        "live_groups roughness num_parameters steps train_s files_skipped data_share "
+        "test_top5_accuracy views"
     )
     assert set(wanted.split()) <= summary.keys()
     assert summary["penalty"] == "l1+temporal"
@@ -93,12 +94,15 @@ def test_a_run_leaves_what_was_promised(folder: Path):
         "objective/total", "objective/loss", "penalty/l1", "penalty/temporal", "lam/l1",
         "density/total", "density/live_groups", "train/loss", "train/acc", "val/acc", "val/loss",
         "val/acc_macro", "val/roughness", "test/acc", "speed/steps_per_s", "speed/prox_share",
-        "lr-AdamW",
+        "speed/data_share", "lr-AdamW",
     } <= tags  # fmt: skip
     assert any(tag.startswith("density_layer/") for tag in tags)
     assert any(tag.startswith("val_class/") for tag in tags)
     assert (folder / "promised/config/config.yaml").is_file()
     assert (folder / "promised/checkpoints/best.ckpt").is_file()
+    assert (folder / "promised/predictions.csv").is_file()
+    assert (folder / "promised/confusion.png").is_file()
+    assert {"val/confusion", "test/confusion"} <= set(events.Tags()["images"])
 
 
 def test_channels_go_until_the_density_is_met(folder: Path):
@@ -125,14 +129,20 @@ def test_dual_averaging_ends_sparse(folder: Path, optimizer: str):
     assert 0 < summary["density"] < 0.9
 
 
-def test_kill_and_resume_is_bitwise_the_uninterrupted_run(folder: Path):
-    """Dropout, random frames and momentum all have to continue where they were."""
-    options = ["penalty=l1", "lam=1e-3", "optimizer=sgd", "model.dropout=0.3"]
-    epochs = "trainer.max_epochs=12"
-    succeed(folder, "whole", *options, epochs)
+@pytest.mark.parametrize("every", [None, 1])
+def test_kill_and_resume_is_bitwise_the_uninterrupted_run(folder: Path, every: int | None):
+    """Dropout, random frames and momentum all have to continue where they were.
 
-    process = start(folder, "hydra.run.dir='killed lam=1e-3'", *options, epochs)
-    last = folder / "killed lam=1e-3/checkpoints/last.ckpt"
+    From the end of an epoch, and from within one: the first checkpoint is after one step of six.
+    """
+    options = ["penalty=l1", "lam=1e-3", "optimizer=sgd", "model.dropout=0.3", "data.batch_size=4"]
+    epochs = "trainer.max_epochs=12"
+    whole_run, killed_run = f"whole_{every}", f"killed lam=1e-3 {every}"
+    succeed(folder, whole_run, *options, epochs)
+
+    options += [] if every is None else [f"save_every_n_steps={every}"]
+    process = start(folder, f"hydra.run.dir='{killed_run}'", *options, epochs)
+    last = folder / killed_run / "checkpoints/last.ckpt"
     deadline = time.time() + 200
     while not last.exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.02)
@@ -144,12 +154,11 @@ def test_kill_and_resume_is_bitwise_the_uninterrupted_run(folder: Path):
 
     code, _, err = run(folder, *options, epochs, f"ckpt_path={last}")
     assert code == 0, err
-    whole, resumed = weights(folder / "whole/checkpoints/last.ckpt"), weights(last)
+    whole, resumed = weights(folder / whole_run / "checkpoints/last.ckpt"), weights(last)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     one, two = (
-        json.loads((folder / name / "summary.json").read_text())
-        for name in ("whole", last.parts[-3])
+        json.loads((folder / name / "summary.json").read_text()) for name in (whole_run, killed_run)
     )
     same = ("test_accuracy", "val_accuracy", "density", "loss", "objective", "steps", "epochs")
     assert [one[key] for key in same] == [two[key] for key in same]

@@ -26,6 +26,11 @@ def fingerprint(path: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
+def _key(path: str) -> str:
+    """Name a file as SQLite can keep it, whatever bytes its name holds."""
+    return os.path.abspath(path).encode(errors="backslashreplace").decode()
+
+
 @dataclass
 class Index:
     """A table of timelines in one SQLite file, shared by processes that run side by side.
@@ -47,7 +52,7 @@ class Index:
         found = self._run(
             "SELECT pts, keyframe, exact, tick_s, width_px, height_px "
             f"FROM timeline_{_FORMAT} WHERE path = ? AND fingerprint = ?",
-            (os.path.abspath(path), fingerprint(path)),
+            (_key(path), fingerprint(path)),
         )
         if not found:
             return None
@@ -67,7 +72,7 @@ class Index:
         self._run(
             f"INSERT OR REPLACE INTO timeline_{_FORMAT} VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                os.path.abspath(path),
+                _key(path),
                 fingerprint(path),
                 zlib.compress(steps.tobytes()),
                 zlib.compress(timeline.keyframe.tobytes()),

@@ -39,8 +39,8 @@ class EpochSampler(DistributedSampler):
 class ClipLoader(DataLoader):
     """Load batches, name the file when a worker dies, and go on within an epoch.
 
-    batches_done: how many batches of the running epoch were trained on; it becomes the state that
-        a checkpoint keeps. Without it there is none.
+    batches_done: how many batches of the running epoch were trained on, or -1 when it is over; it
+        becomes the state that a checkpoint keeps. Without it there is none.
     timeout_s: how long one batch may take.
 
     Raises: InputError, in place of a batch, when a worker has died or says nothing any more.
@@ -113,11 +113,11 @@ class ClipLoader(DataLoader):
         if self._batches_done is None:
             return {}
         assert isinstance(self.sampler, EpochSampler)
-        return {"epoch": self.sampler.epoch, "batches_done": self._batches_done()}
+        done = self._batches_done()
+        return {"epoch": self.sampler.epoch + (done < 0), "batches_done": max(0, done)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next walk where the checkpoint was; Lightning calls this before it."""
         assert isinstance(self.sampler, EpochSampler)
-        whole, batches = divmod(state["batches_done"], max(1, len(self)))
-        self.sampler.set_epoch(state["epoch"] + whole)
-        self.sampler.done = batches * (self.batch_size or 1)
+        self.sampler.set_epoch(state["epoch"])
+        self.sampler.done = state["batches_done"] * (self.batch_size or 1)

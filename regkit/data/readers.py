@@ -2,6 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,4 +139,11 @@ class Cached(Reader):
             return None
 
 
-READERS = {"pyav": PyAV}  # by the value of data.reader; made from a number of threads
+def _torchcodec(threads: int) -> Reader:
+    from regkit.data.torchcodec import TorchCodec  # only where it is asked for
+
+    return TorchCodec(threads)
+
+
+# By the value of data.reader; made from a number of threads.
+READERS: dict[str, Callable[[int], Reader]] = {"pyav": PyAV, "torchcodec": _torchcodec}

@@ -226,6 +226,10 @@ class VideoData(LightningDataModule, ABC):
         sampler = EpochSampler(dataset, ranks, rank, shuffle=training, seed=self.seed)
         if training and self.trainer is not None:
             done = self._batches_done
+            # A run that continues from the end of an epoch draws its first batches before
+            # Lightning sets the epoch, and does not load the loader's state.
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(epochs.processed)
         size = math.ceil(self.batch_size / (views * crops))
         return ClipLoader(
             dataset, sampler, size, self.num_workers, float(self.timeout_s), self.seed, done
@@ -233,8 +237,8 @@ class VideoData(LightningDataModule, ABC):
 
     def _batches_done(self) -> int:
         assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return -1 if progress.is_last_batch else progress.current.processed
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Finish a batch on the device; Lightning calls this."""
@@ -256,6 +260,14 @@ class VideoData(LightningDataModule, ABC):
         if self.view == "differences":
             clip = torch.diff(clip, dim=2, prepend=clip[:, :, :1])
         return {**batch, "clip": clip, "clips_at_once": self.batch_size}
+
+    def all_skipped(self) -> set[str]:
+        """Name the bad files that any rank has met; every rank has to ask."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.skipped
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, self.skipped)
+        return set().union(*gathered)
 
     def _warn(self, skipped: Sequence[str]) -> None:
         for name in skipped:

@@ -1,3 +1,4 @@
+import os
 import sqlite3
 import warnings
 from multiprocessing import get_context
@@ -129,6 +130,15 @@ def test_index_answers_for_unchanged_files_only(write, index, monkeypatch):
         assert (again.width_px, again.height_px) == (truth.width_px, truth.height_px)
     write("reordered.mp4", num_frames=30)
     assert index.get(path) is None
+
+
+def test_any_file_name_is_kept(write, index):
+    """Linux allows names that are not UTF-8."""
+    plain = str(write("a.mp4"))
+    odd = os.fsdecode(os.fsencode(plain)[:-5] + b"\xff.mp4")
+    os.rename(plain, odd)
+    timeline = Indexed(PyAV(), index).timeline(odd)
+    assert same(index.get(odd), timeline)
 
 
 def test_index_names_missing_files(index):

@@ -53,9 +53,7 @@ def test_finish_scales_and_normalises(root):
     batch = epoch(data, 0)[0]
     done = data.finish(batch, training=True)
     assert done["clip"].dtype == torch.float32
-    assert set(done) == {
-        *("clip", "label", "path", "start_s", "end_s", "views", "clips_at_once")
-    }
+    assert set(done) == {*("clip", "label", "path", "start_s", "end_s", "views", "clips_at_once")}
     for colour, (mean, std) in enumerate([(0.5, 0.5), (0.25, 1.0), (0.0, 2.0)]):
         expected = (batch["clip"][:, colour].double() / 255 - mean) / std
         torch.testing.assert_close(done["clip"][:, colour].double(), expected, rtol=0, atol=1e-6)
@@ -69,7 +67,13 @@ class Shade(nn.Module):
 
 
 def test_augmentation_is_one_for_a_clip_and_its_own(root):
-    data = made(root, augment=Augment(more=[Shade()]), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), batch_size=12)
+    data = made(
+        root,
+        augment=Augment(more=[Shade()]),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        batch_size=12,
+    )
     batch = epoch(data, 0)[0]
     done = data.finish(batch, training=True)["clip"].flatten(1)
     assert (done == done[:, :1]).all()

@@ -1,0 +1,159 @@
+"""Videos in shards: few large files, made to be read from an object store."""
+
+import gzip
+import json
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from regkit.data.layout import SPLITS
+from regkit.data.video import Splits, Video
+from regkit.errors import InputError
+
+_INDEX = "index"  # the folder beside those of the splits; it holds one item, the lists of videos
+_AHEAD = 2  # files read ahead by each thread
+_LARGEST = 2**32 - 2**20  # bytes; litdata points into a shard by 32 bits
+
+
+def litdata(who: str) -> Any:
+    """Return the package litdata.
+
+    Raises: InputError when it is not installed.
+    """
+    try:
+        import litdata
+    except ImportError as error:
+        raise InputError(
+            f'{who} needs the package litdata; install it with pip install "regkit[stream]".'
+        ) from error
+    return litdata
+
+
+def write_shards(
+    splits: Splits, folder: str | Path, num_workers: int = 4, chunk_mib: int | float = 64
+) -> None:
+    """Copy the files of all videos into shards in `folder`, which `Streamed` reads.
+
+    In each split in an order of its own, because shards are shuffled as wholes: a shard of one
+    class would make batches of one class. Files are stored as they are, bad ones too; one of which
+    several parts are videos is stored with each of them. The folder appears when all is written.
+
+    chunk_mib: of one shard; a larger file makes a larger shard.
+    Raises: InputError when a file cannot be read, or the folder is not empty.
+    """
+    package, target = litdata("write_shards"), Path(folder).absolute()
+    if not 0 < chunk_mib < 4096 or num_workers < 1:
+        raise InputError(
+            f"write_shards got chunk_mib={chunk_mib}, num_workers={num_workers}; "
+            "give a size from 1 to 4095, and 1 or more workers."
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            f"write_shards got folder={str(folder)!r}, which is not empty; give another."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        mixed = {name: _mixed(getattr(splits, name)) for name in SPLITS}
+        with tqdm(total=sum(map(len, mixed.values())), unit="video", file=sys.stderr) as bar:
+            for name, videos in mixed.items():
+                bar.set_description(f"shards ({name})")
+                if videos:
+                    _write(package, _items(videos, num_workers, bar), beside / name, chunk_mib)
+        _write(package, [{"splits": _packed(mixed, splits.classes)}], beside / _INDEX, chunk_mib)
+        beside.chmod(0o755)  # mkdtemp shuts others out
+        beside.replace(target)
+    except OSError as error:
+        raise InputError(f"write_shards got folder={str(folder)!r}: {error}.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def read_splits(root: str, options: Mapping[str, Any]) -> Splits:
+    """Return what `write_shards` was given, in the order of the shards.
+
+    options: further arguments of litdata.StreamingDataset.
+    Raises: InputError when there are no such shards.
+    """
+    package = litdata("Streamed")
+    try:
+        packed = package.StreamingDataset(part(root, _INDEX), **options)[0]["splits"]
+    except Exception as error:  # each store has errors of its own
+        raise InputError(
+            f"Streamed got root={root!r}, where no shards can be read ({type(error).__name__}: "
+            f"{error}). Write them with python -m regkit prepare --shards."
+        ) from error
+    lists = json.loads(gzip.decompress(packed))
+    rows = {name: [Video(*row) for row in lists[name]] for name in SPLITS}
+    return Splits(**rows, classes=lists["classes"])
+
+
+def part(root: str, name: str) -> str:
+    """Return the folder or URL of a split."""
+    return f"{root.rstrip('/')}/{name}"
+
+
+def video_of(item: Mapping[str, Any]) -> Video:
+    """Return what a stored item says of its video."""
+    return Video(*json.loads(bytes(item["about"])))
+
+
+def _mixed(videos: Sequence[Video]) -> list[Video]:
+    return [videos[place] for place in np.random.default_rng(0).permutation(len(videos))]
+
+
+def _items(videos: Sequence[Video], num_workers: int, bar: tqdm) -> Iterator[dict[str, Any]]:
+    size = num_workers * _AHEAD
+    with ThreadPoolExecutor(num_workers) as pool:
+        for start in range(0, len(videos), size):
+            some = videos[start : start + size]
+            for number, (video, data) in enumerate(
+                zip(some, pool.map(_bytes_of, some), strict=True), start
+            ):
+                # Bytes, because litdata opens a text that is the path of a file.
+                about = json.dumps(_row(video)).encode()
+                yield {"number": number, "video": data, "about": about}
+                bar.update()
+
+
+def _row(video: Video) -> list[Any]:
+    return [video.path, video.label, video.group, float(video.start_s), video.end_s]
+
+
+def _bytes_of(video: Video) -> bytes:
+    try:
+        data = Path(video.path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"write_shards cannot read {video.path} ({error.strerror}). Mend or remove it."
+        ) from error
+    if len(data) > _LARGEST:
+        raise InputError(f"write_shards got {video.path} of 4 GiB or more. Cut it into pieces.")
+    return data
+
+
+def _write(package: Any, items: Any, folder: Path, chunk_mib: int | float) -> None:
+    writer = package.streaming.writer.BinaryWriter(
+        str(folder), chunk_bytes=max(1, int(chunk_mib * 2**20))
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "An item was larger than the target chunk size")
+        for number, item in enumerate(items):
+            writer[number] = item
+        writer.done()
+    writer.merge()
+
+
+def _packed(mixed: Mapping[str, Sequence[Video]], classes: Sequence[str]) -> bytes:
+    lists: dict[str, Any] = {"classes": list(classes)}
+    for name, videos in mixed.items():
+        lists[name] = [_row(video) for video in videos]
+    return gzip.compress(json.dumps(lists).encode())

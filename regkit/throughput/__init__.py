@@ -1,0 +1,1 @@
+"""How many clips a second one process reads, against other ways of reading."""
