@@ -146,20 +146,21 @@ def test_index_names_missing_files(index):
         Indexed(PyAV(), index).timeline("none.mp4")
 
 
-def _put(file: str, path: str, times: int) -> None:
-    index, timeline = Index(file), read_timeline(path)
+def _put(index: Index, path: str, times: int) -> None:
+    timeline = read_timeline(path)
     for _ in range(times):
         index.put(path, timeline)
         assert index.get(path) is not None
+    assert index._owner == os.getpid()  # SQLite forbids a connection from before the fork
 
 
 def test_index_is_shared_by_processes(write, index):
     paths = [str(write(f"{number}.mp4", num_frames=5 + number)) for number in range(3)]
-    _put(index.file, paths[0], 1)  # the connection exists before the fork
+    _put(index, paths[0], 1)  # the connection exists before the fork
     context = get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
-        processes = [context.Process(target=_put, args=(index.file, p, 40)) for p in paths]
+        processes = [context.Process(target=_put, args=(index, p, 40)) for p in paths]
         for process in processes:
             process.start()
     for process in processes:
