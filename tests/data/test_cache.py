@@ -81,9 +81,12 @@ def test_makes_room_by_what_was_used_longest_ago(store, room, paths):
         os.utime(store.entry(path), (1000 + age, 1000 + age))
     one = store.entry(paths[0]).stat().st_size
     tight = Room(room.root, 3.5 * one / GIB)
-    assert tight.free(2 * one, {store.entry(paths[0])}) >= 2 * one
-    assert copies(store) == {store.entry(paths[0])}
-    assert tight.free(int(0.4 * one), ()) >= one
+    assert tight.free(int(0.4 * one)) >= 0.4 * one
+    assert len(copies(store)) == 3
+    assert tight.free(one) >= one
+    assert copies(store) == {store.entry(path) for path in paths[1:3]}
+    assert tight.free(2 * one, {store.entry(paths[1])}) >= 2 * one
+    assert copies(store) == {store.entry(paths[1])}
 
 
 def test_using_makes_young(store, room, paths):

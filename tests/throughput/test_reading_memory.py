@@ -29,6 +29,7 @@ def test_the_peak_is_what_was_taken_and_given_back():
 def test_a_child_reads_what_it_is_told(tiny, kind, monkeypatch, capsys):
     order = {"path": str(tiny), "reader": "pyav", "kind": kind, "task": TASK.__dict__}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(order)))
+    np.ones(300 << 17)  # 300 MiB, a peak to be forgotten
     memory.child()
     told = json.loads(capsys.readouterr().out)
     assert told.keys() == {"before_mib", "over_mib"}

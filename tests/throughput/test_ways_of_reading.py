@@ -67,6 +67,7 @@ def test_views_are_the_same_read_once_or_ten_times(film):
     clips = ten.read(0, 0)
     assert_sound(ten, clips)
     np.testing.assert_array_equal(one.read(0, 0), clips)
+    assert_sound(one, clips)
     starts = [clip[0] for clip in numbers(clips)]
     assert starts == np.linspace(0, NUM_FRAMES - 15, 10).astype(int).tolist()
 
