@@ -16,7 +16,7 @@ PACKAGE = ROOT / "regkit"
 # A room imports only from floors below its own; rooms on one floor do not know each other.
 FLOORS = [
     {"errors"},
-    {"ops", "targets", "activations", "models", "data"},
+    {"ops", "targets", "activations", "models", "data", "measuring"},
     {"groups"},
     {"penalties", "coupling", "strength", "ranks"},
     {"optim", "terms", "sparsity"},

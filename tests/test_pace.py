@@ -18,7 +18,7 @@ class SlowLoader(DataLoader):
         self.pause_s = pause_s
         self.waited_s = 0.0
 
-    def __iter__(self):
+    def __iter__(self):  # pyright: ignore[reportIncompatibleMethodOverride]  # a generator will do
         for number, batch in enumerate(super().__iter__()):
             pause = self.pause_s if number else 5 * self.pause_s  # as workers start
             time.sleep(pause)

@@ -1,13 +1,10 @@
 """The verb `bench`: options in, table, file and picture out."""
 
 import argparse
-import importlib.util
-import os
 import platform
 import sys
 from dataclasses import replace
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,9 @@ from regkit.bench.nets import SYNTHETIC, make_net, model_names
 from regkit.bench.picture import draw
 from regkit.bench.report import Report
 from regkit.errors import InputError
+from regkit.measuring import check_files, cpu_name, package_version
 
 HELP = "measure what each penalty adds to a training step, on this machine"
-PICTURES = (".png", ".svg", ".pdf")
 # What a file says that it was asked for.
 ASKED = (
     *("model", "parameters", "penalties", "lam", "groups", "device"),
@@ -72,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--clip", default="8x64x64", help="frames x height x width (default: %(default)s)")
     add("--batch", type=int, default=2, help="clips in a batch (default: %(default)s)")
     add("--out", type=Path, metavar="FILE.json", help="write all figures, and the machine")
-    add("--picture", type=Path, metavar="FILE.png", help="draw the ratios; needs matplotlib")
+    add("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
     add("--read", type=Path, metavar="FILE.json", help="show such a file, and measure nothing")
 
 
@@ -81,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises: InputError when an option is out of range.
     """
-    _check_files(args)
+    check_files(args.out, args.picture)
     if args.read is not None:
         found = reports.read(args.read)
         for text in (
@@ -155,25 +152,6 @@ def _progress(done: int | None, names: list[str]) -> None:
     print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _check_files(args: argparse.Namespace) -> None:
-    """Refuse now what would fail when all is measured."""
-    for option, path in (("--out", args.out), ("--picture", args.picture)):
-        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise InputError(f"{option} got {path}; give a file in a folder to write to.")
-        if path is not None and path.is_dir():
-            raise InputError(f"{option} got {path}, which is a folder; give a file.")
-    if args.picture is None:
-        return
-    if args.picture.suffix not in PICTURES:
-        raise InputError(
-            f"--picture got {args.picture}; give a file that ends in {', '.join(PICTURES)}."
-        )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(
-            "--picture needs matplotlib, which is not installed: pip install 'regkit[notebook]'."
-        )
-
-
 def _check_numbers(args: argparse.Namespace) -> tuple[Rounds, tuple[int, int, int]]:
     for option, least in (("rounds", 2), ("warmup", 1), ("train_rounds", 0), ("batch", 1)):
         if getattr(args, option) < least:
@@ -224,25 +202,12 @@ def _free_memory(path: Path) -> int | None:
 def _machine(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
-        "cpu": _cpu(Path("/proc/cpuinfo")),
-        "device": torch.cuda.get_device_name(device) if cuda else _cpu(Path("/proc/cpuinfo")),
+        "cpu": cpu_name(),
+        "device": torch.cuda.get_device_name(device) if cuda else cpu_name(),
         "cuda": cuda,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": package_version("triton"),
         "system": platform.platform(),
         "date": date.today().isoformat(),
     }
-
-
-def _cpu(path: Path) -> str:
-    rows = path.read_text().splitlines() if path.exists() else []
-    found = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,9 +1,8 @@
 """The contest: rounds in which all contestants take turns, and the figures they leave."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ from regkit.bench.contestants import (
     naive,
     penalised,
 )
-from regkit.bench.report import Quartiles, Row
+from regkit.bench.report import Row
+from regkit.measuring import Quartiles, take_turns
 from regkit.penalties import WeightPenalty
 
 Sample = dict[str, float]  # ms by clock
@@ -61,24 +61,6 @@ def contest(
         yield _heat(name, plain, entrants, training, rounds, rate)
 
 
-def take_turns(
-    contestants: Sequence[Contestant],
-    num_rounds: int,
-    clock: Callable[[Contestant], Any],
-) -> dict[str, list[Any]]:
-    """Let all act in every round, beginning with another one each time.
-
-    Every second round runs backwards, so that none always follows the same one.
-    """
-    found: dict[str, list[Any]] = {contestant.name: [] for contestant in contestants}
-    for turn in range(num_rounds):
-        first = turn % len(contestants)
-        order = (*contestants[first:], *contestants[:first])
-        for contestant in order if turn % 2 == 0 else reversed(order):
-            found[contestant.name].append(clock(contestant))
-    return found
-
-
 def _heat(
     penalty: str | None,
     plain: Sequence[Contestant],
@@ -95,10 +77,10 @@ def _heat(
         for name, found in take_turns(
             [*plain, *entrants],
             rounds.warmup + rounds.steps,
-            lambda c: time_step(c.step, device),
+            lambda c, _: time_step(c.step, device),
         ).items()
     }
-    whole = take_turns(shown, rounds.training, lambda c: time_training(training, c.step, device))
+    whole = take_turns(shown, rounds.training, lambda c, _: time_training(training, c.step, device))
     training.net.zero_grad(set_to_none=True)
     return [row_of(penalty, c, samples, whole[c.name], rate, device) for c in shown]
 

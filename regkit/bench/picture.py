@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from regkit.bench.contestants import FUSED, HOOK, PROX
-from regkit.bench.report import Quartiles, Report, Row, place
+from regkit.bench.report import Report, Row, place
+from regkit.measuring import Quartiles
 
 # Okabe and Ito's colours, which all eyes tell apart.
 COLOURS = {HOOK: "#0072B2", PROX: "#009E73", None: "#9A9A9A"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from regkit.data.readers import Reader
+from regkit.data.reader import Reader
 from regkit.data.store import Store
 from regkit.data.timeline import Timeline, VideoError
 from regkit.errors import InputError

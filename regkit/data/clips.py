@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch.utils.data import Dataset, get_worker_info
 
 from regkit.data.cut import Cut
-from regkit.data.readers import Reader
+from regkit.data.reader import Reader
 from regkit.data.timeline import Timeline, VideoError
 from regkit.data.video import Video
 from regkit.errors import InputError

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import math
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from io import BufferedIOBase
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -20,7 +22,9 @@ from regkit.data.decode import pictures
 from regkit.data.index import fingerprint
 from regkit.data.timeline import LostError, Timeline, VideoError
 
-_FORMAT = 1  # raise when equal names come to mean other contents
+_FORMAT = 2  # raise when equal names come to mean other contents
+# Frames, height, width; seconds a tick, width and height in the file: all little-endian.
+_HEADER = struct.Struct("<3qd2q")
 _SUFFIX = {"memmap": ".frames", "reencode": ".mp4"}
 # Few frames between keyframes, no reordering, simple entropy coding: quick to enter, quick to read.
 _QUICK = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "g": "8", "bf": "0"}
@@ -87,18 +91,17 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 def _write_memmap(target: Path, frames: Pictures, timeline: Timeline) -> None:
-    """Write pts, then tick and size, then the pixels, each as NumPy writes an array."""
-    facts = np.array([timeline.tick_s, timeline.width_px, timeline.height_px])
+    """Write the header, pts, then the pixels."""
+    facts = (timeline.tick_s, timeline.width_px, timeline.height_px)
     with target.open("wb") as file:
-        np.save(file, timeline.pts)
-        np.save(file, facts)
         for number, frame in enumerate(frames):
             if number == 0:
-                header = {"shape": (len(timeline), *frame.shape), "fortran_order": False}
-                np.lib.format.write_array_header_1_0(file, {**header, "descr": "|u1"})
+                file.write(_HEADER.pack(len(timeline), *frame.shape[:2], *facts))
+                file.write(timeline.pts.astype("<i8").data)
             file.write(np.ascontiguousarray(frame).data)
 
 
+@lru_cache(1)  # a clip needs it twice, for its timeline and its frames
 def read_memmap(
     entry: Path,
 ) -> tuple[Timeline, UInt8[np.ndarray, "frames height width 3"]]:
@@ -107,16 +110,17 @@ def read_memmap(
     Raises: OSError when it is not there, ValueError when it is not whole.
     """
     with entry.open("rb") as file:
-        pts, (tick_s, width_px, height_px) = _load(file), _load(file)
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        frames = np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
-    keyframe = np.ones(len(pts), dtype=bool)
-    return Timeline(pts, keyframe, True, float(tick_s), int(width_px), int(height_px)), frames
-
-
-def _load(file: BufferedIOBase) -> np.ndarray:
-    return np.load(file, allow_pickle=False)
+        begin = file.read(_HEADER.size)
+        if len(begin) < _HEADER.size:
+            raise ValueError("it is not whole")
+        count, height, width, tick_s, width_px, height_px = _HEADER.unpack(begin)
+        shape, offset = (count, height, width, 3), _HEADER.size + 8 * count
+        if os.fstat(file.fileno()).st_size != offset + math.prod(shape):
+            raise ValueError("it is not whole")
+        pts = np.frombuffer(file.read(8 * count), dtype="<i8")
+        frames = np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=shape)
+    keyframe = np.ones(count, dtype=bool)
+    return Timeline(pts, keyframe, True, tick_s, width_px, height_px), frames
 
 
 def _write_video(target: Path, frames: Pictures, timeline: Timeline) -> None:

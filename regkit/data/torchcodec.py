@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from regkit.data import decode
-from regkit.data.readers import Reader
+from regkit.data.reader import Reader
 from regkit.data.timeline import Source, Timeline, read_timeline
 from regkit.errors import InputError
 

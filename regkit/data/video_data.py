@@ -22,7 +22,8 @@ from regkit.data.clips import ClipDataset
 from regkit.data.cut import Cut
 from regkit.data.index import Index
 from regkit.data.loader import ClipLoader, EpochSampler
-from regkit.data.readers import READERS, Cached, Indexed, Reader
+from regkit.data.reader import Reader
+from regkit.data.readers import READERS, Cached, Indexed
 from regkit.data.sampling import Sampling
 from regkit.data.store import Store
 from regkit.data.video import Splits, Video

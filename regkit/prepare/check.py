@@ -10,7 +10,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from jaxtyping import Float64
 
-from regkit.data.readers import Reader
+from regkit.data.reader import Reader
 from regkit.data.sampling import Sampling
 from regkit.data.timeline import Timeline, VideoError, opened
 

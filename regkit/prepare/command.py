@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from regkit.config import check_overrides, make, quote_paths, register
 from regkit.data.official import Official
-from regkit.data.readers import Indexed, Reader
+from regkit.data.reader import Reader
+from regkit.data.readers import Indexed
 from regkit.data.video import Splits
 from regkit.errors import InputError
 from regkit.prepare import report

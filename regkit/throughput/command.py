@@ -1,20 +1,19 @@
 """The verb `throughput`: options in, table, file and picture out."""
 
 import argparse
-import importlib.util
 import os
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from regkit.errors import InputError
+from regkit.measuring import check_files, cpu_name, package_version
 from regkit.throughput import films, memory, studio
 from regkit.throughput import report as reports
 from regkit.throughput.contest import contest
@@ -23,7 +22,7 @@ from regkit.throughput.picture import draw
 from regkit.throughput.report import Report
 
 HELP = "measure how many clips a second one process reads from videos"
-PICTURES = (".png", ".svg", ".pdf")
+PACKAGES = ("av", "torchcodec", "decord", "torch", "torchvision")
 # What a file says that it was asked for.
 ASKED = ("clip", "stride", "short_px", "rounds", "clips", "sampling", "threads")
 
@@ -53,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, help="of every decoder; 0: its choice (default: 1)")
     add("--memory", action="store_true", help="of a process that reads a long film, too")
     add("--out", type=Path, metavar="FILE.json", help="write all figures, and the machine")
-    add("--picture", type=Path, metavar="FILE.png", help="draw the ratios; needs matplotlib")
+    add("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
     add("--read", type=Path, metavar="FILE.json", help="show such a file, and measure nothing")
 
 
@@ -134,22 +133,11 @@ def _show(lines: Iterable[str]) -> None:
 
 
 def _check_files(args: argparse.Namespace) -> None:
-    """Refuse now what would fail when all is measured."""
-    for option, path in (("--out", args.out), ("--picture", args.picture)):
-        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise InputError(f"{option} got {path}; give a file in a folder to write to.")
-        if path is not None and path.is_dir():
-            raise InputError(f"{option} got {path}, which is a folder; give a file.")
+    check_files(args.out, args.picture)
     if args.picture is None:
         return
-    if args.picture.suffix not in PICTURES:
-        raise InputError(
-            f"--picture got {args.picture}; give a file that ends in {', '.join(PICTURES)}."
-        )
     if args.read is None and args.rounds == 0:
         raise InputError("--picture draws what --rounds measures; give 2 or more rounds.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--picture needs matplotlib, which is not installed.")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -171,24 +159,14 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _machine() -> dict[str, Any]:
     return {
-        "cpu": _cpu(Path("/proc/cpuinfo")),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        **{name: _version(name) for name in ("av", "torchcodec", "decord", "torch", "torchvision")},
+        **{
+            name: package_version(name)
+            for name in ("av", "torchcodec", "decord", "torch", "torchvision")
+        },
         "system": platform.platform(),
         "date": date.today().isoformat(),
     }
-
-
-def _cpu(path: Path) -> str:
-    rows = path.read_text().splitlines() if path.exists() else []
-    found = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,12 +1,13 @@
 """The contest: rounds in which all take turns, and the figures they leave."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from regkit.measuring import Quartiles, take_turns
 from regkit.throughput import contestants
 from regkit.throughput.contestants import PYAV, TORCHCODEC, WHOLE, Contestant, Film, Task
-from regkit.throughput.report import Quartiles, Row
+from regkit.throughput.report import Row
 
 WARMUP = 1  # rounds that do not count: files come into memory, libraries start
 
@@ -29,22 +30,6 @@ def contest(
         ("threads", contestants.threads(film, dense)),
     ):
         yield _heat(film, heat, entrants, rounds, clips, (entrants[0].name,))
-
-
-def take_turns(
-    entrants: Sequence[Contestant], rounds: int, clock: Callable[[Contestant, int], Sample]
-) -> dict[str, list[Sample]]:
-    """Let all act in every round, beginning with another one each time.
-
-    Every second round runs backwards, so that none always follows the same one.
-    """
-    found: dict[str, list[Sample]] = {entrant.name: [] for entrant in entrants}
-    for turn in range(rounds):
-        first = turn % len(entrants)
-        order = (*entrants[first:], *entrants[:first])
-        for entrant in order if turn % 2 == 0 else reversed(order):
-            found[entrant.name].append(clock(entrant, turn))
-    return found
 
 
 def time_clips(film: Film, entrant: Contestant, draws: Sequence[int]) -> Sample:

@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import functional
 from regkit.data.clips import ClipDataset
 from regkit.data.cut import Cut
 from regkit.data.index import Index
-from regkit.data.readers import Cached, Indexed, PyAV, Reader
+from regkit.data.reader import PyAV, Reader
+from regkit.data.readers import Cached, Indexed
 from regkit.data.sampling import Sampling
 from regkit.data.store import Store
 from regkit.data.torchcodec import unavailable

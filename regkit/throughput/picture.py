@@ -44,7 +44,7 @@ def _bars(axes: Any, rows: list[Row], which: str) -> None:
         spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
         axes.errorbar(ratio.median, at, xerr=spread, color=INK, elinewidth=1, capsize=2)
         axes.annotate(
-            f"{ratio.median:.3g}",
+            f"{ratio.median:,.0f}" if ratio.median >= 100 else f"{ratio.median:.3g}",
             (ratio.high, at),
             xytext=(4, 0),
             textcoords="offset points",

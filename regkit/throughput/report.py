@@ -1,13 +1,13 @@
 """What a run found: rows of figures, as a table on the screen and as a file."""
 
 import json
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from regkit.errors import InputError
+from regkit.measuring import Quartiles
 
 WIDTH = 25
 HEATS = {
@@ -16,20 +16,6 @@ HEATS = {
     "views": "the views of a test video",
     "threads": "threads of the decoder, one process alone",
 }
-
-
-@dataclass(frozen=True)
-class Quartiles:
-    """A median and the quartiles around it."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Quartiles":
-        """Return the quartiles of two values or more."""
-        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
 @dataclass(frozen=True)

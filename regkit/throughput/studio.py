@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regkit.data.readers import PyAV
+from regkit.data.reader import PyAV
 from regkit.data.store import Store
 from regkit.data.timeline import VideoError, opened, read_timeline
 from regkit.errors import InputError

@@ -21,7 +21,8 @@ from regkit.bench.contestants import (
     Contestant,
     penalty_types,
 )
-from regkit.bench.report import Quartiles, Row, read
+from regkit.bench.report import Row, read
+from regkit.measuring import Quartiles, cpu_name
 from regkit.penalties import GroupPenalty
 
 TINY = [
@@ -115,8 +116,8 @@ def test_all_penalties_run_and_misfits_are_named(
 
 def test_the_processor_is_named(tmp_path: Path):
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU @ 2 GHz\n")
-    assert command._cpu(tmp_path / "cpuinfo") == "Some CPU @ 2 GHz"
-    assert command._cpu(tmp_path / "absent") != ""
+    assert cpu_name(tmp_path / "cpuinfo") == "Some CPU @ 2 GHz"
+    assert cpu_name(tmp_path / "absent") != ""
 
 
 def test_threads_are_set(monkeypatch: pytest.MonkeyPatch):

@@ -9,9 +9,10 @@ from torch import nn
 
 from regkit.bench import nets
 from regkit.bench.clocks import Rate
-from regkit.bench.contest import Rounds, contest, ratios, row_of, take_turns
+from regkit.bench.contest import Rounds, contest, ratios, row_of
 from regkit.bench.contestants import FOREACH, FUSED, HOOK, PROX, Contestant
-from regkit.bench.report import Quartiles, line
+from regkit.bench.report import line
+from regkit.measuring import Quartiles, take_turns
 from regkit.penalties import Box
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 def test_turns_rotate_and_reverse():
     everyone = [Contestant(name, nn.Identity(), int, 0) for name in "abc"]
     order: list[str] = []
-    found = take_turns(everyone, 4, lambda c: order.append(c.name) or len(order))
+    found = take_turns(everyone, 4, lambda c, _: order.append(c.name) or len(order))
     assert "".join(order) == "abc" + "acb" + "cab" + "cba"
     assert found == {"a": [1, 4, 8, 12], "b": [2, 6, 9, 11], "c": [3, 5, 7, 10]}
 

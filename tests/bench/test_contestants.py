@@ -8,7 +8,6 @@ from torch import nn
 
 import regkit.penalties
 from regkit.bench import nets
-from regkit.bench.contest import take_turns
 from regkit.bench.contestants import (
     FOREACH,
     FUSED,
@@ -24,6 +23,7 @@ from regkit.bench.contestants import (
     penalised,
     penalty_types,
 )
+from regkit.measuring import take_turns
 from regkit.penalties import ActivationPenalty, Box, GroupPenalty
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "penalty"
@@ -46,7 +46,7 @@ def equal(one: Contestant, other: Contestant) -> bool:
 
 
 def steps(entrants: list[Contestant], number: int) -> None:
-    take_turns(entrants, number, lambda c: c.step())
+    take_turns(entrants, number, lambda c, _: c.step())
 
 
 def test_all_weight_penalties_take_part():

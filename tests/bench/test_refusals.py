@@ -84,11 +84,3 @@ def test_a_device_that_runs_out_is_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "--device cpu has too little memory (CUDA out of memory. Tried" in err
-
-
-def test_a_picture_without_matplotlib_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
-    assert bench("--picture", "run.png") == 2
-    assert "pip install 'regkit[notebook]'" in capsys.readouterr().err

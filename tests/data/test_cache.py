@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from regkit.data import cache
 from regkit.data.cache import Room, choose, estimate, fill
-from regkit.data.readers import PyAV
+from regkit.data.reader import PyAV
 from regkit.data.store import Store
 from regkit.errors import InputError
 
@@ -125,6 +125,7 @@ def test_a_second_run_waits_and_finds_all_done(store, room, paths, capfd):
 class Deadly(PyAV):
     def timeline(self, source):
         os.kill(os.getpid(), signal.SIGKILL)
+        return super().timeline(source)
 
 
 def test_a_process_that_dies_is_reported_with_its_files(store, room, paths):

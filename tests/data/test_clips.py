@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 from regkit.data.clips import ClipDataset, collate
 from regkit.data.cut import Cut
 from regkit.data.decode import read_frames
-from regkit.data.readers import PyAV
+from regkit.data.reader import PyAV
 from regkit.data.sampling import Sampling, uniform
 from regkit.data.video import Video
 from regkit.errors import InputError

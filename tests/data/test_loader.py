@@ -10,7 +10,7 @@ import pytest
 from regkit.data.clips import ClipDataset
 from regkit.data.cut import Cut
 from regkit.data.loader import ClipLoader, EpochSampler
-from regkit.data.readers import PyAV
+from regkit.data.reader import PyAV
 from regkit.data.sampling import Sampling
 from regkit.data.timeline import Timeline
 from regkit.data.video import Video

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from regkit.data.index import Index
-from regkit.data.readers import Cached, Indexed, PyAV
+from regkit.data.reader import PyAV
+from regkit.data.readers import Cached, Indexed
 from regkit.data.store import Store, read_memmap
 from regkit.data.timeline import Timeline, VideoError, read_timeline
 

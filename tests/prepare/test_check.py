@@ -13,7 +13,7 @@ import pytest
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 
-from regkit.data.readers import PyAV, Reader
+from regkit.data.reader import PyAV, Reader
 from regkit.data.sampling import Sampling
 from regkit.prepare.check import Checker, Facts, Part
 

@@ -9,6 +9,7 @@ from small_films import TINY
 
 from regkit.__main__ import main
 from regkit.errors import InputError
+from regkit.measuring import Quartiles
 from regkit.throughput import command, contestants, films, studio
 from regkit.throughput.contestants import (
     MEMMAP,
@@ -19,7 +20,7 @@ from regkit.throughput.contestants import (
     TORCHCODEC,
     WHOLE,
 )
-from regkit.throughput.report import Memory, Quartiles, everything, read
+from regkit.throughput.report import Memory, everything, read
 
 QUICK = ["--clip", "4", "--short-px", "16", "--rounds", "2", "--clips", "2"]
 
@@ -166,12 +167,6 @@ def test_a_file_too_long_to_read_whole_is_refused(tiny, monkeypatch, capsys):
     monkeypatch.setattr(studio, "MOST_BYTES", 30 * 96 * 64 * 3 - 1)
     assert throughput(str(tiny)) == 2
     assert "whose frames take 0.0 GiB at once" in capsys.readouterr().err
-
-
-def test_a_picture_without_matplotlib_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
-    assert throughput("--picture", "run.png") == 2
-    assert "--picture needs matplotlib" in capsys.readouterr().err
 
 
 def test_the_kept_figures_can_be_read():

@@ -3,9 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from regkit.measuring import Quartiles, take_turns
 from regkit.throughput import contest
 from regkit.throughput.contestants import Contestant, Film
-from regkit.throughput.report import Quartiles
 
 CLIP = np.zeros((1, 1, 2, 2, 3), dtype=np.uint8)
 
@@ -26,7 +26,7 @@ def test_all_take_turns_and_none_is_always_first():
         acted.append((entrant.name, turn))
         return {"wall": float(turn)}
 
-    found = contest.take_turns(entrants, 6, clock)
+    found = take_turns(entrants, 6, clock)
     assert found == {name: [{"wall": float(turn)} for turn in range(6)] for name in "abc"}
     rounds = [[name for name, turn in acted if turn == number] for number in range(6)]
     assert all(sorted(row) == ["a", "b", "c"] for row in rounds)
