@@ -13,6 +13,8 @@ from typing import Any
 
 _FORK = get_context("fork")
 _PATIENCE_S = 1.0  # for a process that was killed; one that waits for a dead disk stays
+# A Ctrl-C in the instant before a wait begins does not end it; it is answered when it ends.
+_ANSWER_S = 0.5
 _FIRST_TO_GO = "1000"  # where memory ends, Linux shall take these processes and not the caller
 
 
@@ -74,7 +76,8 @@ def spread(
                 break
         while hands:
             patience = min(hand.since for hand in hands) + timeout_s - time.monotonic()
-            wait([hand.connection for hand in hands], max(0.0, patience) + 0.01)
+            patience = min(max(0.0, patience) + 0.01, _ANSWER_S)
+            wait([hand.connection for hand in hands], patience)
             for hand in list(hands):
                 result = hand.result(timeout_s)
                 if result is None:
