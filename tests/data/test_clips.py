@@ -92,6 +92,12 @@ def test_cache_saves_reading_and_keeps_its_bound(videos, monkeypatch):
         for index in range(6):
             tight[epoch, index]
     assert len(reads) == 11
+    tight = dataset(videos, training=False, size_px=128, memory_mib=1)  # 5 of 6 clips fit
+    reads.clear()
+    for epoch in range(2):
+        for index in range(6):
+            tight[epoch, index]
+    assert len(reads) == 7
 
 
 def test_training_replaces_a_bad_file(videos):
