@@ -187,7 +187,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     views, *shape = samples[0]["clip"].shape
     clips = [sample["clip"] for sample in good]
     return {
-        "clip": torch.cat(clips) if clips else torch.empty((0, *shape), dtype=torch.uint8),
+        # Else they stay as they were decoded, colours last, and the net rounds otherwise.
+        "clip": torch.cat(clips).contiguous() if clips else torch.empty((0, *shape)).byte(),
         "label": torch.tensor([sample["label"] for sample in good], dtype=torch.int64),
         "path": [sample["path"] for sample in good],
         "start_s": [sample["start_s"] for sample in good],

@@ -130,6 +130,7 @@ def test_evaluation_drops_a_bad_file(videos):
     data = dataset(videos, training=False)
     batch = collate([data[0, index] for index in range(3)])
     assert batch["clip"].shape == (2, 3, 4, 16, 16)
+    assert batch["clip"].is_contiguous()
     assert batch["label"].tolist() == [0, 0]
     assert batch["path"] == [videos[0].path, videos[2].path]
     assert len(batch["skipped"]) == 1
