@@ -8,10 +8,18 @@ from typing import Any, NoReturn
 from regkit.bench import command as bench
 from regkit.errors import InputError
 from regkit.prepare import command as prepare
+from regkit.report import command as report
 from regkit.throughput import command as throughput
+from regkit.training import lam
 
 # A verb is a module with HELP, add_options(parser) and run(arguments), which may return a code.
-VERBS = {"bench": bench, "prepare": prepare, "throughput": throughput}
+VERBS = {
+    "bench": bench,
+    "lam": lam,
+    "prepare": prepare,
+    "report": report,
+    "throughput": throughput,
+}
 
 
 class Parser(argparse.ArgumentParser):

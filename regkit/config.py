@@ -1,14 +1,12 @@
 """The root of the configuration: types, ranges, run names, and errors that say what is allowed."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -18,7 +16,8 @@ from regkit.errors import InputError
 from regkit.strength import check_strength
 
 # Parts of a configuration that a run may not change when it continues.
-KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed", "strength")
+KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed", "strength", "warm_start")
+AUTO, PATH = "auto", "path"  # what lam may be, beside a number
 
 
 @dataclass
@@ -32,22 +31,57 @@ class StrengthConfig:
 
 
 @dataclass
+class GridConfig:
+    """The strengths that lam=path stands for, from `high` down to `low_ratio` times it."""
+
+    num: int = 10
+    high: float | None = None
+    low_ratio: float = 1e-3
+
+
+@dataclass
+class PathConfig:
+    """How one model is trained along the grid (`regkit.sweeps.path`)."""
+
+    direction: str = "increasing"
+    epochs: int = 6
+    lr_share: float = 1.0
+
+
+@dataclass
+class CvConfig:
+    """What cross-validation chooses by (`regkit.sweeps.cross_validation`)."""
+
+    measure: str = "loss"
+    rule: str = "one_se"
+    refit: bool = True
+
+
+@dataclass
 class TrainConfig:
     """What `train.py` understands; the groups below are free to hold any plug."""
 
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     penalty: dict[str, Any] = field(default_factory=dict)
-    lam: float = 1e-4
+    lam: float | int | str = 1e-4
+    grid: GridConfig = field(default_factory=GridConfig)
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     evaluate: str = "last"
+    debias_epochs: int = 0
     patience: int | None = None
+    prune: str | None = None
     save_every_n_steps: int | None = None
+    pictures_every_n_epochs: int | None = None
+    warm_start: str | None = None
     ckpt_path: str | None = None
+    path: PathConfig | None = None
+    cv: CvConfig | None = None
+    bagging: bool = False
     name: str = ""
 
 
@@ -60,11 +94,11 @@ def register() -> None:
 
 _UNNAMED = {
     *("penalty", "lam", "ckpt_path", "name"),
-    *("save_every_n_steps", "trainer.enable_progress_bar"),
+    *("save_every_n_steps", "pictures_every_n_epochs", "trainer.enable_progress_bar"),
 }
 
 
-def run_name(penalty: Mapping[str, Any], lam: float, overrides: Iterable[str]) -> str:
+def run_name(penalty: Mapping[str, Any], lam: float | str, overrides: Iterable[str]) -> str:
     """Name a run by its penalties, its strength and whatever else was asked for.
 
     ({"l1": ...}, 1e-4, ["penalty=l1", "seed=1"]) -> "l1 lam=1e-4 seed=1"
@@ -138,12 +172,21 @@ def check(config: Any) -> None:
 
     Raises: InputError.
     """
-    if not config.lam >= 0:
-        raise InputError(f"lam={config.lam} was given; lam is a number >= 0.")
+    number = isinstance(config.lam, int | float) and not isinstance(config.lam, bool)
+    if not (config.lam >= 0 if number else config.lam == AUTO):
+        grid = " (lam=path is a grid: a run for each with -m, one for all with -cn path)"
+        raise InputError(
+            f"lam={config.lam} was given; lam is a number >= 0, or {AUTO}."
+            f"{grid if config.lam == PATH else ''}"
+        )
     if config.evaluate not in ("last", "best"):
         raise InputError(f"evaluate={config.evaluate} was given; it is last or best.")
     if config.seed < 0:
         raise InputError(f"seed={config.seed} was given; seed is a whole number >= 0.")
+    if config.debias_epochs < 0:
+        raise InputError(f"debias_epochs={config.debias_epochs} was given; it is 0 or more.")
+    if config.prune not in (None, "median"):
+        raise InputError(f"prune={config.prune} was given; it is median, or null.")
     if config.patience is not None and config.patience < 1:
         raise InputError(f"patience={config.patience} was given; it is 1 or more, or null.")
     if config.save_every_n_steps is not None and config.save_every_n_steps < 1:
@@ -165,69 +208,9 @@ def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise InputError(
-            "ckpt_path belongs to a run with another configuration; repeat its options. "
-            + "; ".join(changed)
+            "This folder holds a run of another configuration; repeat its options, or take "
+            "another folder. " + "; ".join(changed)
         )
-
-
-def check_overrides(arguments: Sequence[str], configs: Path) -> None:
-    """Answer a wrong choice of a group with the list of right ones.
-
-    Hydra does so for one choice, not for a list of them nor for settings of what is not selected.
-    Raises: InputError.
-    """
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise InputError(f"{error}. Quote values with special letters: \"key='a=b'\".") from error
-    chosen = [c for o in parsed if o.key_or_group == "penalty" for c in _choices(o.value())]
-    for override in parsed:
-        _, _, name = override.key_or_group.partition("penalty.")
-        name = name.partition(".")[0]
-        if name and chosen and name not in chosen:
-            raise _not_selected(name, [c for c in chosen if c is not None])
-        folder = configs / override.key_or_group.replace(".", "/").lstrip("/")
-        if not folder.is_dir() or override.is_delete():
-            continue
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        for choice in _choices(override.value()):
-            if choice is not None and choice not in known:
-                close = difflib.get_close_matches(choice, known, n=1)
-                hint = f"; close: {close[0]}" if close else ""
-                raise InputError(
-                    f"{override.key_or_group}={choice} was given{hint}. "
-                    f"There are: {', '.join(known)}."
-                )
-
-
-def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """Quote values that name existing files, so that spaces and = in them need no care."""
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        special = re.search(r"[^\w./~-]", value)
-        if equals and special and "'" not in value and Path(value).expanduser().exists():
-            argument = f"{key}='{value}'"
-        quoted.append(argument)
-    return quoted
-
-
-def _not_selected(name: str, selected: Sequence[str]) -> InputError:
-    return InputError(
-        f"penalty.{name} has settings, but {name} was not selected; give "
-        f"penalty=[{','.join([*selected, name])}]."
-    )
-
-
-def _choices(value: Any) -> list[str | None]:
-    """Flatten a value of a group (a name, a list, a sweep) to names."""
-    if value is None or isinstance(value, str):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [name for item in value for name in _choices(item)]
-    inner = getattr(value, "list", None) or getattr(value, "choices", None)
-    return _choices(inner) if inner is not None else [str(value)]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -152,10 +152,9 @@ def check_strength(
         raise InputError(f"ramp_until={ramp_until} was given; it is a share of training, 0 to 1.")
     if target_density is not None and not 0 < target_density < 1:
         raise InputError(f"target_density={target_density} was given; it lies between 0 and 1.")
-    if freeze_support is not None and not 0 < freeze_support <= 1:
+    if freeze_support is not None and not 0 <= freeze_support <= 1:
         raise InputError(
-            f"freeze_support={freeze_support} was given; it is a share of training, above 0 and "
-            "at most 1."
+            f"freeze_support={freeze_support} was given; it is a share of training, 0 to 1."
         )
     if ramp is not None and target_density is not None:
         raise InputError(

@@ -13,18 +13,15 @@ from omegaconf import OmegaConf
 from regkit import InputError
 from regkit.config import (
     check,
-    check_overrides,
     check_unchanged,
     make,
     make_penalties,
-    quote_paths,
     register,
     run_dir,
     run_name,
     short,
 )
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from regkit.words import CONFIGS, check_overrides, quote_paths
 
 
 def composed(*overrides: str) -> Any:

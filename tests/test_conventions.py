@@ -16,15 +16,20 @@ PACKAGE = ROOT / "regkit"
 # A room imports only from floors below its own; rooms on one floor do not know each other.
 FLOORS = [
     {"errors"},
-    {"ops", "targets", "activations", "models", "data", "measuring"},
+    {"ops", "targets", "activations", "models", "data", "measuring", "runs"},
     {"groups"},
     {"penalties", "coupling", "strength", "ranks"},
     {"optim", "terms", "sparsity"},
     {"composition"},
     {"regularizer"},
     {"callback"},
-    {"module", "predictions", "pace", "config", "bench", "throughput"},
-    {"prepare"},
+    {
+        *("module", "predictions", "pace", "config", "bench", "throughput"),
+        *("watch", "selection", "ensembles", "pruning"),
+    },
+    {"words"},
+    {"prepare", "report", "training"},
+    {"sweeps"},
     {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -42,7 +42,7 @@ def test_penalties_are_off_once_the_support_is_frozen():
         ({"ramp": "square"}, "ramp='square' was given; it is one of linear, cosine, cubic"),
         ({"ramp_until": 1.5}, "a share of training"),
         ({"target_density": 0.0}, "between 0 and 1"),
-        ({"freeze_support": 0.0}, "above 0"),
+        ({"freeze_support": -0.1}, "0 to 1"),
         ({"ramp": "cubic", "target_density": 0.3}, "Leave ramp out"),
         ({"ramp": "cubic", "freeze_support": 0.2}, "Make ramp_until smaller"),
     ],

@@ -34,7 +34,7 @@ def by_group(
 
 
 def folds_by_group(
-    videos: Sequence[Video], num_folds: int, seed: int, who: str
+    videos: Sequence[Video], num_folds: int, seed: int, who: str, option: str = "num_folds"
 ) -> list[list[Video]]:
     """Deal whole groups, large ones first, to the fold that holds their classes least.
 
@@ -43,12 +43,13 @@ def folds_by_group(
     Of equals, the fold with the fewest videos; so no fold stays empty. Equal groups come in
     random order.
 
+    option: what the user gave the number by.
     Raises: InputError when there are more folds than groups.
     """
     groups, total = _groups(videos)
     if num_folds > len(groups):
         raise InputError(
-            f"{who} got num_folds={num_folds}, but there are {len(groups)} groups, and a group "
+            f"{who} got {option}={num_folds}, but there are {len(groups)} groups, and a group "
             "is never torn apart. Give fewer folds or finer groups."
         )
     dealt = np.zeros((num_folds, len(total)))

@@ -47,6 +47,9 @@ class Streamed(VideoData):
         super().__post_init__()
         self._check("cache", self.cache == "none", '"none"; shards are copied as they are')
         self._check("seed", self.seed < 2**32, "less than 2^32")
+        for name in ("cv_folds", "bootstrap"):
+            reason = "null; shards hold one split each and are read whole. Use the files themselves"
+            self._check(name, getattr(self, name) is None, reason)
 
     def videos(self) -> Splits:
         """Read the lists that lie beside the shards."""

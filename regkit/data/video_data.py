@@ -24,6 +24,7 @@ from regkit.data.index import Index
 from regkit.data.loader import ClipLoader, EpochSampler
 from regkit.data.reader import Reader
 from regkit.data.readers import READERS, Cached, Indexed
+from regkit.data.resample import resampled
 from regkit.data.sampling import Sampling
 from regkit.data.store import Store
 from regkit.data.video import Splits, Video
@@ -65,6 +66,12 @@ class VideoData(LightningDataModule, ABC):
     view: "frames", or "differences" of each frame from the one before: what stands still vanishes,
         and with it most of what tells people and places apart.
     mean, std: of each colour, on a scale of 0 to 1; Kinetics' own by default.
+    cv_folds: to choose options by cross-validation. The videos of training and validation together
+        are dealt to so many folds by whole groups, the same for equal seeds of the data; `cv_fold`
+        (from 1) is validated on, the others train. At fold 0 all of them train and none is
+        validated on: the last fit, with what was chosen. The test split takes no part.
+    bootstrap: seed of a sample of the training videos: as many groups as there are, drawn with
+        replacement; what is drawn twice is there twice.
 
     Raises: InputError when an option is out of range.
     """
@@ -93,6 +100,10 @@ class VideoData(LightningDataModule, ABC):
     view: str = "frames"
     mean: Sequence[float] = (0.43216, 0.394666, 0.37645)
     std: Sequence[float] = (0.22803, 0.22145, 0.216989)
+    cv_folds: int | None = None
+    cv_fold: int = 0
+    bootstrap: int | None = None
+    listed: Splits | None = field(init=False, default=None)
     splits: Splits | None = field(init=False, default=None)
     skipped: set[str] = field(init=False, default_factory=set)
 
@@ -111,6 +122,11 @@ class VideoData(LightningDataModule, ABC):
         self._check("short_px", fits, f"size_px={self.size_px} or more, or null")
         self._check("mean", len(self.mean) == 3, "three numbers, one a colour")
         self._check("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers")
+        self._check("cv_folds", self.cv_folds is None or self.cv_folds >= 2, "2 or more, or null")
+        allowed = "0, or cv_folds too" if self.cv_folds is None else f"0 to {self.cv_folds}"
+        self._check("cv_fold", 0 <= self.cv_fold <= (self.cv_folds or 0), allowed)
+        drawn = self.bootstrap is None or self.bootstrap >= 0
+        self._check("bootstrap", drawn, "a seed, 0 or more, or null")
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
@@ -156,7 +172,9 @@ class VideoData(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Find the videos, once."""
         if self.splits is None:
-            self.splits = self.videos()
+            self.listed = self.videos()
+            folds, who = (self.cv_folds, self.cv_fold), type(self).__name__
+            self.splits = resampled(self.listed, folds, self.bootstrap, self.seed, who)
             self.augment = self.augment.for_classes(self.splits.classes)
 
     def train_dataloader(self) -> ClipLoader:
@@ -195,7 +213,8 @@ class VideoData(LightningDataModule, ABC):
         return Indexed(READERS[self.reader](threads), Index(str(Path(self._root(), "index.db"))))
 
     def _files(self) -> list[str]:
-        splits = self.splits or self.videos()
+        # All that are listed: equal on every rank, before and after `setup`, and in each fold.
+        splits = self.listed or self.videos()
         return [video.path for part in (splits.train, splits.val, splits.test) for video in part]
 
     @cached_property

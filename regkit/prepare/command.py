@@ -5,17 +5,13 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from regkit.config import check_overrides, make, quote_paths, register
+from regkit.config import make
 from regkit.data.official import Official
 from regkit.data.reader import Reader
 from regkit.data.readers import Indexed
@@ -25,9 +21,9 @@ from regkit.prepare import report
 from regkit.prepare.check import Checker, Facts
 from regkit.prepare.findings import SPLITS, Places, find, places, rows
 from regkit.prepare.hands import Lost, spread
+from regkit.words import composed
 
 HELP = "check every video of a data set before training, and fill its cache"
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class _Bar(tqdm):
@@ -73,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--workers got {workers}; give 1 or more.")
     if not args.timeout > 0:
         raise InputError(f"--timeout got {args.timeout:g}; give more than 0 seconds.")
-    config = _configured(args.overrides)
+    config = composed(args.overrides, "prepare")
     data = make(config.data, num_workers=workers)
     name = str(config.hydra.runtime.choices.data)
     out = args.out or Path("runs", f"prepare {datetime.now():%Y-%m-%d_%H-%M-%S} {name}")
@@ -104,24 +100,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))  # those that this process may use
     return os.cpu_count() or 1
-
-
-def _configured(overrides: Sequence[str]) -> Any:
-    """Compose what train.py would compose of these words."""
-    if not (CONFIGS / "train.yaml").is_file():
-        raise InputError(
-            f"prepare found no {CONFIGS / 'train.yaml'}. Run it in a checkout of regkit, which "
-            "holds train.py and configs."
-        )
-    words = quote_paths(overrides)
-    check_overrides(words, CONFIGS)
-    register()
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose("train", words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = f" {error.__cause__}" if error.__cause__ is not None else ""
-        raise InputError(f"{error}{cause}") from error
 
 
 def _found(data: Any, quick: bool) -> tuple[Splits, Checker, list[str]]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from regkit import words as words_of_train
 from regkit.__main__ import main
-from regkit.prepare import check, command
+from regkit.prepare import check
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ def test_wrong_input_is_refused_in_a_line(words, said, capsys, tmp_path, monkeyp
 
 
 def test_without_configs_it_says_where_to_run(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "CONFIGS", tmp_path)
+    monkeypatch.setattr(words_of_train, "CONFIGS", tmp_path)
     assert main(["prepare", "data=made"]) == 2
     assert "in a checkout of regkit" in capsys.readouterr().err
 

@@ -1,0 +1,1 @@
+"""Ensembles: what averaging the scores of several fits of one recipe gains, and of what."""

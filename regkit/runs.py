@@ -1,0 +1,185 @@
+"""Runs: what the folders that train.py leaves say, without the code that made them."""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from jaxtyping import Float, Int64
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tensorboard.backend.event_processing import event_accumulator, io_wrapper
+
+from regkit.errors import InputError
+
+Status = Literal["done", "failed", "unfinished", "pruned"]
+Curve = tuple[Int64[np.ndarray, " points"], Float[np.ndarray, " points"]]
+
+SUMMARY, FAILED, CONFIG, NORMS = "summary.json", "failed.txt", "config/config.yaml", "groups.npz"
+# Folders that hold no runs: of one run, and of what is written about several.
+ASIDE = {"config", "checkpoints", "report", "comparison"}
+# Of other kinds one event each: 0 would mean all of them, and pictures are large.
+SCALARS_ONLY = dict.fromkeys(event_accumulator.DEFAULT_SIZE_GUIDANCE, 1) | {"scalars": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is known of one run.
+
+    folder: where it lies, as it was found.
+    summary: of summary.json; empty unless the run is done or pruned.
+    overrides: what was asked for on the command line, as Hydra keeps it, but the name that a sweep
+        gave the run.
+    recipe: the whole configuration, resolved; empty where the folder has none.
+    message: why a run failed, or why its folder cannot be read.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    overrides: list[str]
+    recipe: dict[str, Any]
+    status: Status
+    message: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the name that the run gave itself, else that of its folder."""
+        return str(self.summary.get("name") or self.folder.name)
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read all runs in folders: of runs, of sweeps, of sweeps of sweeps.
+
+    Each run comes once, in the order of the folders given, then of the names. A run whose files
+    are broken is among them as failed, with a message that says so.
+
+    Raises: InputError when a folder is none, or holds no run.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise InputError(f"{folder} {what}; give folders of runs, such as runs/*.")
+        here = {path.resolve(): path for path in run_folders(folder)}
+        if not here:
+            raise InputError(
+                f"{folder} holds no run: no folder in it has a {SUMMARY}, a {FAILED} or a "
+                f"{CONFIG}. {_what_lies_in(folder)}"
+            )
+        found |= {real: read_run(path) for real, path in here.items() if real not in found}
+    return list(found.values())
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Find the folders of runs in a folder, itself among them, in the order of their names.
+
+    A folder that has no more than a configuration, and runs below it, is that of a path or of
+    another whole, and no run.
+    """
+    finished = (folder / SUMMARY).is_file() or (folder / FAILED).is_file()
+    if finished:
+        yield folder
+    below = False
+    for inner in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        if inner not in ASIDE and not inner.startswith("."):
+            for run in run_folders(folder / inner):
+                below = True
+                yield run
+    if not finished and not below and (folder / CONFIG).is_file():
+        yield folder
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run; files that cannot be read make it a failed one that says which and why."""
+    broken: list[str] = []
+
+    def read(name: str, parse: Any, kind: type[Any]) -> Any:
+        try:
+            content = parse((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return kind()
+        except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+            broken.append(f"{name} cannot be read: {_first_line(error)}")
+            return kind()
+        if not isinstance(content, kind):
+            broken.append(f"{name} cannot be read: it holds a {type(content).__name__}")
+            return kind()
+        return content
+
+    summary = read(SUMMARY, json.loads, dict)
+    asked = map(str, read("config/overrides.yaml", _yaml, list))
+    overrides = [word for word in asked if not word.startswith("name=")]
+    recipe = read(CONFIG, _resolved, dict)
+    failed = read(FAILED, str, str)
+    if broken:
+        return Run(folder, {}, overrides, recipe, "failed", "; ".join(broken))
+    if (folder / SUMMARY).is_file():
+        status, message = ("pruned" if summary.get("pruned") else "done"), ""
+    elif (folder / FAILED).is_file():
+        status, message = "failed", failed.partition("Traceback (most recent")[0].strip()
+    else:
+        status, message = "unfinished", ""
+    return Run(folder, summary, overrides, recipe, status, message)
+
+
+def curves(run: Run) -> dict[str, Curve]:
+    """Read the curves of a run: steps and values of each tag, in the order of the steps.
+
+    Where a run was continued, the later event file takes over from the step that it started at,
+    as TensorBoard shows it.
+    """
+    if not any(io_wrapper.IsSummaryEventsFile(name) for name in os.listdir(run.folder)):
+        return {}
+    events = event_accumulator.EventAccumulator(str(run.folder), SCALARS_ONLY).Reload()
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        steps = np.array([point.step for point in points], dtype=np.int64)
+        values = np.array([point.value for point in points], dtype=np.float64)
+        found[tag] = steps, values
+    return found
+
+
+def group_norms(run: Run) -> dict[str, Float[np.ndarray, " rows"]]:
+    """Read the length of each output row of each weight at the end of training; dead ones are 0.
+
+    Raises: InputError when the file is broken. A run without one has no norms: {}.
+    """
+    path = run.folder / NORMS
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path) as norms:
+            return {name: norms[name] for name in norms.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read: {_first_line(error)}. Delete it.") from error
+
+
+def _resolved(text: str) -> Any:
+    content = _yaml(text)
+    if isinstance(content, dict):
+        content.pop("name", None)  # it is made by a resolver that only train.py has
+    config = OmegaConf.create(content or {})
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:  # a resolver of the user's own
+        return OmegaConf.to_container(config, resolve=False)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _what_lies_in(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    more = " ..." if len(names) > 5 else "."
+    return f"It holds {', '.join(names[:5])}{more}" if names else "It is empty."

@@ -1,0 +1,1 @@
+"""Many runs: sweeps that go on, paths of strengths, cross-validation, ensembles."""

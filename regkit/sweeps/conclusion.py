@@ -1,0 +1,34 @@
+"""conclusion.json: what several runs say together, for the report and for people."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def conclude(
+    folder: Path,
+    *,
+    title: str,
+    lines: Sequence[str],
+    pictures: Sequence[str],
+    chosen: str | None,
+    **numbers: Any,
+) -> None:
+    """Leave a conclusion in a folder, and print it."""
+    found = {"title": title, "lines": lines, "pictures": pictures, "chosen": chosen, **numbers}
+    draft = folder / "conclusion.part"
+    draft.write_text(json.dumps(found, indent=2) + "\n")
+    draft.replace(folder / "conclusion.json")
+    print("\n".join(["", title, *(f"  {line}" for line in lines)]), flush=True)
+
+
+def add(folder: Path, lines: Sequence[str], **numbers: Any) -> None:
+    """Add to the conclusion of a folder, and print what is added."""
+    path = folder / "conclusion.json"
+    found = json.loads(path.read_text())
+    found["lines"] = [*found["lines"], *lines]
+    draft = folder / "conclusion.part"
+    draft.write_text(json.dumps(found | numbers, indent=2) + "\n")
+    draft.replace(path)
+    print("\n".join(f"  {line}" for line in lines), flush=True)

@@ -1,0 +1,214 @@
+"""Cross-validation: what the folds of a sweep say about the candidates, and which one to take."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from regkit.errors import InputError
+from regkit.report.style import COLOURS, look
+from regkit.runs import Run, find_runs, group_norms
+from regkit.selection.choose import RULES, Choice, choose
+from regkit.selection.stability import Stability, draw
+from regkit.sweeps.conclusion import conclude
+
+MEASURES = {"loss": "val_loss", "accuracy": "val_accuracy"}
+FOLD = "data.cv_fold"
+_ASIDE = (FOLD, "name", "seed")
+
+
+@dataclass(frozen=True, eq=False)
+class Folds:
+    """The runs of a cross-validation, by candidate (words but fold, seed and name) and fold."""
+
+    candidates: Sequence[tuple[str, ...]]
+    runs: Mapping[tuple[tuple[str, ...], int], Sequence[Run]]
+    num_folds: int
+
+    def table(self, key: str) -> Float[np.ndarray, "folds candidates"]:
+        """Return means over seeds of a number of the summaries; NaN where no run has it."""
+        filled = np.full((self.num_folds, len(self.candidates)), np.nan)
+        for column, candidate in enumerate(self.candidates):
+            for fold in range(self.num_folds):
+                runs = self.runs.get((candidate, fold + 1), ())
+                values = [run.summary[key] for run in runs if run.summary.get(key) is not None]
+                if values:
+                    filled[fold, column] = np.mean(values)
+        return filled
+
+    def one(self, candidate: tuple[str, ...]) -> Run:
+        """Return any run of a candidate."""
+        return next(runs[0] for (own, _), runs in self.runs.items() if own == candidate)
+
+
+def gather(folder: Path, num_folds: int) -> Folds:
+    """Read the runs of a sweep over folds.
+
+    Raises: InputError when none is done.
+    """
+    runs: dict[tuple[tuple[str, ...], int], list[Run]] = {}
+    for run in find_runs([folder]):
+        fold = next((w.partition("=")[2] for w in run.overrides if w.startswith(f"{FOLD}=")), "0")
+        if run.status == "done" and int(fold) > 0:
+            words = tuple(w for w in run.overrides if w.partition("=")[0] not in _ASIDE)
+            runs.setdefault((words, int(fold)), []).append(run)
+    candidates = list(dict.fromkeys(words for words, _ in runs))
+    if not candidates:
+        raise InputError(f"{folder} holds no fold that is done; nothing can be chosen.")
+    found = Folds(candidates, runs, num_folds)
+    # By strength, so that curves can be drawn and folds of one grid follow each other.
+    candidates.sort(key=lambda words: (_other(words), found.one(words).summary["lam"]))
+    return found
+
+
+def cross_validate(folder: Path, options: Any, num_folds: int) -> list[str]:
+    """Choose among the candidates of a sweep, leave the grounds in its folder, and say them.
+
+    Returns the words of the chosen candidate.
+    Raises: InputError when an option is unknown or too few folds are done.
+    """
+    folds = gather(folder, num_folds)
+    key = MEASURES[options.measure]
+    errors = folds.table(key)
+    errors = 1 - errors if options.measure == "accuracy" else errors
+    lams = [folds.one(words).summary["lam"] for words in folds.candidates]
+    densities = [float(d) for d in np.nanmean(folds.table("density"), axis=0)]
+    several = len({_other(words) for words in folds.candidates}) > 1
+    choice = choose(
+        errors,
+        lams,
+        densities=densities if several else None,
+        weights=_weights(folds),
+        rule=options.rule,
+    )
+    chosen = folds.candidates[choice.chosen]
+    pictures = [_draw(folder, folds, errors, choice, options.measure)]
+    pictures += _draw_stability(folder, folds, lams[choice.chosen])
+    conclude(
+        folder,
+        title=f"Cross-validation over {num_folds} folds of groups, by {options.measure}",
+        lines=[f"{_label(folds.one(chosen))} is chosen.", *choice.why],
+        pictures=pictures,
+        chosen=_label(folds.one(chosen)),
+        candidates=[_label(folds.one(words)) for words in folds.candidates],
+        means=choice.means,
+        standard_errors=choice.errors,
+        densities=densities,
+    )
+    return list(chosen)
+
+
+def check_cv(options: Any, num_folds: int | None) -> None:
+    """Refuse options that are unknown.
+
+    Raises: InputError.
+    """
+    if options.measure not in MEASURES:
+        raise InputError(f"cv.measure={options.measure} was given; it is one of {[*MEASURES]}.")
+    if options.rule not in RULES:
+        raise InputError(f"cv.rule={options.rule} was given; it is one of {list(RULES)}.")
+    if num_folds is None or num_folds < 2:
+        raise InputError(f"data.cv_folds={num_folds} was given; give 2 or more.")
+
+
+def _weights(folds: Folds) -> list[float]:
+    """Return how many videos each fold is judged on; those that are not done count nothing."""
+    counts = np.nan_to_num(np.nanmean(_filled(folds.table("num_val")), axis=1))
+    return [float(count) for count in counts]
+
+
+def _filled(table: Float[np.ndarray, "folds candidates"]) -> Float[np.ndarray, "folds candidates"]:
+    return np.where(np.isnan(table).all(1, keepdims=True), 1.0, table)
+
+
+def _other(words: Sequence[str]) -> tuple[str, ...]:
+    """Return what a candidate is beside its strength."""
+    return tuple(word for word in words if not word.startswith("lam="))
+
+
+def _label(run: Run) -> str:
+    return re.sub(r" (cv_fold|seed)=\S+", "", run.name)
+
+
+def _draw(
+    folder: Path,
+    folds: Folds,
+    errors: Float[np.ndarray, "folds candidates"],
+    choice: Choice,
+    measure: str,
+) -> str:
+    """Draw errors and densities against the strength, a line for each setting beside it."""
+    settings = list(dict.fromkeys(_other(words) for words in folds.candidates))
+    lams = np.array([folds.one(words).summary["lam"] for words in folds.candidates])
+    densities = folds.table("density")
+    with look():
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        for number, setting in enumerate(settings):
+            of = [i for i, words in enumerate(folds.candidates) if _other(words) == setting]
+            colour = COLOURS[number % len(COLOURS)]
+            label = _setting(folds, of, several=len(settings) > 1)
+            judged = [i for i in of if choice.means[i] is not None]
+            means = [choice.means[i] for i in judged]
+            spread = [choice.errors[i] or 0.0 for i in judged]
+            left.plot(lams[of], errors[:, of].T, color=colour, alpha=0.25, linewidth=0.7)
+            left.errorbar(
+                lams[judged], means, spread, color=colour, marker="o", capsize=2, label=label
+            )
+            right.plot(lams[of], densities[:, of].T, color=colour, alpha=0.25, linewidth=0.7)
+            right.plot(lams[of], np.nanmean(densities[:, of], axis=0), color=colour, marker="o")
+        left.axhline(choice.limit, color="#555555", linestyle=":", linewidth=0.9)
+        for axes in (left, right):
+            if (lams > 0).all():
+                axes.set_xscale("log")
+            axes.set_xlabel("lam")
+            axes.axvline(lams[choice.best], color="#999999", linestyle="--", linewidth=0.8)
+            axes.axvline(lams[choice.chosen], color="#222222", linewidth=0.9)
+        name = "loss" if measure == "loss" else "share of videos mistaken"
+        left.set_ylabel(f"validation {name}, mean over folds")
+        right.set_ylabel("density")
+        right.set_ylim(0, 1.02)
+        left.set_title("solid: chosen; dashed: best; dotted: one standard error above", fontsize=8)
+        if len(settings) > 1:
+            left.legend()
+        figure.savefig(folder / "cv.png", dpi=200)
+    return "cv.png"
+
+
+def _setting(folds: Folds, of: Sequence[int], several: bool) -> str | None:
+    """Name a line by what is not the strength."""
+    if not several:
+        return None
+    return re.sub(r" lam=\S+", "", _label(folds.one(folds.candidates[of[0]])))
+
+
+def _draw_stability(folder: Path, folds: Folds, lam: float) -> list[str]:
+    """Draw in how many folds each filter survives, where one grid of strengths was run in full."""
+    settings = {_other(words) for words in folds.candidates}
+    complete = all(
+        (words, fold + 1) in folds.runs
+        for words in folds.candidates
+        for fold in range(folds.num_folds)
+    )
+    if len(settings) > 1 or len(folds.candidates) < 2 or not complete:
+        return []
+    norms = [
+        [group_norms(folds.runs[words, fold + 1][0]) for words in folds.candidates]
+        for fold in range(folds.num_folds)
+    ]
+    if not all(norms[0][0].keys() == one.keys() and one for row in norms for one in row):
+        return []
+    alive = {
+        name: np.array([[one[name] > 0 for one in row] for row in norms]) for name in norms[0][0]
+    }
+    lams = [folds.one(words).summary["lam"] for words in folds.candidates]
+    figure = draw(Stability(lams, alive), chosen=lam)
+    figure.savefig(folder / "stability.png", dpi=200)
+    return ["stability.png"]

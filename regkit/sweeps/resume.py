@@ -1,0 +1,48 @@
+"""resume=FOLDER: the words with which a run or a sweep was started, once more in its folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from regkit.errors import InputError
+
+WORD = "resume="
+# Of Hydra's own overrides, what says where and how the jobs of a sweep ran.
+_OF_SWEEPS = ("hydra.sweep", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+_PLACES = ("hydra.mode", "hydra.run.dir", "hydra.sweep.dir")
+
+
+def resumed(arguments: Sequence[str]) -> list[str]:
+    """Replace resume=FOLDER by the words that started what lies in that folder.
+
+    A run, a path, or a sweep, whose finished jobs are then not run again. Further words are kept.
+    Raises: InputError when nothing was started in that folder.
+    """
+    given = [word for word in arguments if word.startswith(WORD)]
+    if not given:
+        return list(arguments)
+    rest = [word for word in arguments if not word.startswith(WORD)]
+    folder = Path(given[-1].removeprefix(WORD).strip("'\"")).expanduser().absolute()
+    sweep, run = folder / "multirun.yaml", folder / "config" / "hydra.yaml"
+    if sweep.is_file():
+        return ["-m", *_started(sweep, _PLACES), f"hydra.sweep.dir='{folder}'", *rest]
+    if run.is_file():
+        return [*_started(run, (*_PLACES, *_OF_SWEEPS)), f"hydra.run.dir='{folder}'", *rest]
+    raise InputError(
+        f"resume={folder} was given, where no run and no sweep was started: it has neither "
+        "multirun.yaml nor config/hydra.yaml. Give a folder below runs."
+    )
+
+
+def _started(path: Path, without: tuple[str, ...]) -> list[str]:
+    """Return the words of a run or sweep, but those that begin so."""
+    try:
+        hydra: Any = OmegaConf.load(path).hydra
+        words = [*hydra.overrides.hydra, *hydra.overrides.task]
+        name = hydra.job.config_name
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as Hydra wrote it: {error}.") from error
+    kept = [word for word in words if not word.lstrip("+~").startswith(without)]
+    return ["-cn", name, *kept]

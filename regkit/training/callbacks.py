@@ -1,0 +1,74 @@
+"""What watches a run: checkpoints, curves, pictures, and when it is stopped."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+
+from regkit.callback import Regularize
+from regkit.predictions import Predictions
+from regkit.pruning import StopDominated
+from regkit.sparsity.measure import density
+from regkit.watch.pictures import Pictures
+from regkit.watch.scalars import log_hparams, log_layout
+
+
+def callbacks(
+    config: DictConfig, folder: Path, regularize: Regularize, validated: bool
+) -> list[pl.Callback]:
+    """Make what the configuration asks for.
+
+    validated: whether there are videos for it.
+    """
+    checkpoint = partial(
+        ModelCheckpoint,
+        folder / "checkpoints",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    made: list[pl.Callback] = [
+        LearningRateMonitor("step"),
+        Predictions(folder),
+        Pictures(folder, config.pictures_every_n_epochs),
+        checkpoint(filename="last"),
+    ]
+    if validated:
+        made.append(checkpoint(filename="best", monitor="val/acc", mode="max"))
+    if config.save_every_n_steps is not None:
+        made.append(checkpoint(filename="last", every_n_train_steps=config.save_every_n_steps))
+    if config.patience is not None:
+        made.append(EarlyStopping("val/acc", mode="max", patience=config.patience))
+    if config.prune is not None:
+        made.append(StopDominated(folder, lambda: _density(regularize)))
+    return made
+
+
+def log_start(logger: TensorBoardLogger, config: DictConfig) -> None:
+    """Tell TensorBoard what run this is, and how its curves are sorted.
+
+    Five words, the same for all runs: HPARAMS shows no more columns at first.
+    """
+    values: dict[str, Any] = {
+        "penalty": "+".join(config.penalty) or "none",
+        "lam": float(config.lam) if config.penalty else 0.0,
+        "seed": config.seed,
+        "model": config.model._target_.rpartition(".")[2],
+        "optimizer": config.optimizer._target_.rpartition(".")[2],
+    }
+    log_hparams(logger, values)
+    log_layout(logger)
+
+
+def was_pruned(trainer: pl.Trainer) -> bool:
+    """Say whether the run was stopped because others left it behind."""
+    every: list[Any] = getattr(trainer, "callbacks")  # noqa: B009  # unseen by type checkers
+    return any(isinstance(one, StopDominated) and one.pruned for one in every)
+
+
+def _density(regularize: Regularize) -> float:
+    assert regularize.regularizer is not None
+    return density(regularize.regularizer.chosen()).total

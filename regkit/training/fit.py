@@ -1,0 +1,169 @@
+"""One run: train, test, train on without bias, and sum up."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from regkit.callback import Regularize
+from regkit.config import check, make, make_penalties
+from regkit.data.video_data import VideoData
+from regkit.errors import InputError
+from regkit.module import VideoClassifier
+from regkit.pace import Pace
+from regkit.regularizer import Regularizer
+from regkit.training import sums
+from regkit.training.callbacks import callbacks, log_start, was_pruned
+from regkit.training.debias import debias
+from regkit.training.folder import RunFolder, adopt
+from regkit.training.strengths import settle
+from regkit.watch.scalars import log_end
+
+
+def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Train, test and sum up one run; everything it leaves goes into `folder`.
+
+    A run that was stopped goes on where it was, and one that is done returns its summary.
+    Raises: InputError when an option is wrong, or `folder` holds a run of another configuration.
+    """
+    check(config)
+    held = RunFolder(folder, config.ckpt_path)
+    if (checkpoint := held.held()) is not None:
+        old = checkpoint["hyper_parameters"]["recipe"]
+        adopt(config, old)
+        if (done := held.summary(_recipe(config), old)) is not None:
+            print(f"{config.name}: done already, {folder / 'summary.json'}", flush=True)
+            return done
+    held.begin()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = make(config.data)
+    data.prepare_data()
+    data.setup()
+    _refuse_without_validation(config, data)
+    model = _model(config, data)
+    settle(config, model, data)
+    model.hparams["recipe"] = _recipe(config)
+    summary = held.tested(_recipe(config))
+    if summary is None:
+        trainer, summary = _train_and_test(config, held, model, data, checkpoint)
+        if trainer.is_global_zero:
+            held.keep_tested(summary, _recipe(config))
+    else:
+        assert checkpoint is not None
+        model.load_state_dict(checkpoint["state_dict"])
+        trainer = None
+    if config.debias_epochs:
+        summary |= debias(config, folder, model, data)
+    if trainer is None or trainer.is_global_zero:
+        held.finish(summary)
+    return summary
+
+
+def _recipe(config: DictConfig) -> dict[str, Any]:
+    recipe = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(recipe, dict)
+    return {str(key): value for key, value in recipe.items()}
+
+
+def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
+    model = VideoClassifier(
+        make(config.model, num_classes=data.num_classes),
+        data.classes,
+        make(config.optimizer),
+        make(config.scheduler) if config.scheduler is not None else None,
+        config.seed,
+    )
+    if config.warm_start is not None:
+        _start_from(model, Path(config.warm_start).expanduser())
+    return model
+
+
+def _start_from(model: VideoClassifier, path: Path) -> None:
+    """Take the weights of another run's checkpoint."""
+    if not path.is_file():
+        raise InputError(f"warm_start={path} was given, and there is no such file.")
+    try:
+        model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    except Exception as error:
+        raise InputError(
+            f"warm_start={path} does not fit this model ({' '.join(str(error).split())[:300]}). "
+            "Give a checkpoint that train.py made of the same model and classes."
+        ) from error
+
+
+def _refuse_without_validation(config: DictConfig, data: VideoData) -> None:
+    if data.known_splits().val:
+        return
+    wanted = [key for key in ("patience", "prune") if config[key] is not None]
+    wanted += ["evaluate=best"] if config.evaluate == "best" else []
+    if wanted:
+        raise InputError(f"{', '.join(wanted)} asks for validation, and there are no such videos.")
+
+
+def _train_and_test(
+    config: DictConfig,
+    held: RunFolder,
+    model: VideoClassifier,
+    data: VideoData,
+    checkpoint: dict[str, Any] | None,
+) -> tuple[pl.Trainer, dict[str, Any]]:
+    penalties = make_penalties(_recipe(config)["penalty"])
+    regularize = Regularize(penalties, example=data.example(), **config.strength)
+    logger = TensorBoardLogger(
+        str(held.path),
+        name="",
+        version="",
+        default_hp_metric=False,
+        purge_step=checkpoint["global_step"] + 1 if checkpoint is not None else None,
+    )
+    pace = Pace(cached=config.data.get("cache", "none") != "none")
+    others = callbacks(config, held.path, regularize, bool(data.known_splits().val))
+    trainer = make(config.trainer, logger=logger, callbacks=[regularize, pace, *others])
+    _refuse_scripted_sweep(trainer)
+    log_start(logger, config)
+    began = time.perf_counter()
+    start = held.checkpoint if checkpoint is not None else None
+    trainer.fit(model, datamodule=data, ckpt_path=start)
+    reg = regularize.regularizer
+    assert reg is not None
+    summary = sums.trained(config, trainer, model, reg)
+    summary["train_s"] = round(time.perf_counter() - began, 2)
+    summary["data_share"] = pace.data_share
+    summary["num_val"] = len(data.known_splits().val)
+    summary["pruned"] = was_pruned(trainer)
+    if config.evaluate == "best":
+        best = torch.load(held.path / "checkpoints" / "best.ckpt", weights_only=True)
+        model.load_state_dict(best["state_dict"])
+    summary |= _test(trainer, model, data, reg, held.path)
+    log_end(logger)
+    return trainer, summary
+
+
+def _test(
+    trainer: pl.Trainer, model: VideoClassifier, data: VideoData, reg: Regularizer, folder: Path
+) -> dict[str, Any]:
+    results = sums.left(reg)
+    sums.write_groups(reg, folder / "groups.npz", trainer.is_global_zero)
+    measured = trainer.test(model, datamodule=data, verbose=False)[0]
+    results |= sums.tested(dict(measured), model)
+    results["files_skipped"] = len(data.all_skipped())
+    if trainer.is_global_zero:
+        results |= sums.without_dead_channels(model, data.example())
+    return results
+
+
+def _refuse_scripted_sweep(trainer: pl.Trainer) -> None:
+    """Ranks that are started as scripts would each run the whole sweep again."""
+    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    launcher = trainer.strategy.launcher
+    if swept and launcher is not None and not launcher.is_interactive_compatible:
+        raise InputError(
+            "-m (a sweep) was given together with a strategy that starts train.py once a rank. "
+            "Use one device a job, or trainer.strategy=ddp_fork."
+        )

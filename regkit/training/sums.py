@@ -1,0 +1,96 @@
+"""What a run is summed up to: summary.json and groups.npz."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from regkit.errors import InputError
+from regkit.module import VideoClassifier
+from regkit.ranks import plain
+from regkit.regularizer import Regularizer
+from regkit.sparsity.measure import density
+from regkit.sparsity.remaining import remaining
+
+log = logging.getLogger(__name__)
+
+
+def trained(
+    config: DictConfig, trainer: pl.Trainer, model: VideoClassifier, reg: Regularizer
+) -> dict[str, Any]:
+    """Sum up the weights that training ended with."""
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    loss = measured["train/loss"]
+    with torch.no_grad():
+        penalties = float(reg.value() + sum(reg.latest.values()))
+    return {
+        "name": config.name,
+        "penalty": "+".join(reg.penalties) or "none",
+        "lam": config.lam if reg.penalties else 0.0,
+        "lams": reg.lams(),
+        "seed": config.seed,
+        "optimizer": config.optimizer._target_.rpartition(".")[2],
+        "lr": config.optimizer.get("lr"),
+        "loss": loss,
+        "objective": loss + penalties,
+        "val_accuracy": measured.get("val/acc"),
+        "val_loss": measured.get("val/loss"),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+    }
+
+
+def left(reg: Regularizer) -> dict[str, Any]:
+    """Count what is not zero."""
+    measured = density(reg.chosen())
+    return {
+        "density": measured.total,
+        "live_groups": measured.live_groups,
+        "num_groups": measured.num_groups,
+        "layers": measured.layers,
+    }
+
+
+def tested(results: dict[str, Any], model: VideoClassifier) -> dict[str, Any]:
+    """Sum up a test."""
+    return {
+        "test_accuracy": results["test/acc"],
+        "test_macro_accuracy": results["test/acc_macro"],
+        "test_top5_accuracy": results.get("test/acc_top5"),
+        "views": model.test_views,
+        "roughness": results.get("test/roughness"),
+    }
+
+
+def without_dead_channels(model: VideoClassifier, example: torch.Tensor) -> dict[str, Any]:
+    """Say how large the net would be without the channels that are zero."""
+    try:
+        rest = remaining(model.net, example)
+    except InputError as error:  # a net that cannot be copied is no reason to lose the summary
+        log.warning("no count of what would remain: %s", error)
+        return {"remaining_parameters": None, "remaining_flops": None, "flops": None}
+    return {
+        "remaining_parameters": rest.parameters,
+        "remaining_flops": rest.flops,
+        "flops": rest.all_flops,
+    }
+
+
+@torch.no_grad()
+def write_groups(reg: Regularizer, path: Path, write: bool) -> None:
+    """Write the length of each output row of each weight; 0 is a dead filter or unit.
+
+    write: on one rank; all of them have to ask, where the weights are spread.
+    """
+    whole = {name: plain(w) for name, w in reg.chosen().items() if w.ndim > 1}
+    norms = {
+        name: torch.linalg.vector_norm(w.float().flatten(1), dim=1).cpu().numpy()
+        for name, w in whole.items()
+    }
+    if write:
+        np.savez_compressed(path, **norms)

@@ -1,0 +1,1 @@
+"""What TensorBoard shows of one run beside its curves, and the same pictures as files."""

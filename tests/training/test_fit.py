@@ -1,0 +1,180 @@
+"""One run, in this process: warm starts, debiasing, strengths that are found, runs at their end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
+
+from regkit import InputError
+from regkit.config import register
+from regkit.selection.grid import two_digits
+from regkit.training.fit import fit
+from regkit.training.strengths import grid
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICK = [
+    *("data.num_train=24", "data.num_val=12", "data.num_test=12", "data.num_workers=0"),
+    *("trainer.enable_progress_bar=false", "trainer.max_epochs=2", "trainer.accelerator=cpu"),
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, few batches
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path_factory.getbasetemp() / "fit cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+def composed(*words: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=[*QUICK, *words])
+    with open_dict(config):
+        config.name = "a run"
+    return config
+
+
+def run(folder: Path, *words: str) -> dict[str, Any]:
+    return fit(composed(*words), folder)
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_warm_start_begins_with_the_weights_of_another_run(tmp_path: Path):
+    run(tmp_path / "one", "penalty=none")
+    start = f"warm_start={tmp_path / 'one/checkpoints/last.ckpt'}"
+    run(tmp_path / "two", "penalty=none", "seed=1", "optimizer.lr=0", "scheduler=none", start)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    names = [name for name, w in one.items() if w.ndim > 1]
+    assert names
+    assert all(torch.equal(one[name], two[name]) for name in names)
+
+
+def test_a_warm_start_has_to_fit(tmp_path: Path):
+    with pytest.raises(InputError, match="there is no such file"):
+        run(tmp_path / "gone", "warm_start=nowhere.ckpt")
+    run(tmp_path / "one", "penalty=none", "trainer.max_epochs=1")
+    start = f"warm_start={tmp_path / 'one/checkpoints/last.ckpt'}"
+    with pytest.raises(InputError, match="does not fit this model"):
+        run(tmp_path / "two", "model=cnn_gru", start)
+
+
+def test_debiasing_leaves_zeros_and_moves_the_rest(tmp_path: Path):
+    summary = run(tmp_path, "penalty=l1", "lam=0.05", "debias_epochs=2")
+    before, after = weights(tmp_path), weights(tmp_path, "debiased")
+    penalised = [name for name, w in before.items() if w.ndim > 1]
+    for name in penalised:
+        assert (after[name][before[name] == 0] == 0).all()
+    zeros = sum(int((before[name] == 0).sum()) for name in penalised)
+    assert zeros > 1000
+    alive = {name: before[name] != 0 for name in penalised}
+    assert any(not torch.equal(before[n][m], after[n][m]) for n, m in alive.items())
+    # Free of the penalty the weights grow; that is the bias.
+    lengths = [sum(float(w[n].abs().sum()) for n in penalised) for w in (before, after)]
+    assert lengths[1] > lengths[0]
+    assert summary["debiased_val_accuracy"] is not None
+    assert summary["density"] == pytest.approx(
+        1 - zeros / sum(before[name].numel() for name in penalised)
+    )
+
+
+def test_lengths_of_filters_are_those_of_the_weights(tmp_path: Path):
+    run(tmp_path, "penalty=group_lasso", "lam=0.03")
+    saved = weights(tmp_path)
+    with np.load(tmp_path / "groups.npz") as norms:
+        assert set(norms.files) == {name for name, w in saved.items() if w.ndim > 1}
+        for name in norms.files:
+            by_hand = [float(row.double().square().sum().sqrt()) for row in saved[name]]
+            np.testing.assert_allclose(norms[name], by_hand, rtol=1e-5)
+            assert ((norms[name] == 0) == [bool((row == 0).all()) for row in saved[name]]).all()
+
+
+def test_auto_is_a_tenth_of_the_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Of L1 by hand: ln 6 over the sum of the first weights' sizes."""
+    summary = run(tmp_path, "penalty=l1", "lam=auto", "trainer.max_epochs=1", "optimizer.lr=0")
+    first = weights(tmp_path)  # a rate of 0 leaves them as they were
+    psi = sum(float(w.abs().double().sum()) for w in first.values() if w.ndim > 1)
+    assert summary["lam"] == pytest.approx(two_digits(0.1 * np.log(6) / psi), rel=1e-6)
+    assert f"l1 takes lam={summary['lam']:g}" in capsys.readouterr().out
+    again = fit(
+        composed("penalty=l1", "lam=auto", "trainer.max_epochs=1", "optimizer.lr=0"), tmp_path
+    )
+    assert again == summary
+    assert "done already" in capsys.readouterr().out
+
+
+def test_auto_finds_each_penalty_its_own(tmp_path: Path):
+    summary = run(
+        tmp_path, "penalty=[l1,l2]", "lam=auto", "penalty.l1.on=head", "penalty.l2.on=features",
+        "trainer.max_epochs=1",
+    )  # fmt: skip
+    assert summary["lams"]["l1"] != summary["lams"]["l2"]
+    assert summary["lam"] == summary["lams"]["l1"]
+
+
+def test_the_grid_is_the_same_for_every_seed(capsys: pytest.CaptureFixture[str]):
+    words = ["penalty=group_lasso", "lam=path", "grid.num=4"]
+    lams = grid(composed(*words))
+    assert lams == grid(composed(*words, "seed=3"))
+    assert "lam=path: " in capsys.readouterr().out
+    ratios = np.divide(lams[:-1], lams[1:])
+    np.testing.assert_allclose(ratios, 10, rtol=0.06)  # two digits
+    assert grid(composed(*words, "grid.high=1")) == [1.0, 0.1, 0.01, 0.001]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lam=path"], "lam=path is a grid"),
+        (["penalty=weight_decay", "lam=auto"], "Give its lam as a number"),
+        (["penalty=temporal", "lam=auto"], "are for penalties on weights"),
+        (["debias_epochs=-1"], "debias_epochs=-1"),
+        (["prune=halving"], "it is median"),
+        (["data.cv_folds=2", "patience=3"], "patience asks for validation"),
+    ],
+)
+def test_mistakes_are_said(tmp_path: Path, words: list[str], said: str):
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, *words)
+
+
+def test_a_run_that_is_done_is_not_repeated(tmp_path: Path):
+    words = ["penalty=l1", "scheduler=none"]
+    summary = run(tmp_path, *words)
+    written = (tmp_path / "checkpoints/last.ckpt").stat().st_mtime_ns
+    assert run(tmp_path, *words, "trainer.log_every_n_steps=3") == summary
+    assert (tmp_path / "checkpoints/last.ckpt").stat().st_mtime_ns == written
+    longer = run(tmp_path, *words, "trainer.max_epochs=3")
+    assert longer["epochs"] == 3
+    with pytest.raises(InputError, match="another configuration"):
+        run(tmp_path, "penalty=l2")
+    assert json.loads((tmp_path / "summary.json").read_text()) == longer
+
+
+def test_a_run_stopped_after_its_test_is_not_trained_again(tmp_path: Path):
+    summary = run(tmp_path, "penalty=l1", "debias_epochs=1")
+    debiased = {k for k in summary if k.startswith("debias")}
+    recipe = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    recipe = recipe["hyper_parameters"]["recipe"]
+    for key in ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs"):
+        del recipe[key]
+    for key in ("enable_progress_bar", "log_every_n_steps"):
+        del recipe["trainer"][key]
+    known = {k: v for k, v in summary.items() if k not in debiased} | {"train_s": 12345.0}
+    (tmp_path / "tested.json").write_text(json.dumps({"recipe": recipe, "summary": known}))
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "checkpoints/debiased.ckpt").unlink()
+    again = run(tmp_path, "penalty=l1", "debias_epochs=1")
+    assert again["train_s"] == 12345.0
+    assert {k: again[k] for k in debiased - {"debias_s"}} == {
+        k: summary[k] for k in debiased - {"debias_s"}
+    }
+    assert not (tmp_path / "tested.json").exists()
