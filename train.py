@@ -33,9 +33,13 @@ if __name__ == "__main__":
     register_sweepers()
     for chatty in ("lightning.pytorch", "fontTools"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", ".*(does not have many workers|LeafSpec|Checkpoint directory .* exists).*"
-    )  # not the user's
+    for not_the_users in (
+        "does not have many workers",
+        "LeafSpec",
+        "Checkpoint directory .* exists",  # a run that goes on
+        "Total length of `ClipLoader` across ranks is zero",  # a refit has no validation videos
+    ):
+        warnings.filterwarnings("ignore", f".*{not_the_users}")
     try:
         sys.argv[1:] = resumed(quote_paths(sys.argv[1:]))
         check_overrides(sys.argv[1:], CONFIGS)

@@ -16,7 +16,7 @@ PREDICTIONS = "predictions.csv"
 _ABOUT = 7  # columns before the probabilities
 _PLACE = 3  # of these, path, start_s and end_s say which video it is
 # Options in which the fits of one recipe differ.
-_VARIED = ("data.bootstrap", "seed", "name", "ckpt_path")
+_VARIED = ("data.bootstrap", "seed", "ckpt_path")
 
 Place = tuple[str, ...]
 

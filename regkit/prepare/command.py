@@ -114,7 +114,7 @@ def _found(data: Any, quick: bool) -> tuple[Splits, Checker, list[str]]:
     reader: Reader = data.file_reader()
     if isinstance(reader, Indexed):
         reader.index.get(__file__)  # where it cannot be used, it says so once, here
-    return data.known_splits(), Checker(reader, data.cut().sampling, quick), notes
+    return data.listed, Checker(reader, data.cut().sampling, quick), notes
 
 
 def _refuse_early(args: argparse.Namespace, out: Path) -> None:
@@ -168,5 +168,5 @@ def _copy(
     if fatal:
         print(f"the cache is not filled; it would end as the check of {fatal[0]!r} did")
         return
-    data.splits = splits
+    data.listed = splits
     data.prepare_data()

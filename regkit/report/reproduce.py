@@ -8,7 +8,7 @@ from regkit.runs import Run, read_run
 
 # A continued run is made anew from its start; its name follows from the rest.
 LEFT_OUT = {"ckpt_path"}
-HYDRA = "config/hydra.yaml"
+HYDRA, SEED = "config/hydra.yaml", "seed="
 PLAIN = re.compile(r"[\w@%+=:,./-]+")
 
 
@@ -20,7 +20,7 @@ def commands(row: Configuration) -> list[str]:
     asked: dict[tuple[str, ...], list[Run]] = {}
     for run in map(_whole, row.runs):
         if run.overrides:
-            asked.setdefault((config_name(run), *_without(run, {"seed"})), []).append(run)
+            asked.setdefault((config_name(run), *_words(run)), []).append(run)
     return [_command(words[0], words[1:], runs) for words, runs in asked.items()]
 
 
@@ -53,15 +53,13 @@ def _whole(run: Run) -> Run:
 
 
 def _command(config: str, words: Sequence[str], runs: Sequence[Run]) -> str:
-    parts = ["python train.py", *(["-cn", quote(config)] if config != "train" else [])]
-    parts += map(quote, words)
-    asked = any(override.startswith("seed=") for run in runs for override in run.overrides)
     seeds = [str(seed) for run in runs if (seed := seed_of(run)) is not None]
-    if asked and seeds:
-        parts.append(f"seed={','.join(seeds)}")
-    return " ".join(parts + ["-m"] * (asked and len(seeds) > 1))
+    parts = ["python train.py", *(["-cn", quote(config)] if config != "train" else [])]
+    # The seed keeps its place: runs are named by the order of what was asked for.
+    parts += [SEED + ",".join(seeds) if word == SEED else quote(word) for word in words]
+    return " ".join(parts + ["-m"] * (SEED in words and len(seeds) > 1))
 
 
-def _without(run: Run, keys: set[str]) -> tuple[str, ...]:
-    left_out = keys | LEFT_OUT
-    return tuple(o for o in run.overrides if o.lstrip("+~").partition("=")[0] not in left_out)
+def _words(run: Run) -> list[str]:
+    kept = [o for o in run.overrides if o.lstrip("+~").partition("=")[0] not in LEFT_OUT]
+    return [SEED if override.startswith(SEED) else override for override in kept]

@@ -56,7 +56,7 @@ def test_runs_that_were_asked_for_otherwise_have_their_own(make_run: Make, tmp_p
     (row,) = tabulate(find_runs([tmp_path])).rows
     assert commands(row) == [
         "python train.py penalty=l1 seed=0",
-        "python train.py penalty=l1 trainer.enable_progress_bar=false seed=1",
+        "python train.py penalty=l1 seed=1 trainer.enable_progress_bar=false",
     ]
 
 

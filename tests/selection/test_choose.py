@@ -89,6 +89,8 @@ def test_what_mostly_failed_is_dropped_and_said():
     assert choice.means[0] is None
     assert choice.folds == (0, 1, 2)
     assert any("Not judged" in line and "lam=1" in line for line in choice.why)
+    most = np.array([[0.3, 0.5], [0.3, 0.5], [np.nan, 0.5], [np.nan, 0.5], [np.nan, 0.5]])
+    assert choose(most, [1.0, 0.1]).folds == (0, 1, 2, 3, 4)
     # A gap in every fold, each of another candidate: two folds have to be left.
     scattered = np.array([[np.nan, 0.5, 0.4], [0.4, np.nan, 0.4], [0.4, 0.5, 0.6]])
     assert len(choose(scattered, [1.0, 0.1, 0.01]).folds) >= 2
