@@ -36,7 +36,7 @@ class GridConfig:
 
     num: int = 10
     high: float | None = None
-    low_ratio: float = 1e-3
+    low_ratio: float = 1e-2
 
 
 @dataclass

@@ -85,7 +85,7 @@ class Scene:
 
     def marker(self, row: Configuration) -> str:
         """Return the marker of a row."""
-        return MARKERS[self.other(row) % len(MARKERS)]
+        return MARKERS[self.other(row)] if len(self.others) <= len(MARKERS) else MARKERS[0]
 
     def line(self, row: Configuration) -> str:
         """Return the line style of a row."""
@@ -161,10 +161,12 @@ def entries(scene: Scene, ringed: bool = True) -> list[Any]:
         return Line2D([], [], linestyle="", label=label, markersize=5.5, **style)
 
     found = [entry(name, marker="o", color=scene.colour(name)) for name in scene.penalties]
-    if len(scene.others) > 1:
+    if len(scene.others) > len(MARKERS):
+        found.append(entry(f"{len(scene.others)} settings, see the table", color="#999999"))
+    elif len(scene.others) > 1:
         found += [
-            entry(" ".join(other), marker=MARKERS[i % len(MARKERS)], color="#999999")
-            for i, other in enumerate(scene.others[: len(MARKERS)])
+            entry(" ".join(other), marker=marker, color="#999999")
+            for other, marker in zip(scene.others, MARKERS, strict=False)
         ]
     if ringed and scene.choices:
         ring: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "color": INK}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hydra.plugins.sweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
@@ -56,6 +57,8 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
     params: searched or set without being asked for.
     """
 
+    config: Any
+
     def __init__(
         self,
         num_trials: int = 30,
@@ -77,9 +80,9 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         self, *, hydra_context: HydraContext, task_function: Callable[[Any], Any], config: Any
     ) -> None:
         """Take what Hydra gives, and make the launcher."""
-        self.hydra_context = hydra_context
+        self.hydra_context = self._context = hydra_context
         self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=Alone(task_function), config=config
         )
 
@@ -113,7 +116,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
                 )
 
     def _search(self, arguments: Sequence[str]) -> None:
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self._context.config_loader)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         space, fixed = split(parser.parse_overrides(words))
         if any(word.startswith("name=") for word in fixed):
@@ -146,7 +149,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         if number in self._jobs:
             return self._jobs[number]
         own = [f"{key}={part.word(trial.params[key])}" for key, part in space.items()]
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, [*fixed, *own])
+        config = self._context.config_loader.load_sweep_config(self.config, [*fixed, *own])
         config.name = run_name(config.penalty, config.lam, own)
         words = [*fixed, *own, f"name='{config.name}'"]
         self._jobs[number] = _Job(number, words, job_folder(config, number), config.name)
@@ -157,7 +160,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         fresh = {job.folder: job for _, job in reversed(trials) if not _summary(job.folder)}
         for stretch in _stretches(sorted(fresh.values(), key=lambda job: job.number)):
             launch(
-                self.launcher,
+                self._launcher,
                 [job.words for job in stretch],
                 stretch[0].number,
                 [job.folder for job in stretch],

@@ -42,13 +42,15 @@ def open_study(
     Raises: InputError when that one asks for something else.
     """
     import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.study import StudyDirection
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    backend = JournalFileBackend(str(folder / JOURNAL))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
         study_name="sweep",
-        directions=list(objectives.values()),
+        directions=[StudyDirection[way.upper()] for way in objectives.values()],
         load_if_exists=True,
     )
     asked = {
@@ -83,7 +85,9 @@ def distributions(space: Space) -> "dict[str, BaseDistribution]":
         if not isinstance(part, Number):
             found[key] = CategoricalDistribution(part.words)
         elif part.whole:
-            found[key] = IntDistribution(int(part.low), int(part.high), part.log, part.step or 1)
+            found[key] = IntDistribution(
+                int(part.low), int(part.high), part.log, int(part.step or 1)
+            )
         else:
             found[key] = FloatDistribution(part.low, part.high, part.log, part.step)
     return found

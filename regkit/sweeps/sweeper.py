@@ -21,6 +21,7 @@ from regkit.report.write import write_report
 from regkit.runs import find_runs
 from regkit.sweeps.conclusion import add
 from regkit.sweeps.cross_validation import FOLD, check_cv, cross_validate
+from regkit.sweeps.launches import Alone, job_folder, launch
 from regkit.training.strengths import grid
 
 Job = list[str]
@@ -50,7 +51,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self._loader = hydra_context.config_loader
         self._config = config
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=hydra_context, task_function=Alone(task_function), config=config
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
@@ -123,8 +124,11 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         size = self.max_batch_size or len(jobs)
         results: list[JobReturn] = []
         for start in range(0, len(jobs), size):
-            batch = jobs[start : start + size]
-            results += self._launcher.launch(batch, initial_job_idx=first + start)
+            batch = list(jobs[start : start + size])
+            composed = [self._loader.load_sweep_config(self._config, job) for job in batch]
+            numbers = range(first + start, first + start + len(batch))
+            folders = [job_folder(c, n) for c, n in zip(composed, numbers, strict=True)]
+            results += launch(self._launcher, batch, first + start, folders)
         return results
 
 

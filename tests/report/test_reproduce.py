@@ -24,7 +24,16 @@ def test_a_quoted_word_is_one_word_again(word: str):
 
 
 @pytest.mark.parametrize(
-    "word", ["data.root='/my films/a=b'", "a'$HOME`x`\"!", "penalty=[l1,temporal]", "a b", "*", ""]
+    "word",
+    [
+        "data.root='/my films/a=b'",
+        "a'$HOME`x`\"!",
+        "it's $HOME",
+        "penalty=[l1,temporal]",
+        "a b",
+        "*",
+        "",
+    ],
 )
 def test_a_shell_reads_it_so(word: str):
     printed = subprocess.run(
