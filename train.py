@@ -1,9 +1,7 @@
 """Train a video classifier: python train.py penalty=l1 lam=1e-4."""
 
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 # Threads that wait should sleep: spinning, they take the core from the one they wait for as soon as
@@ -31,15 +29,6 @@ def main(config: DictConfig) -> float | None:
 if __name__ == "__main__":
     register()
     register_sweepers()
-    for chatty in ("lightning.pytorch", "fontTools"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    for not_the_users in (
-        "does not have many workers",
-        "LeafSpec",
-        "Checkpoint directory .* exists",  # a run that goes on
-        "Total length of `ClipLoader` across ranks is zero",  # a refit has no validation videos
-    ):
-        warnings.filterwarnings("ignore", f".*{not_the_users}")
     try:
         sys.argv[1:] = resumed(quote_paths(sys.argv[1:]))
         check_overrides(sys.argv[1:], CONFIGS)

@@ -3,12 +3,14 @@
 import difflib
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regkit.config import register
@@ -57,6 +59,9 @@ def check_overrides(arguments: Sequence[str], configs: Path) -> None:
         if name and chosen and name not in chosen:
             raise _not_selected(name, [c for c in chosen if c is not None])
         folder = configs / override.key_or_group.replace(".", "/").lstrip("/")
+        if override.key_or_group.startswith("hydra/"):
+            _check_plugin(override.key_or_group, override.value(), folder)
+            continue
         if not folder.is_dir() or override.is_delete():
             continue
         known = sorted(p.stem for p in folder.glob("*.yaml"))
@@ -68,6 +73,32 @@ def check_overrides(arguments: Sequence[str], configs: Path) -> None:
                     f"{override.key_or_group}={choice} was given{hint}. "
                     f"There are: {', '.join(known)}."
                 )
+
+
+def _check_plugin(group: str, choice: Any, folder: Path) -> None:
+    """Say what to install where a plugin of Hydra is missing; others than ours are Hydra's to know.
+
+    Raises: InputError.
+    """
+    path = folder / f"{choice}.yaml"
+    if not path.is_file():
+        return
+    config: Any = OmegaConf.load(path)
+    target = config.get("_target_") or config.hydra.launcher._target_
+    package = ".".join(target.split(".")[:2])
+    if package != "hydra_plugins.regkit" and not _is_there(package):
+        distribution = package.partition(".")[2].replace("_", "-")
+        raise InputError(
+            f"{group}={choice} needs {distribution}, which is not installed. "
+            'pip install -e ".[sweep]"'
+        )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # its parent is missing
+        return False
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:

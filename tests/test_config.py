@@ -189,3 +189,12 @@ def assert_options(group: str, options: dict[str, Any]) -> None:
             default = dict(default)
         default = list(default) if isinstance(default, tuple) else default
         assert options[name] == default, name
+
+
+def test_a_plugin_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    check_overrides(["hydra/launcher=basic", "hydra/sweeper=grid"], CONFIGS)
+    monkeypatch.setattr("regkit.words.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs hydra-joblib-launcher, which is not installed"):
+        check_overrides(["hydra/launcher=parallel"], CONFIGS)
+    with pytest.raises(InputError, match="needs hydra-submitit-launcher"):
+        check_overrides(["hydra/launcher=slurm"], CONFIGS)

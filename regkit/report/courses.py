@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from regkit.config import short
 from regkit.report.histories import Histories, spaced
 from regkit.report.style import WIDTH, Picture, Scene, tint
 from regkit.report.table import Configuration
@@ -53,7 +52,7 @@ def over_epochs(scene: Scene, histories: Histories) -> Picture | None:
     figure.align_ylabels()
     caption = (
         "Means over seeds, the band one standard deviation to each side; the darker a line, the "
-        "stronger the penalty. Panels of a row share their axis."
+        "stronger the penalty. Rows are numbered as in the table."
     )
     return Picture("curves", "How training went", f"{caption} {left_out}".strip(), figure)
 
@@ -99,9 +98,8 @@ def _name_lines(
 ) -> None:
     axes.set_xlabel("epoch")
     for row in rows:
-        other = " ".join(scene.table.settings(row)) if len(scene.others) > 1 else ""
-        label = " ".join(filter(None, [f"lam={short(row.lam)}" * (row.lam > 0), other]))
-        axes.plot([], [], color=shades[row], linestyle=scene.line(row), label=label or "lam=0")
+        label = f"lam={scene.short_name(row)}"
+        axes.plot([], [], color=shades[row], linestyle=scene.line(row), label=label)
     columns = 2 if len(rows) > 3 and len(scene.others) == 1 else 1
     axes.legend(
         loc="upper center",

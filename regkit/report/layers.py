@@ -8,7 +8,6 @@ from jaxtyping import Float
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from regkit.config import short
 from regkit.report.histories import Histories, spaced
 from regkit.report.style import WIDTH, Picture, Scene
 from regkit.report.table import Configuration
@@ -40,7 +39,7 @@ def layer_densities(scene: Scene, histories: Histories) -> Picture | None:
         _numbers(axes, grid)
     caption = (
         "Share of each layer's weights that are not zero at the end, as a mean over seeds; grey "
-        "where a configuration does not penalise the layer."
+        "where a configuration does not penalise the layer. Rows are numbered as in the table."
     )
     title = "Density of each layer"
     return Picture("layers", title, f"{caption} {left_out}".strip(), figure)
@@ -49,9 +48,7 @@ def layer_densities(scene: Scene, histories: Histories) -> Picture | None:
 def _name(axes: Any, scene: Scene, rows: Sequence[Configuration], names: Sequence[str]) -> None:
     """Write layers on the left, strengths below and each penalty once, above its columns."""
     axes.set_yticks(range(len(names)), _shorter(names), fontsize=7)
-    strengths = [
-        " ".join(filter(None, [short(row.lam), *scene.table.settings(row)])) for row in rows
-    ]
+    strengths = [scene.short_name(row) for row in rows]
     turn = 0 if len(rows) <= MOST_NUMBERS and max(map(len, strengths)) < 7 else 90
     axes.set_xticks(range(len(rows)), strengths, rotation=turn, fontsize=7)
     axes.set_xlabel("strength lam")

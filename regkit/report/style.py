@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from regkit.config import short
 from regkit.report.choose import Choice
 from regkit.report.table import Configuration, Spread, Table, value
 
@@ -90,6 +91,11 @@ class Scene:
     def line(self, row: Configuration) -> str:
         """Return the line style of a row."""
         return LINES[self.other(row) % len(LINES)]
+
+    def short_name(self, row: Configuration) -> str:
+        """Name a row in few letters: by its strength and, where others have that, its number."""
+        number = f"row {self.table.rows.index(row) + 1}" if len(self.others) > 1 else ""
+        return " ".join(filter(None, [short(row.lam), number]))
 
     @property
     def series(self) -> dict[tuple[str, tuple[str, ...]], list[Configuration]]:
@@ -175,10 +181,12 @@ def entries(scene: Scene, ringed: bool = True) -> list[Any]:
 
 
 def legend(figure: Figure, scene: Scene, more: Sequence[Any] = ()) -> None:
-    """Put the legend below the panels."""
+    """Put the legend below the panels; more than two lines of it make the figure higher."""
     handles = [*entries(scene), *more]
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), int(110 / (longest + 6))))
+    lines = math.ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, lines - 2))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 

@@ -1,6 +1,8 @@
 """One job of Hydra: a run, or a path; alone, or one of a sweep."""
 
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,15 @@ from regkit.sweeps.path import follow
 from regkit.training.fit import fit
 from regkit.training.folder import RunFolder
 
+# What the libraries below tell all their users, and ours need not hear.
+_CHATTY = ("lightning.pytorch", "fontTools", "tensorboard")
+_KNOWN = (
+    "does not have many workers",
+    "LeafSpec",
+    "Checkpoint directory .* exists",  # a run that goes on
+    "Total length of `ClipLoader` across ranks is zero",  # a refit has no validation videos
+)
+
 
 def run_job(config: DictConfig, folder: Path) -> float | None:
     """Run one job, and leave word in its folder when it fails.
@@ -20,6 +31,7 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
     Returns the test accuracy; of a path, none. A mistake in the input ends the program with one
     line, and in a sweep this job alone.
     """
+    quieten()
     swept = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         if config.path is not None:
@@ -33,6 +45,14 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
         raise
     print_summary(summary, folder)
     return summary["test_accuracy"]
+
+
+def quieten() -> None:
+    """Silence what is not the user's to mend, in this process."""
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _KNOWN:
+        warnings.filterwarnings("ignore", f".*{message}")
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

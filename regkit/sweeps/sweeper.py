@@ -21,6 +21,7 @@ from regkit.report.write import write_report
 from regkit.runs import find_runs
 from regkit.sweeps.conclusion import add
 from regkit.sweeps.cross_validation import FOLD, check_cv, cross_validate
+from regkit.sweeps.job import quieten
 from regkit.sweeps.launches import Alone, job_folder, launch
 from regkit.training.strengths import grid
 
@@ -55,7 +56,14 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        """Run all jobs."""
+        """Run all jobs; a mistake in the input ends the program with one line."""
+        quieten()
+        try:
+            return self._sweep(arguments)
+        except InputError as error:  # Hydra would print where it came from
+            sys.exit(f"train.py: {error}")
+
+    def _sweep(self, arguments: list[str]) -> list[JobReturn]:
         parser = OverridesParser.create(config_loader=self._loader)
         known = [f"{key}={value}" for key, value in self.params.items()] + self._folds()
         combinations = list(product(*_choices(parser.parse_overrides([*known, *arguments]))))

@@ -226,3 +226,12 @@ def test_what_is_too_much_is_left_out_evenly(make_run: Make, tmp_path: Path):
     assert [row.lam for row in spaced(rows, 3)] == [0.001, 0.015, 0.03]
     page = Page(write_report([tmp_path / "runs"]))
     assert "Drawn are, evenly chosen: 8 of 30 of l1." in page.text
+
+
+def test_long_settings_leave_room_for_pictures(make_run: Make, tmp_path: Path):
+    """Warnings are errors in tests: a picture without room warns."""
+    for i in range(8):
+        words = "".join(f" data.a_long_setting_{key}={i}" for key in "abcdef")
+        curves = {"val/acc": {0: 0.1, 9: 0.2}, "density_layer/a": {9: 0.5}}
+        make_run(str(i), f"lam=0.1{words}", curves, val_accuracy=0.5, density=0.5)
+    assert len(Page(write_report([tmp_path / "runs"])).images) == 5
