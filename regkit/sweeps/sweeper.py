@@ -75,7 +75,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         jobs = self._named(jobs, common)
         results = self._launch(jobs, 0)
         try:
-            if again := self._conclude(folder):
+            if again := self._conclude(folder, jobs):
                 refit = self._named(again, {*common, *again[0]}, "refit ")
                 results += self._launch(refit, len(jobs))
                 jobs += refit
@@ -94,11 +94,12 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         check_cv(self._config.cv, num_folds)
         return [f"{FOLD}={','.join(str(fold + 1) for fold in range(num_folds))}"]
 
-    def _conclude(self, folder: Path) -> list[Job]:
+    def _conclude(self, folder: Path, jobs: Sequence[Job]) -> list[Job]:
         """Leave what the runs say together; return the jobs that follow from it."""
         if self._config.bagging:
             conclude_bagging(folder)
-        if self._config.cv is None:
+        folds = {word for job in jobs for word in job if word.startswith(f"{FOLD}=")}
+        if self._config.cv is None or len(folds) < 2:  # one fold alone, once more
             return []
         words = cross_validate(folder, self._config.cv, self._config.data.cv_folds)
         return [[*words, f"{FOLD}=0"]] if self._config.cv.refit else []
