@@ -98,7 +98,7 @@ _UNNAMED = {
 }
 
 
-def run_name(penalty: Mapping[str, Any], lam: float | str, overrides: Iterable[str]) -> str:
+def run_name(penalty: Mapping[str, Any], lam: float | int | str, overrides: Iterable[str]) -> str:
     """Name a run by its penalties, its strength and whatever else was asked for.
 
     ({"l1": ...}, 1e-4, ["penalty=l1", "seed=1"]) -> "l1 lam=1e-4 seed=1"

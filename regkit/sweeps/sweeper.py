@@ -64,15 +64,11 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             sys.exit(f"train.py: {error}")
 
     def _sweep(self, arguments: list[str]) -> list[JobReturn]:
-        parser = OverridesParser.create(config_loader=self._loader)
-        known = [f"{key}={value}" for key, value in self.params.items()] + self._folds()
-        combinations = list(product(*_choices(parser.parse_overrides([*known, *arguments]))))
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, folder / "multirun.yaml")
-        jobs = [job for combination in combinations for job in self._on_grid(list(combination))]
+        jobs = self.jobs(arguments)
         common = set.intersection(*map(set, jobs))
-        jobs = self._named(jobs, common)
         results = self._launch(jobs, 0)
         try:
             if again := self._conclude(folder, jobs):
@@ -85,6 +81,14 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         finally:  # the failures may be why there is nothing to conclude
             _tell_failures(jobs, results)
         return results
+
+    def jobs(self, arguments: Sequence[str]) -> list[Job]:
+        """Return the words of each job, its name last."""
+        parser = OverridesParser.create(config_loader=self._loader)
+        known = [f"{key}={value}" for key, value in self.params.items()] + self._folds()
+        combinations = product(*choices(parser.parse_overrides([*known, *arguments])))
+        jobs = [job for combination in combinations for job in self._on_grid(list(combination))]
+        return self._named(jobs, set.intersection(*map(set, jobs)))
 
     def _folds(self) -> list[str]:
         """Return the sweep over folds that cross-validation asks for."""
@@ -108,9 +112,10 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         """Put the strengths of the grid in the place of lam=path."""
         if f"lam={PATH}" not in combination:
             return [combination]
-        lams = grid(self._loader.load_sweep_config(self._config, combination))
+        config = self._loader.load_sweep_config(self._config, combination)
+        lams = map(short, grid(config)) if config.penalty else ["0"]
         return [
-            [f"lam={short(lam)}" if word == f"lam={PATH}" else word for word in combination]
+            [f"lam={lam}" if word == f"lam={PATH}" else word for word in combination]
             for lam in lams
         ]
 
@@ -119,15 +124,17 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
 
         Composes each of them too, so that what cannot be composed is told before any has begun.
         """
-        named = []
+        named: dict[str, Job] = {}
         for job in jobs:
             config = self._loader.load_sweep_config(self._config, job)
-            if any(word.startswith("name=") for word in job):
-                named.append(job)
-                continue
             own = run_name(config.penalty, config.lam, [word for word in job if word not in common])
-            named.append([*job, f"name='{prefix}{own}'"])
-        return named
+            if own in named and not config.penalty:  # a strength of nothing
+                continue
+            alike = sum(name.rpartition(" (")[0] == own or name == own for name in named)
+            own += f" ({alike + 1})" * (alike > 0)
+            given = any(word.startswith("name=") for word in job)
+            named[own] = job if given else [*job, f"name='{prefix}{own}'"]
+        return list(named.values())
 
     def _launch(self, jobs: Sequence[Job], first: int) -> list[JobReturn]:
         size = self.max_batch_size or len(jobs)
@@ -141,7 +148,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         return results
 
 
-def _choices(overrides: Sequence[Override]) -> list[Job]:
+def choices(overrides: Sequence[Override]) -> list[Job]:
     """Return the words that each option is given in turn; later ones replace earlier ones."""
     words: dict[str, Job] = {}
     for override in overrides:

@@ -24,8 +24,7 @@ _found: dict[str, list[float]] = {}
 
 def settle(config: DictConfig, model: VideoClassifier, data: VideoData) -> None:
     """Put a number in the place of every strength that is `auto`, and say where it is from."""
-    wanted = [name for name, options in config.penalty.items() if options.get("lam") == AUTO]
-    for name in wanted:
+    for name in [n for n, options in config.penalty.items() if options.get("lam") == AUTO]:
         top = _budget(config, str(name), model, data)
         lam = two_digits(AUTO_SHARE * top)
         config.penalty[name].lam = lam
@@ -35,7 +34,7 @@ def settle(config: DictConfig, model: VideoClassifier, data: VideoData) -> None:
             flush=True,
         )
     if config.lam == AUTO:
-        config.lam = config.penalty[wanted[0]].lam if wanted else 0.0
+        config.lam = next((options.lam for options in config.penalty.values()), 0.0)
 
 
 def grid(config: DictConfig) -> list[float]:
