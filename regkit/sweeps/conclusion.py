@@ -20,6 +20,11 @@ def conclude(
     draft = folder / "conclusion.part"
     draft.write_text(json.dumps(found, indent=2) + "\n")
     draft.replace(folder / "conclusion.json")
+    say(title, lines)
+
+
+def say(title: str, lines: Sequence[str]) -> None:
+    """Print a conclusion."""
     print("\n".join(["", title, *(f"  {line}" for line in lines)]), flush=True)
 
 

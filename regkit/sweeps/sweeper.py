@@ -19,7 +19,7 @@ from regkit.ensembles.conclusion import conclude as conclude_bagging
 from regkit.errors import InputError
 from regkit.report.write import write_report
 from regkit.runs import find_runs
-from regkit.sweeps.conclusion import add
+from regkit.sweeps.conclusion import add, say
 from regkit.sweeps.cross_validation import FOLD, check_cv, cross_validate
 from regkit.sweeps.job import quieten
 from regkit.sweeps.launches import Alone, job_folder, launch
@@ -100,8 +100,8 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
 
     def _conclude(self, folder: Path, jobs: Sequence[Job]) -> list[Job]:
         """Leave what the runs say together; return the jobs that follow from it."""
-        if self._config.bagging:
-            conclude_bagging(folder)
+        if self._config.bagging and (found := conclude_bagging(folder)) is not None:
+            say(found["title"], found["lines"])
         folds = {word for job in jobs for word in job if word.startswith(f"{FOLD}=")}
         if self._config.cv is None or len(folds) < 2:  # one fold alone, once more
             return []
