@@ -44,7 +44,7 @@ class PathConfig:
     """How one model is trained along the grid (`regkit.sweeps.path`)."""
 
     direction: str = "increasing"
-    epochs: int = 8
+    epochs: int = 6
     lr_share: float = 1.0
 
 
