@@ -43,9 +43,9 @@ class GridConfig:
 class PathConfig:
     """How one model is trained along the grid (`regkit.sweeps.path`)."""
 
-    direction: str = "increasing"
+    direction: str = "decreasing"
     epochs: int = 6
-    lr_share: float = 1.0
+    lr_share: float = 0.1
 
 
 @dataclass

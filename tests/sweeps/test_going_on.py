@@ -103,19 +103,18 @@ def test_cross_validation_goes_on_after_a_kill(tmp_path: Path):
 
 
 def test_a_path_goes_on_after_a_kill(tmp_path: Path):
-    words = ["-cn", "path", "penalty=l1", "grid.num=3", "grid.high=1e-2", "path.epochs=3", *QUICK]
+    words = ["-cn", "path", "penalty=l1", "grid.num=3", "grid.high=1e-3", "path.epochs=3", *QUICK]
     words.append("debias_epochs=2")
     code, _, err = run(tmp_path, *words, "hydra.run.dir=whole")
     assert code == 0, err
     points = summaries(tmp_path / "whole")
-    assert [*sorted(points)] == ["lam=0.01", "lam=1e-5", "lam=3.2e-4"]
-    assert points["lam=1e-5"]["epochs"] == 4
-    assert points["lam=0.01"]["epochs"] == 3
+    assert [*sorted(points)] == ["lam=1e-3", "lam=1e-4", "lam=1e-5"]
+    assert [points[f"lam=1e-{k}"]["epochs"] for k in (3, 4, 5)] == [4, 3, 3]
     assert all(p["debiased_accuracy"] is not None for p in points.values())
 
-    killed(tmp_path, "cut/lam=3.2e-4/checkpoints/last.ckpt", *words, "hydra.run.dir=cut")
+    killed(tmp_path, "cut/lam=1e-4/checkpoints/last.ckpt", *words, "hydra.run.dir=cut")
     assert len(summaries(tmp_path / "cut")) == 1
-    killed(tmp_path, "cut/lam=0.01/checkpoints/debiased.ckpt", "resume=cut")
+    killed(tmp_path, "cut/lam=1e-5/checkpoints/debiased.ckpt", "resume=cut")
     code, out, err = run(tmp_path, "resume=cut")
     assert code == 0, err
     assert out.count("done already") == 2
