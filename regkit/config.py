@@ -43,9 +43,9 @@ class GridConfig:
 class PathConfig:
     """How one model is trained along the grid (`regkit.sweeps.path`)."""
 
-    direction: str = "decreasing"
+    direction: str = "increasing"
     epochs: int = 6
-    lr_share: float = 0.1
+    lr_share: float = 1.0
 
 
 @dataclass

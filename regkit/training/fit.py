@@ -23,7 +23,6 @@ from regkit.training.callbacks import callbacks, log_start, was_pruned
 from regkit.training.debias import debias
 from regkit.training.folder import RunFolder, adopt
 from regkit.training.strengths import settle
-from regkit.training.warm_start import Moments, start_from
 from regkit.watch.scalars import log_end
 
 
@@ -81,8 +80,21 @@ def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
         config.seed,
     )
     if config.warm_start is not None:
-        start_from(model, Path(config.warm_start).expanduser())
+        _start_from(model, Path(config.warm_start).expanduser())
     return model
+
+
+def _start_from(model: VideoClassifier, path: Path) -> None:
+    """Take the weights of another run's checkpoint."""
+    if not path.is_file():
+        raise InputError(f"warm_start={path} was given, and there is no such file.")
+    try:
+        model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    except Exception as error:
+        raise InputError(
+            f"warm_start={path} does not fit this model ({' '.join(str(error).split())[:300]}). "
+            "Give a checkpoint that train.py made of the same model and classes."
+        ) from error
 
 
 def _refuse_without_validation(config: DictConfig, data: VideoData) -> None:
@@ -112,8 +124,7 @@ def _train_and_test(
     )
     pace = Pace(cached=config.data.get("cache", "none") != "none")
     others = callbacks(config, held.path, regularize, bool(data.known_splits().val))
-    first = [] if config.warm_start is None else [Moments(Path(config.warm_start).expanduser())]
-    trainer = make(config.trainer, logger=logger, callbacks=[*first, regularize, pace, *others])
+    trainer = make(config.trainer, logger=logger, callbacks=[regularize, pace, *others])
     _refuse_scripted_sweep(trainer)
     log_start(logger, config)
     began = time.perf_counter()

@@ -1,30 +1,20 @@
-"""What a point of a path begins with."""
+"""What a path refuses."""
 
-import math
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 
 from regkit import InputError
 from regkit.config import register
-from regkit.sweeps.path import follow, learned
+from regkit.sweeps.path import follow
 from regkit.words import CONFIGS
-
-
-def test_a_point_that_learned_nothing_is_not_gone_on_from(tmp_path: Path):
-    path = tmp_path / "lam=1" / "checkpoints" / "last.ckpt"
-    path.parent.mkdir(parents=True)
-    torch.save({"hyper_parameters": {"classes": list("abcdef")}}, path)
-    assert learned(path, 0.94 * math.log(6)) == path
-    assert learned(path, 0.96 * math.log(6)) is None
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("path.direction=up", "it is decreasing or increasing"),
+        ("path.direction=up", "it is increasing or decreasing"),
         ("path.epochs=0", "path.epochs=0"),
         ("path.lr_share=2", "path.lr_share=2"),
         ("ckpt_path=x", "give resume="),
