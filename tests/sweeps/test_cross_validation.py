@@ -111,5 +111,7 @@ def test_mistakes_are_said(tmp_path: Path):
     with pytest.raises(InputError, match=r"data\.cv_folds=None"):
         check_cv(OmegaConf.structured(CvConfig()), None)
     write(tmp_path / "one", ["data.cv_fold=1"], None)
+    refit = {"name": "refit", "lam": 0.1, "val_loss": None, "density": 0.5, "num_val": 0}
+    write(tmp_path / "refit", ["data.cv_fold=0"], refit)  # is no fold
     with pytest.raises(InputError, match="no fold that is done"):
         cross_validate(tmp_path, OmegaConf.structured(CvConfig), 4)
