@@ -103,11 +103,17 @@ def begin(folder: Path, *words: str) -> BaseProcess:
     return process
 
 
-def run(folder: Path, *words: str) -> tuple[int | None, str]:
-    """Run a sweep to its end; return its exit code and what it printed."""
+def run(folder: Path, *words: str) -> tuple[int, str]:
+    """Run a sweep to its end; return its exit code and what it printed.
+
+    joblib's processes import torch anew, and again when one was lost: a minute or more when other
+    work takes the cores.
+    """
     process = begin(folder, *words)
-    process.join(120)
-    return process.exitcode, (folder / "printed.txt").read_text()
+    process.join(600)
+    printed = (folder / "printed.txt").read_text()
+    assert process.exitcode is not None, f"the sweep hangs; it printed: {printed}"
+    return process.exitcode, printed
 
 
 def starts(folder: Path) -> list[list[str]]:
