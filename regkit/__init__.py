@@ -5,5 +5,6 @@ from regkit.errors import InputError
 from regkit.regularizer import Regularizer
 from regkit.sparsity.measure import density
 from regkit.sparsity.remaining import remaining
+from regkit.sparsity.shrink import shrink
 
-__all__ = ["InputError", "Regularize", "Regularizer", "density", "remaining"]
+__all__ = ["InputError", "Regularize", "Regularizer", "density", "remaining", "shrink"]

@@ -10,7 +10,7 @@ from regkit.errors import InputError
 from regkit.prepare import command as prepare
 from regkit.report import command as report
 from regkit.throughput import command as throughput
-from regkit.training import lam
+from regkit.training import lam, shrink
 
 # A verb is a module with HELP, add_options(parser) and run(arguments), which may return a code.
 VERBS = {
@@ -18,6 +18,7 @@ VERBS = {
     "lam": lam,
     "prepare": prepare,
     "report": report,
+    "shrink": shrink,
     "throughput": throughput,
 }
 

@@ -73,6 +73,7 @@ class TrainConfig:
     seed: int = 0
     evaluate: str = "last"
     debias_epochs: int = 0
+    shrink: bool = False
     patience: int | None = None
     prune: str | None = None
     save_every_n_steps: int | None = None

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from regkit.config import register
 from regkit.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+
+REQUIRED = object()  # the default of an option that has none
 
 
 def composed(words: Sequence[str], who: str) -> Any:
@@ -39,6 +41,45 @@ def composed(words: Sequence[str], who: str) -> Any:
     except (HydraException, OmegaConfBaseException) as error:
         cause = f" {error.__cause__}" if error.__cause__ is not None else ""
         raise InputError(f"{error}{cause}") from error
+
+
+def options(words: Sequence[str], defaults: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """Read key=value words of a verb; what is not given has its default.
+
+    defaults: a value of the type that is wanted, None where any is taken, or REQUIRED.
+    who: asks for them.
+    Raises: InputError for a word that is no option, a value of another type, or a missing one.
+    """
+    found = dict(defaults)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key not in defaults:
+            close = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"; close: {close[0]}=" if close else ""
+            raise InputError(f"{who} got {word}{hint}. There are: {'=, '.join(defaults)}=.")
+        found[key] = _value(who, key, text, defaults[key])
+    missing = [key for key, value in found.items() if value is REQUIRED]
+    if missing:
+        raise InputError(f"{who} needs {', '.join(f'{key}=...' for key in missing)}.")
+    return found
+
+
+def _value(who: str, key: str, text: str, default: Any) -> Any:
+    """Read a value as YAML does; where text is wanted, it is taken as it stands."""
+    if isinstance(default, str) or default is REQUIRED:
+        return text
+    try:
+        value: Any = OverridesParser.create().parse_override(f"{key}={text}").value()
+    except HydraException:  # a path, or words with special letters
+        value = text
+    value = [str(item) for item in value] if isinstance(value, list) else value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if default is None or value is None or type(value) is type(default):
+        return value
+    if isinstance(default, float) and whole:
+        return float(value)
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}
+    raise InputError(f"{who} got {key}={text}; give {wanted.get(type(default), 'a list')}.")
 
 
 def check_overrides(arguments: Sequence[str], configs: Path) -> None:

@@ -27,8 +27,8 @@ FLOORS = [
         *("module", "predictions", "pace", "config", "bench", "throughput"),
         *("watch", "selection", "ensembles", "pruning"),
     },
-    {"words"},
-    {"prepare", "report", "training"},
+    {"words", "checkpoints"},
+    {"prepare", "report", "training", "predict", "explain", "export", "hog"},
     {"sweeps"},
     {"__main__"},
 ]

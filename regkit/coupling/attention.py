@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.models.video.mvit import MultiscaleAttention
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
+from regkit.coupling.channels import READER, WRITER, Held, Slice, Width
 from regkit.groups import Bundle, Piece, along
 from regkit.targets import clean_name
 
@@ -55,6 +57,27 @@ def heads(model: nn.Module) -> list[Bundle]:
             if pieces:
                 bundles.append(Bundle(clean_name(name), pieces))
     return bundles
+
+
+def head_slices(name: str, module: nn.Module) -> Held | str:
+    """Return what the heads of an attention layer hold, or why they cannot be cut.
+
+    MViT's layer knows how many numbers a head has; the others divide the width of their input by
+    the number of heads, and would with fewer heads take each for wider.
+    """
+    if not isinstance(module, MultiscaleAttention):
+        return f"{name} finds the size of a head from its number of heads, so none can be cut"
+    size = module.head_dim
+    one = torch.arange(module.num_heads)[:, None] * size + torch.arange(size)
+    joint = torch.cat([one + part * module.output_dim for part in range(3)], dim=1)
+    slices = [
+        Slice(f"{name}.qkv.weight", 0, joint, WRITER),
+        Slice(f"{name}.qkv.bias", 0, joint, WRITER),
+        Slice(f"{name}.project.0.weight", 1, one, READER),
+    ]
+    widths = [Width(name, "num_heads", 1), Width(name, "output_dim", size)]
+    widths += [Width(f"{name}.qkv", "out_features", 3 * size)]
+    return slices, [*widths, Width(f"{name}.project.0", "in_features", size)]
 
 
 def _pieces(name: str, module: nn.Module) -> Iterator[Piece]:

@@ -36,6 +36,9 @@ class Width:
     per: int
 
 
+Held = tuple[list[Slice], list[Width]]  # what channels hold of one layer
+
+
 @dataclass(frozen=True, eq=False)
 class Channels:
     """Channels that are alike: each lives in the same tensors and can be removed by itself.
@@ -46,6 +49,7 @@ class Channels:
     together: sets of one recurrent layer, which keeps a single hidden size, have this name in
         common and lose equally many channels.
     by_writers: whether the outputs are the same without a channel whose writers are all zero.
+    traced: whether the graph of a run said so; else the layer is known.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Channels:
     widths: tuple[Width, ...]
     together: str | None = None
     by_writers: bool = True
+    traced: bool = True
 
     @property
     def num_groups(self) -> int:

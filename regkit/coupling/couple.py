@@ -9,18 +9,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from regkit.coupling.attention import ATTENTION
+from regkit.coupling.attention import ATTENTION, head_slices
 from regkit.coupling.channels import (
     BUFFER,
     READER,
     WRITER,
     Channels,
     Coupling,
-    Slice,
-    Width,
+    Held,
     pieces_of,
 )
-from regkit.coupling.layers import IN, OUT, Held, bare_slices, crosses, layer_slices
+from regkit.coupling.layers import IN, OUT, bare_slices, crosses, layer_slices
 from regkit.coupling.recurrent import suffixes, unit_slices
 from regkit.coupling.replica import check_runs, replica, unwrapped
 from regkit.coupling.trace import Found, Side, trace
@@ -82,18 +81,22 @@ class _Drafts:
         parts = [h for h in held if not isinstance(h, str)]
         slices = [s for part in parts for s in part[0]]
         widths = [w for part in parts for w in part[1]]
-        self._take(name, slices, widths, together, why, len(found.index[sides[0]]))
+        self._take(name, why or (slices, widths), together, len(found.index[sides[0]]))
 
     def add_inner_layers(self) -> None:
-        """Take in the hidden units that only the next layer of the same module reads."""
+        """Take in what only the same module reads: attention heads, and units of inner layers."""
         for name, module in self._modules.items():
+            if isinstance(module, ATTENTION):
+                held, count = head_slices(name, module), int(module.num_heads)
+                # Without its rows a head still hands on the shift of the norm that follows.
+                self._take(f"{name}.heads", held, None, count, traced=False, by_writers=False)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
                 for level, ends in enumerate(suffixes(module)[:-1]):
                     for direction, end in enumerate(ends):
                         units = torch.arange(module.hidden_size)
                         held = unit_slices(name, module, level, direction, units)
                         full, together = f"{name}.{end[1:]}", _together(name, module)
-                        self._take(full, *held, together, None, len(units))
+                        self._take(full, held, together, len(units))
 
     def finished(self) -> tuple[list[Channels], list[str]]:
         """Return the channels in the order of the model, and a line for each of the rest.
@@ -115,24 +118,18 @@ class _Drafts:
         return sorted(kept, key=lambda c: self._place(c.name)), sorted(notes)
 
     def _take(
-        self,
-        name: str,
-        slices: list[Slice],
-        widths: list[Width],
-        together: str | None,
-        why: str | None,
-        count: int,
+        self, name: str, held: Held | str, together: str | None, count: int, **known: bool
     ) -> None:
-        made = self._made(name, slices, widths, together) if why is None else why
+        made = held if isinstance(held, str) else self._made(name, held, together)
         if isinstance(made, Channels):
             twins = sum(c.name.split(" #")[0] == name for c in self._channels)
-            self._channels.append(replace(made, name=f"{name} #{twins + 1}") if twins else made)
+            named = f"{name} #{twins + 1}" if twins else made.name
+            self._channels.append(replace(made, name=named, **known))
         else:
             self._refused[(name, made)] += count
 
-    def _made(
-        self, name: str, slices: list[Slice], widths: list[Width], together: str | None
-    ) -> Channels | str:
+    def _made(self, name: str, held: Held, together: str | None) -> Channels | str:
+        slices, widths = held
         if all(s.role != READER for s in slices):
             return "no layer reads it, so it is an output of the network"
         if slices[0].index.shape[0] < 2:
@@ -189,7 +186,7 @@ def _proved(channels: list[Channels], notes: Iterable[str], trial: Trial) -> Cou
     seen = [c for c in channels if c.name not in unseen and c.together not in lost]
     wrong = trial.judge(_units(seen), READER)
     right = [c for c in seen if c.name not in wrong]
-    readers_only = trial.judge(_units(right), WRITER)
+    readers_only = trial.judge(_units([c for c in right if c.by_writers]), WRITER)
     idle = {clean_name(name.rpartition(".")[0] or name) for name in trial.unreached}
     lines = [
         *notes,
@@ -197,7 +194,7 @@ def _proved(channels: list[Channels], notes: Iterable[str], trial: Trial) -> Cou
         *(f"{name}: {why}" for name, why in (unseen | wrong).items()),
         *(f"{name}: not removable by zero writers: {why}" for name, why in readers_only.items()),
     ]
-    kept = (replace(c, by_writers=c.name not in readers_only) for c in right)
+    kept = (replace(c, by_writers=c.by_writers and c.name not in readers_only) for c in right)
     return Coupling(tuple(kept), tuple(lines))
 
 

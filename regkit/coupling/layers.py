@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from regkit.coupling.channels import BUFFER, READER, WRITER, Slice, Width
+from regkit.coupling.channels import BUFFER, READER, WRITER, Held, Slice, Width
 from regkit.coupling.recurrent import input_slices
 from regkit.targets import NORMS
 
 # Sides of a layer on which channels lie; where a layer hands each channel through, it is one.
 OUT, IN, BOTH = "out", "in", "both"
-
-Held = tuple[list[Slice], list[Width]]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from regkit.errors import InputError
 # Hooks belong to others, may hold what they caught, and must not see the runs of a copy.
 _HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+# What Lightning hangs on a module that it trains: with it, data and optimizers would be copied.
+_ATTACHED = ("_trainer", "_fabric")
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network within `torch.compile`, DDP and DataParallel."""
@@ -35,6 +38,9 @@ def replica(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
+        for name in _ATTACHED:
+            if (attached := module.__dict__.get(name)) is not None:
+                memo[id(attached)] = None
         for name in _HOOKS:
             memo[id(module.__dict__[name])] = OrderedDict()
     try:

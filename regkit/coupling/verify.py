@@ -52,7 +52,8 @@ class Trial:
 
     def judge(self, units: Sequence[Unit], role: str) -> dict[str, str]:
         """Return, by the name of the set, why channels with all `role` slices zero must stay."""
-        small = [unit for unit in units if min(c.num_groups for c in unit) <= _FEW]
+        traced = [unit for unit in units if all(c.traced for c in unit)]
+        small = [unit for unit in traced if min(c.num_groups for c in unit) <= _FEW]
         wrong: dict[str, str] = {}
         for unit in small:
             wrong |= self._search([unit], role)

@@ -44,7 +44,7 @@ def remove(
 def removable(coupling: Coupling, dead: Mapping[str, Bool[Tensor, " _"]]) -> Dead:
     """Return what of the dead channels can go: not the last of a set, evenly where they must."""
     chosen = [(c, _all_but_one(dead[c.name].cpu())) for c in coupling.channels if c.name in dead]
-    return [(c, _first(mask, _fewest(c, coupling, chosen))) for c, mask in chosen]
+    return [(c, first(mask, _fewest(c, coupling, chosen))) for c, mask in chosen]
 
 
 def _fewest(one: Channels, coupling: Coupling, chosen: Dead) -> int:
@@ -55,9 +55,9 @@ def _fewest(one: Channels, coupling: Coupling, chosen: Dead) -> int:
 
 
 def _all_but_one(mask: Bool[Tensor, " groups"]) -> Bool[Tensor, " groups"]:
-    return _first(mask, len(mask) - 1)
+    return first(mask, len(mask) - 1)
 
 
-def _first(mask: Bool[Tensor, " groups"], count: int) -> Bool[Tensor, " groups"]:
-    """Keep the first `count` that are True."""
+def first(mask: Bool[Tensor, " groups"], count: int) -> Bool[Tensor, " groups"]:
+    """Keep the first `count` that are True, at most."""
     return mask & (torch.cumsum(mask, 0) <= count)

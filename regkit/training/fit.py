@@ -18,10 +18,12 @@ from regkit.errors import InputError
 from regkit.module import VideoClassifier
 from regkit.pace import Pace
 from regkit.regularizer import Regularizer
+from regkit.sparsity.sizes import restore
 from regkit.training import sums
 from regkit.training.callbacks import callbacks, log_start, was_pruned
 from regkit.training.debias import debias
 from regkit.training.folder import RunFolder, adopt
+from regkit.training.smaller import smaller
 from regkit.training.strengths import settle
 from regkit.watch.scalars import log_end
 
@@ -60,6 +62,8 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
         trainer = None
     if config.debias_epochs:
         summary |= debias(config, folder, model, data)
+    if config.shrink:
+        summary |= smaller(config, folder, model, data)
     if trainer is None or trainer.is_global_zero:
         held.finish(summary)
     return summary
@@ -85,11 +89,12 @@ def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
 
 
 def _start_from(model: VideoClassifier, path: Path) -> None:
-    """Take the weights of another run's checkpoint."""
+    """Take the weights of another run's checkpoint, and of a shrunk one its sizes too."""
     if not path.is_file():
         raise InputError(f"warm_start={path} was given, and there is no such file.")
     try:
-        model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        restore(model, checkpoint["state_dict"], checkpoint.get("shrunk", {}))
     except Exception as error:
         raise InputError(
             f"warm_start={path} does not fit this model ({' '.join(str(error).split())[:300]}). "

@@ -59,12 +59,14 @@ def test_tiny3d_by_hand():
     assert "head.1 (3): no layer reads it" in text
 
 
-def test_a_shift_keeps_a_channel_alive():
+def test_a_shift_above_zero_keeps_a_channel_alive():
     model = Tiny3D(num_classes=3)
     zero_writers(model, 0, slice(3))
     with torch.no_grad():
         model.features[0][1].bias[:3] = torch.tensor([1.0, 0.0, -1.0])
-    assert remaining(model, torch.randn(CLIP)).channels["features.0.0"] == (15, 16)
+    left = remaining(model, torch.randn(CLIP))
+    assert left.channels["features.0.0"] == (14, 16)
+    assert any("features.0.0: 1 emit a constant" in note for note in left.notes)
 
 
 def test_what_only_feeds_removed_channels_goes_too():
@@ -133,15 +135,15 @@ def test_layers_of_one_recurrent_net_lose_equally_many():
         torch.testing.assert_close(small(clip), model(clip), rtol=1e-5, atol=1e-6)
 
 
-def test_a_sigmoid_keeps_a_channel_that_nothing_writes():
+def test_half_of_a_sigmoid_goes_into_the_next_bias():
     model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3))
     with torch.no_grad():
         model[0].weight[:2] = 0
         model[0].bias[:2] = 0
         model[2].weight[:, 5] = 0
     left = remaining(model, torch.randn(1, 4))
-    assert left.channels == {"0": (5, 6)}
-    assert left.parameters == 5 * 5 + 6 * 3
+    assert left.channels == {"0": (3, 6)}
+    assert left.parameters == 3 * 5 + 4 * 3
 
 
 def test_flops_are_those_of_a_run():
