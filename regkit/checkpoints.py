@@ -15,6 +15,7 @@ from regkit.module import VideoClassifier
 from regkit.sparsity.sizes import restore, sizes
 
 NAMES = ("shrunk", "debiased", "last")
+SIZES = "sizes"  # beside classes and recipe: the numbers in which the net differs from the recipe's
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Held:
     model: in eval mode, on the CPU; its `classes` name the columns of its scores.
     data: makes clips as in training. Not set up: its own videos need not be there.
     recipe: the configuration of the run.
-    shrunk: whether channels were cut out of the net.
+    shrunk: whether the net is smaller than the recipe makes it.
     """
 
     path: Path
@@ -44,15 +45,34 @@ def load(path: str | Path, names: Sequence[str] = NAMES) -> Held:
     """
     file = _file(Path(path).expanduser(), names)
     checkpoint = _read(file)
-    recipe = checkpoint["hyper_parameters"]["recipe"]
-    classes = checkpoint["hyper_parameters"]["classes"]
+    made = checkpoint["hyper_parameters"]
+    recipe, classes, smaller = made["recipe"], made["classes"], made.get(SIZES, {})
     net = _net(recipe, len(classes))
     model = VideoClassifier(net, classes, make(recipe["optimizer"]), recipe=recipe)
     try:
-        restore(model, checkpoint["state_dict"], checkpoint.get("shrunk", {}))
+        restore(model, checkpoint["state_dict"], smaller)
     except InputError as error:
         raise InputError(f"{file} does not fit its own recipe: {error}") from error
-    return Held(file, model.eval(), make(recipe["data"]), recipe, "shrunk" in checkpoint)
+    return Held(file, model.eval(), make(recipe["data"]), recipe, bool(smaller))
+
+
+def start_from(model: VideoClassifier, path: Path) -> None:
+    """Take the weights of another run's checkpoint, and of a shrunk one its sizes too.
+
+    Raises: InputError when there is none, or it is of another model.
+    """
+    if not path.is_file():
+        raise InputError(f"warm_start={path} was given, and there is no such file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        smaller = checkpoint["hyper_parameters"].get(SIZES, {})
+        restore(model, checkpoint["state_dict"], smaller)
+    except Exception as error:
+        raise InputError(
+            f"warm_start={path} does not fit this model ({' '.join(str(error).split())[:300]}). "
+            "Give a checkpoint that train.py made of the same model and classes."
+        ) from error
+    model.hparams[SIZES] = smaller
 
 
 def save_shrunk(
@@ -66,8 +86,7 @@ def save_shrunk(
     smaller = {f"net.{name}": value for name, value in sizes(whole, net).items()}
     checkpoint = {
         "state_dict": {f"net.{name}": tensor for name, tensor in net.state_dict().items()},
-        "hyper_parameters": {"classes": list(classes), "recipe": dict(recipe)},
-        "shrunk": smaller,
+        "hyper_parameters": {"classes": list(classes), "recipe": dict(recipe), SIZES: smaller},
     }
     draft = path.with_suffix(".part")
     torch.save(checkpoint, draft)

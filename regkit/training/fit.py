@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from regkit.callback import Regularize
+from regkit.checkpoints import start_from
 from regkit.config import check, make, make_penalties
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.module import VideoClassifier
 from regkit.pace import Pace
 from regkit.regularizer import Regularizer
-from regkit.sparsity.sizes import restore
 from regkit.training import sums
 from regkit.training.callbacks import callbacks, log_start, was_pruned
 from regkit.training.debias import debias
@@ -84,22 +84,8 @@ def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
         config.seed,
     )
     if config.warm_start is not None:
-        _start_from(model, Path(config.warm_start).expanduser())
+        start_from(model, Path(config.warm_start).expanduser())
     return model
-
-
-def _start_from(model: VideoClassifier, path: Path) -> None:
-    """Take the weights of another run's checkpoint, and of a shrunk one its sizes too."""
-    if not path.is_file():
-        raise InputError(f"warm_start={path} was given, and there is no such file.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        restore(model, checkpoint["state_dict"], checkpoint.get("shrunk", {}))
-    except Exception as error:
-        raise InputError(
-            f"warm_start={path} does not fit this model ({' '.join(str(error).split())[:300]}). "
-            "Give a checkpoint that train.py made of the same model and classes."
-        ) from error
 
 
 def _refuse_without_validation(config: DictConfig, data: VideoData) -> None:
