@@ -1,5 +1,11 @@
 """Shapes in signatures are checked while testing; randomness is fixed; no progress bars."""
 
+import os
+
+# Tests run side by side, one on each core: more threads would only get in each other's way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
