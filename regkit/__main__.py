@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from regkit.bench import command as bench
 from regkit.errors import InputError
+from regkit.explain import command as explain
 from regkit.prepare import command as prepare
 from regkit.report import command as report
 from regkit.throughput import command as throughput
@@ -15,6 +16,7 @@ from regkit.training import lam, shrink
 # A verb is a module with HELP, add_options(parser) and run(arguments), which may return a code.
 VERBS = {
     "bench": bench,
+    "explain": explain,
     "lam": lam,
     "prepare": prepare,
     "report": report,

@@ -1,0 +1,1 @@
+"""What carried a decision: weights that survived, and what the class loses without parts."""
