@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from regkit.bench import command as bench
 from regkit.errors import InputError
 from regkit.explain import command as explain
+from regkit.export import command as export
 from regkit.prepare import command as prepare
 from regkit.report import command as report
 from regkit.throughput import command as throughput
@@ -17,6 +18,7 @@ from regkit.training import lam, shrink
 VERBS = {
     "bench": bench,
     "explain": explain,
+    "export": export,
     "lam": lam,
     "prepare": prepare,
     "report": report,

@@ -1,7 +1,7 @@
 """A copy of a model that can be run, cut and overwritten while the user's own stays as it is."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -54,7 +54,7 @@ def replica(model: nn.Module) -> nn.Module:
     return copy.eval()
 
 
-def call(model: nn.Module, example: Any) -> Any:
+def call(model: Callable[..., Any], example: Any) -> Any:
     """Run the model on a tensor, on a list or tuple of arguments, or on a dict of named ones."""
     if isinstance(example, dict):
         return model(**example)

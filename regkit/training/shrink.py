@@ -6,8 +6,8 @@ from pathlib import Path
 from regkit.checkpoints import load, save_shrunk
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
-from regkit.sparsity.shrink import TOLERANCE, shrink
-from regkit.training.smaller import NUM_CLIPS, clips, report_of
+from regkit.sparsity.shrink import TOLERANCE, report_of, shrink
+from regkit.training.smaller import NUM_CLIPS, clips
 from regkit.words import REQUIRED, options
 
 HELP = "cut out of a trained net what its zeros make superfluous; outputs stay equal"

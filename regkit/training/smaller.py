@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from regkit.checkpoints import save_shrunk
 from regkit.config import make
 from regkit.data.video_data import VideoData
 from regkit.module import VideoClassifier
-from regkit.sparsity.shrink import ShrinkReport, shrink
+from regkit.sparsity.shrink import ShrinkReport, report_of, shrink
 
 NUM_CLIPS = 32  # real ones that outputs are compared on
 
@@ -48,12 +47,6 @@ def clips(data: VideoData, count: int = NUM_CLIPS) -> Iterator[Tensor]:
             yield clip
         if not count:
             return
-
-
-def report_of(net: torch.nn.Module) -> ShrinkReport:
-    """Return what `shrink` has hung on the net."""
-    report: Any = net.shrink_report
-    return report
 
 
 def _numbers(report: ShrinkReport) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from regkit.measuring import cpu_name
 from regkit.models.cnn_gru import CnnGru
 from regkit.models.mvit_v2_s import MViTV2S
 from regkit.sparsity.latency import latency
-from regkit.sparsity.shrink import shrink
+from regkit.sparsity.shrink import report_of, shrink
 
 NETS = {
     "r3d_18": lambda: r3d_18(num_classes=10),
@@ -90,7 +90,7 @@ def measured(name: str, share: float, clip: Tensor, budget_s: float) -> dict[str
     coupling = couple(model, traced if name != "s3d" else torch.randn(1, 3, 16, 224, 224))
     zeroed(model, coupling, share)
     small = shrink(model, clip, coupling=coupling, timed=False)
-    report: Any = small.shrink_report
+    report = report_of(small)
     nets = {"whole": model, "shrunk": small, "built": built_anew(small).to(clip.device)}
     times = {key: found.median * 1e3 for key, found in latency(nets, clip, budget_s).items()}
     return {

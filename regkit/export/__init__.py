@@ -1,0 +1,1 @@
+"""Leave PyTorch's training code: files of a model that other programs run."""
