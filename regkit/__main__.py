@@ -9,6 +9,7 @@ from regkit.bench import command as bench
 from regkit.errors import InputError
 from regkit.explain import command as explain
 from regkit.export import command as export
+from regkit.hog import command as hog
 from regkit.prepare import command as prepare
 from regkit.report import command as report
 from regkit.throughput import command as throughput
@@ -19,6 +20,7 @@ VERBS = {
     "bench": bench,
     "explain": explain,
     "export": export,
+    "hog": hog,
     "lam": lam,
     "prepare": prepare,
     "report": report,
