@@ -10,6 +10,7 @@ from regkit.errors import InputError
 from regkit.explain import command as explain
 from regkit.export import command as export
 from regkit.hog import command as hog
+from regkit.predict import command as predict
 from regkit.prepare import command as prepare
 from regkit.report import command as report
 from regkit.throughput import command as throughput
@@ -22,6 +23,7 @@ VERBS = {
     "export": export,
     "hog": hog,
     "lam": lam,
+    "predict": predict,
     "prepare": prepare,
     "report": report,
     "shrink": shrink,

@@ -1,0 +1,1 @@
+"""What happens when in a film or a stream: windows, their classes, smoothed, drawn, written."""
