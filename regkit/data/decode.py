@@ -16,7 +16,7 @@ from regkit.data.timeline import LostError, Source, Timeline, VideoError, opened
 # Decoders that leave out a frame to which no other refers when told so packet by packet, all else
 # being equal to the bit. Others look at the order later (libdav1d) or have no such frames.
 _SKIPPING = {"h264", "hevc", "mpeg2video", "mpeg4"}
-_LONGEST = 16  # long side over short side; a strip of 2 x 9000 px would fill the memory
+_LONGEST = 16  # long side over short side
 
 _own = threading.local()
 
@@ -62,15 +62,35 @@ def pictures(
     skips: leave out frames that no wanted one needs.
     Raises: VideoError; LostError where the file does not follow its timeline, then count instead.
     """
-    sides = None
+    size = None
     with opened(source, threads) as (container, stream):
         for frame in _walk(container, stream, wanted, timeline, skips):
             if frame is None:
                 raise VideoError(source, "no frame could be decoded")
-            sides = sides or _scaled(frame, short_px, source)
-            scaled = _reformatter().reformat(frame, *sides, "rgb24", threads=1)
-            # Counter-clockwise, as FFmpeg counts.
-            yield np.rot90(scaled.to_ndarray(), round(frame.rotation / 90))
+            size = size or sides(frame, short_px, source)
+            yield upright(frame, size)
+
+
+def upright(frame: VideoFrame, sides: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """Scale a frame to width and height, and turn it as its metadata says."""
+    scaled = _reformatter().reformat(frame, *sides, "rgb24", threads=1)
+    # Counter-clockwise, as FFmpeg counts.
+    return np.rot90(scaled.to_ndarray(), round(frame.rotation / 90))
+
+
+def sides(frame: VideoFrame, short_px: int, source: Source) -> tuple[int, int]:
+    """Return width and height of a frame whose short side is scaled to `short_px`.
+
+    Raises: VideoError for a strip, which is no picture and would fill the memory.
+    """
+    short, long = sorted((frame.width, frame.height))
+    if short * _LONGEST < long:
+        raise VideoError(
+            source, f"its frames of {frame.width} x {frame.height} px are no picture but a strip"
+        )
+    scale = short_px / short
+    width, height = (max(short_px, round(side * scale)) for side in (frame.width, frame.height))
+    return width, height
 
 
 def _walk(
@@ -120,14 +140,3 @@ def _reformatter() -> VideoReformatter:
     if not hasattr(_own, "reformatter"):
         _own.reformatter = VideoReformatter()
     return _own.reformatter
-
-
-def _scaled(frame: VideoFrame, short_px: int, source: Source) -> tuple[int, int]:
-    short, long = sorted((frame.width, frame.height))
-    if short * _LONGEST < long:
-        raise VideoError(
-            source, f"its frames of {frame.width} x {frame.height} px are no picture but a strip"
-        )
-    scale = short_px / short
-    width, height = (max(short_px, round(side * scale)) for side in (frame.width, frame.height))
-    return width, height

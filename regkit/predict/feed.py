@@ -14,19 +14,16 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from regkit.data.decode import sides, upright
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
 from regkit.predict.ring import Ring, Shot
-from regkit.predict.windows import Picture
 
 CAMERA = "camera:"
 _CAMERAS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 _BREAK_S = 60.0  # a jump forward by more is a break in the time stamps, not a pause
-_LONGEST = 16  # long side over short side, as in data.decode
 _FALLBACK_FPS = 25.0
 
 
@@ -120,7 +117,6 @@ class Reader(threading.Thread):
         super().__init__(name="regkit.predict", daemon=True)  # a silent pipe holds it for ever
         self.feed, self.ring, self.short_px, self.threads = feed, ring, short_px, threads
         self.num_frames = self.num_broken = 0
-        self._reformatter = VideoReformatter()
 
     def run(self) -> None:
         """Read until the stream ends or nobody listens."""
@@ -147,7 +143,8 @@ class Reader(threading.Thread):
                 self.num_broken += 1
                 continue
             for frame in frames:
-                picture = self.picture(frame)
+                size = sides(frame, self.short_px, self.feed.video)
+                picture = np.ascontiguousarray(upright(frame, size))
                 now = time.perf_counter()
                 shot = Shot(stamps(frame.pts), picture, now, 1000 * (now - began))
                 self.num_frames += 1
@@ -164,17 +161,6 @@ class Reader(threading.Thread):
         stream.codec_context.thread_type = "SLICE"  # threads by frames would hold frames back
         stream.codec_context.thread_count = self.threads
         return stream
-
-    def picture(self, frame: VideoFrame) -> Picture:
-        """Scale a frame and turn it upright, as `data.decode` does."""
-        short, long = sorted((frame.width, frame.height))
-        if short * _LONGEST < long:
-            size = f"{frame.width} x {frame.height} px"
-            raise VideoError(self.feed.video, f"its frames of {size} are no picture but a strip")
-        scale = self.short_px / short
-        width, height = (max(self.short_px, round(s * scale)) for s in (frame.width, frame.height))
-        scaled = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
-        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), round(frame.rotation / 90)))
 
 
 def feed_of(video: str, format: str | None, options: Any, timeout_s: float) -> Feed:

@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +20,7 @@ from regkit.errors import InputError
 from regkit.predict import command
 from regkit.predict import ring as ring_module
 from regkit.predict.classify import Classifier
-from regkit.predict.feed import Feed, Reader, Stamps, feed_of, is_live
+from regkit.predict.feed import Feed, Stamps, feed_of, is_live
 from regkit.predict.film import Sliding, classify_film
 from regkit.predict.live import classify_stream
 from regkit.predict.ring import Ring, Shot
@@ -286,19 +285,6 @@ def test_a_file_that_grows(held: Held, film: Path, tmp_path: Path):
     thread.join()
     assert live.frames >= 95  # the decoder keeps what may go on
     assert live.error is not None  # it fell silent
-
-
-@pytest.mark.parametrize("name", ["video_90.mov", "video_180.mov", "video_270.mov"])
-def test_frames_of_a_stream_are_those_of_a_file(shared: Path, name: str):
-    """Rotated, by `pictures`."""
-    from regkit.data.decode import read_frames
-
-    path = shared / "robustness" / "files" / f"dec_{name}"
-    expected = read_frames(str(path), [0, 1, 2], 40)
-    reader = Reader(Feed(str(path)), Ring(Span(1.0)), 40)
-    with av.open(str(path)) as container:
-        found = [reader.picture(frame) for frame in container.decode(video=0)]
-    np.testing.assert_array_equal(np.stack(found), expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
