@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from regkit.checkpoints import load, save_shrunk
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
@@ -17,6 +19,7 @@ OPTIONS = {
     "fastest": False,
     "tolerance": TOLERANCE,
     "clips": NUM_CLIPS,
+    "device": "cpu",
 }
 
 
@@ -28,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ckpt=RUN",
         help="a run folder or a checkpoint; out=FILE (default: checkpoints/shrunk.ckpt of the "
         "run); fastest=true measures widths and keeps the fastest; tolerance=1e-5 of the largest "
-        "output; clips=32 real ones that outputs are compared on",
+        "output; clips=32 real ones that outputs are compared on; device=cuda measures there",
     )
 
 
@@ -46,16 +49,25 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"shrink got out={out}, the checkpoint that it reads; give another file.")
     if not out.parent.is_dir():
         raise InputError(f"shrink got out={out}, in a folder that is not there.")
+    device = _device(given["device"])
     real = clips(held.data, given["clips"]) if given["clips"] and _is_there(held.data) else ()
     net = shrink(
-        held.model.net,
-        held.data.example(),
-        inputs=real,
+        held.model.net.to(device),
+        held.data.example().to(device),
+        inputs=(clip.to(device) for clip in real),
         tolerance=given["tolerance"],
         fastest=given["fastest"],
     )
-    save_shrunk(net, held.recipe, held.model.classes, out)
+    save_shrunk(net.cpu(), held.recipe, held.model.classes, out)
     print(f"{report_of(net)}\n{out}")
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"shrink got device={name}; give cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("shrink got device=cuda, and PyTorch finds no GPU here.")
+    return torch.device(name)
 
 
 def _is_there(data: VideoData) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -20,10 +21,13 @@ def smaller(
     config: DictConfig, folder: Path, model: VideoClassifier, data: VideoData
 ) -> dict[str, Any]:
     """Shrink the net, keep it as `folder`/checkpoints/shrunk.ckpt, and return what it reaches."""
-    net = shrink(model.net.cpu(), data.example(), inputs=clips(data))
+    trainer = make(config.trainer, logger=False, enable_checkpointing=False)
+    device = trainer.strategy.root_device
+    device = device if device.type == "cuda" else torch.device("cpu")  # others lack float64
+    inputs = (clip.to(device) for clip in clips(data))
+    net = shrink(model.net.to(device), data.example().to(device), inputs=inputs)
     report = report_of(net)
     small = VideoClassifier(net, model.classes, make(config.optimizer))
-    trainer = make(config.trainer, logger=False, enable_checkpointing=False)
     tested = trainer.test(small, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         recipe = OmegaConf.to_container(config, resolve=True)

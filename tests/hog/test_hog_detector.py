@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from blobs import travelling
 
 from regkit.data.decode import read_frames
 from regkit.data.timeline import LostError
@@ -64,6 +66,16 @@ def test_a_slow_stream_shows_frames_again(video: Write, detector: Detector):
     np.testing.assert_allclose(sights[0].probabilities, offline(detector, path, indices))
 
 
+def test_rounded_times_skip_no_frame(detector: Detector):
+    """Three steps of 0.1 s add up to a little more than 0.3 s."""
+    clip = travelling(0.5, 0.2, num_frames=12)
+    times = [k / 10 for k in range(12)]
+    sights = list(Watch(replace(detector, step_s=0.1))(zip(times, clip, strict=True)))
+    assert [sight.time_s for sight in sights] == times[7:]
+    expected = detector.probabilities(detector.features.clip(clip[:8])[None])[0]
+    np.testing.assert_allclose(sights[0].probabilities, expected)
+
+
 def test_a_short_stream_repeats_its_last_frame(video: Write, detector: Detector):
     path = video("a.mp4", 0.5, 0.2, num_frames=9)
     (sight,) = Watch(detector)(frames(str(path), 32))
@@ -94,6 +106,23 @@ def test_a_pipe_gives_what_its_file_does(video: Write, tmp_path: Path):
     for (time_s, picture), (file_s, expected) in zip(found, frames(str(stored), 32), strict=True):
         assert time_s == pytest.approx(file_s, abs=1e-3)
         np.testing.assert_array_equal(picture, expected)
+
+
+def test_a_stream_begins_at_0(video: Write):
+    path = video("a.ts", 0.5, 0.2)  # MPEG-TS begins at 1.4 s
+    assert next(frames(f"file://{path}", 32))[0] == 0
+
+
+def test_a_stream_is_turned_as_its_file_is(video: Write):
+    """The matrix of QuickTime, by a quarter clockwise, in the header of the track."""
+    path = video("a.mp4", 0.5, 0.2)
+    upright = next(frames(str(path), 32))[1]
+    content, one = path.read_bytes(), 1 << 16
+    track = content.index(b"tkhd")
+    old, new = (struct.pack(">5i", *five) for five in ((one, 0, 0, 0, one), (0, one, 0, -one, 0)))
+    path.write_bytes(content[:track] + content[track:].replace(old, new, 1))
+    for source in (str(path), f"file://{path}"):
+        np.testing.assert_array_equal(next(frames(source, 32))[1], np.rot90(upright, -1))
 
 
 def test_standard_input_is_a_stream(video: Write):

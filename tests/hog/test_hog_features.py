@@ -94,6 +94,8 @@ def test_motion_is_a_share_of_all_that_moves():
     weak = (strong / 2).astype(np.uint8)
     one, two = (features.clip(c).reshape(features.shape) for c in (strong.astype(np.uint8), weak))
     np.testing.assert_allclose(two[..., 9:].sum(-1), one[..., 9:].sum(-1), atol=0.05)
+    shares = one[..., 9:].astype(float) ** 2  # features are their roots
+    assert shares.sum((1, 2, 3)).mean() == pytest.approx(1, abs=0.01)
     still = np.repeat(weak[:1], 16, axis=0)
     assert features.clip(still).reshape(features.shape)[..., 9:].max() == 0
 

@@ -132,6 +132,25 @@ def test_constants_fold_into_a_recurrent_layer():
     check_equal(model, small, torch.randn(2, *CLIP[1:]))
 
 
+class Unbiased(nn.Module):
+    """A recurrent layer that has no bias to take a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rnn = nn.Linear(4, 8), nn.GRU(8, 3, bias=False, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(self.first(x))[0]
+
+
+def test_constants_stay_before_a_recurrent_layer_without_biases():
+    model = Unbiased().eval()
+    kill(model.first.weight, 5)
+    small = regkit.shrink(model, torch.randn(1, 6, 4), timed=False)
+    assert small.first.out_features == 8
+    assert any("where no layer can take these" in note for note in report_of(small).notes)
+
+
 @pytest.mark.parametrize("cls", [CnnGru, CnnLstm])
 def test_hidden_units_go(cls: type):
     model = cls(num_classes=3, num_layers=2, bidirectional=True).eval()
@@ -151,6 +170,29 @@ def test_a_channel_that_is_zero_in_one_partner_only_stays_and_is_counted():
     small = regkit.shrink(model, torch.randn(1, 3, 4, 32, 32), timed=False)
     assert small.layer1[0].conv2[0].out_channels == 64
     assert any("7 are zero in some of the" in note for note in report_of(small).notes)
+
+
+class Pair(nn.Module):
+    """Two layers write the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.last = nn.Conv2d(8, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x) + self.second(x))
+
+
+def test_channels_that_are_constant_or_gone_are_not_counted_as_zero_in_one_partner_only():
+    model = Pair().eval()
+    kill(model.first.weight, 4)
+    kill(model.second.weight, 1)  # a constant, which the padding keeps
+    with torch.no_grad():
+        model.last.weight[:, 1] = 0
+    small = regkit.shrink(model, torch.randn(1, 3, 6, 6), timed=False)
+    assert small.first.out_channels == 7
+    assert any("2 are zero in some of the 2 weights" in note for note in report_of(small).notes)
 
 
 def test_a_dead_branch_of_a_residual_net_keeps_one_channel():

@@ -70,6 +70,7 @@ def test_the_verb_shrinks_what_a_run_left(
         (["out=/nowhere/x.ckpt"], "in a folder that is not there"),
         (["quick=true"], "There are: ckpt="),
         (["tolerance=2"], "give a share"),
+        (["device=tpu"], "give cpu or cuda"),
     ],
 )
 def test_the_verb_refuses(
