@@ -7,8 +7,8 @@ The words are those of train.py. For each fold and seed:
 - dense: penalty=none, then `debias` epochs more at a falling rate, as the others have;
 - shrunk: experiment=shrink with the same number of epochs, debiased and cut;
 - pruned: the dense net, of whose channels torch-pruning's MagnitudePruner removes as many as it
-  takes to come down to the FLOPs of the shrunk one (L2 norm over coupled channels, all layers
-  alike), then finetuned for `debias` epochs; its training time is that of both.
+  takes to come down to the FLOPs of the shrunk one (L2 norm over coupled channels of
+  convolutions, all layers alike), then finetuned for `debias` epochs; its training time is that of both.
 Writes FOLDER/payoff.json and a table. What is done is not done again.
 """
 
@@ -77,6 +77,7 @@ def _pruned(
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=ratio,
             ignored_layers=[*keep, *(m for m in copy.modules() if isinstance(m, torch.nn.RNNBase))],
+            root_module_types=[torch.nn.Conv2d, torch.nn.Conv3d],  # it fails on GRUs
         )
         pruner.step()
     for parameter in copy.parameters():

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 from torchvision.models.video import r3d_18
 from torchvision.ops import MLP
@@ -292,12 +293,14 @@ def test_a_lightning_module_that_was_trained():
 
     model = Clip()
     model._trainer = pl.Trainer(logger=False, barebones=True)  # type: ignore[assignment]
+    model._fabric = Fabric(accelerator="cpu", devices=1)
     kill(model.net.features[2][0].weight, 60)
     with torch.no_grad():
         model.net.features[2][1].bias[:60] = -9.0
     small = regkit.shrink(model, torch.randn(CLIP), timed=False)
     assert small.net.features[2][0].out_channels == 4
     assert small._trainer is None
+    assert small._fabric is None
     assert isinstance(small, Clip)
     assert model._trainer is not None
 
