@@ -8,7 +8,7 @@ The words are those of train.py. For each fold and seed:
 - shrunk: experiment=shrink with the same number of epochs, debiased and cut;
 - pruned: the dense net, of whose channels torch-pruning's MagnitudePruner removes as many as it
   takes to come down to the FLOPs of the shrunk one (L2 norm over coupled channels of
-  convolutions, all layers alike), then finetuned for `debias` epochs; its training time is that of both.
+  convolutions, all layers alike), then finetuned for `debias` epochs; its time is that of both.
 Writes FOLDER/payoff.json and a table. What is done is not done again.
 """
 
