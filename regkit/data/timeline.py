@@ -19,6 +19,10 @@ from jaxtyping import Bool, Float64, Int64
 
 Source = str | Path | BufferedIOBase  # a path, or a seekable file whose `name` is used in messages
 
+_REASONS = {
+    "InvalidDataError": "it is no video that FFmpeg knows, or it is damaged",
+    "EOFError": "it ends before its first frame",
+}
 _FALLBACK_FPS = 25.0  # of streams that tell neither time stamps nor a rate
 
 
@@ -109,8 +113,14 @@ def opened(source: Source, threads: int = 1) -> Iterator[tuple[InputContainer, V
                 stream.codec_context.thread_type = "AUTO"  # most files have one slice a frame
             yield container, stream
     except (FFmpegError, OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(source, f"{type(error).__name__}, {reason}") from error
+        raise VideoError(source, told(error)) from error
+
+
+def told(error: Exception) -> str:
+    """Return what FFmpeg or the system says, in words of a user where it has none."""
+    name = type(error).__name__
+    reason = _REASONS.get(name) or getattr(error, "strerror", None) or str(error)
+    return f"{name}, {reason}"
 
 
 def _checked(source: Source) -> str | BufferedIOBase:

@@ -17,7 +17,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from regkit.data.decode import sides, upright
-from regkit.data.timeline import VideoError
+from regkit.data.timeline import VideoError, told
 from regkit.errors import InputError
 from regkit.predict.ring import Ring, Shot
 
@@ -70,8 +70,7 @@ class Feed:
         try:
             return av.open(name, "r", format=kind, options=options, timeout=self.timeout_s)
         except (FFmpegError, OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise VideoError(self.video, f"{type(error).__name__}, {reason}") from error
+            raise VideoError(self.video, told(error)) from error
 
 
 class Stamps:
@@ -126,8 +125,7 @@ class Reader(threading.Thread):
         except VideoError as error:
             self.ring.end(error)
         except (FFmpegError, OSError, ValueError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.ring.end(VideoError(self.feed.video, f"{type(error).__name__}, {reason}"))
+            self.ring.end(VideoError(self.feed.video, told(error)))
         else:
             self.ring.end()
 

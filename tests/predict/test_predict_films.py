@@ -169,7 +169,7 @@ def test_a_folder_goes_on_after_a_bad_file(run: Path, tmp_path: Path, capsys):
     assert [row["file"] for row in rows] == ["a.mp4", "b.mp4", "deep/c.avi"]
     assert rows[0]["class"] in CLASSES
     assert float(rows[0]["seconds"]) == pytest.approx(1.2)
-    assert "Invalid data" in rows[1]["problem"]
+    assert "damaged" in rows[1]["problem"]
     assert rows[1]["class"] == rows[2]["problem"] == ""
     assert (out / "deep" / "c.avi" / "timeline.png").exists()
     assert not (out / "b.mp4").exists()
