@@ -18,11 +18,17 @@ COLUMNS = {
     "roughness": ("roughness", ".3f"),
     "remaining_flops": ("remaining FLOPs", "large"),
     "remaining_parameters": ("remaining parameters", "large"),
+    "shrunk_accuracy": ("shrunk test accuracy", ".3f"),
+    "whole_latency_ms": ("latency, ms", ".2f"),
+    "shrunk_latency_ms": ("shrunk latency, ms", ".2f"),
     "objective": ("objective", ".3f"),
     "train_s": ("training, s", ".1f"),
 }
 # Columns that are left out where no run has them.
-RARE = {"debiased_accuracy", "debiased_val_accuracy", "val_loss"}
+RARE = {
+    *("debiased_accuracy", "debiased_val_accuracy", "val_loss"),
+    *("shrunk_accuracy", "whole_latency_ms", "shrunk_latency_ms"),
+}
 NAMES = {key: heading for key, (heading, _) in COLUMNS.items()}
 NAMES["debiased_val_loss"] = "debiased validation loss"
 
