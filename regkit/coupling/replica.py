@@ -16,8 +16,8 @@ from regkit.errors import InputError
 # Hooks belong to others, may hold what they caught, and must not see the runs of a copy.
 _HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-# What Lightning hangs on a module that it trains: with it, data and optimizers would be copied.
-_ATTACHED = ("_trainer", "_fabric")
+# What Fabric hangs on a module; the trainer stays behind by itself.
+_ATTACHED = ("_fabric",)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -10,10 +10,9 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-from regkit.data.decode import pictures
+from regkit.data.decode import pictures, sides, upright
 from regkit.data.timeline import LostError, VideoError, read_timeline
 from regkit.errors import InputError
 
@@ -61,7 +60,7 @@ def _stored(source: str, short_px: int) -> Iterator[Timed]:
 
 
 def _filmed(source: str, short_px: int) -> Iterator[Timed]:
-    scaler, first_s = VideoReformatter(), None
+    first_s = None
     file: Any = sys.stdin.buffer if source == STDIN else source
     kind = "v4l2" if source.startswith(CAMERA) else None
     opened: Any = av.open(file, "r", format=kind)
@@ -72,7 +71,4 @@ def _filmed(source: str, short_px: int) -> Iterator[Timed]:
         for number, frame in enumerate(container.decode(video=0)):
             time_s = number / rate if frame.time is None else frame.time
             first_s = time_s if first_s is None else first_s
-            scale = short_px / min(frame.width, frame.height)
-            width, height = (max(short_px, round(s * scale)) for s in (frame.width, frame.height))
-            scaled = scaler.reformat(frame, width, height, "rgb24").to_ndarray()
-            yield time_s - first_s, np.rot90(scaled, round(frame.rotation / 90))
+            yield time_s - first_s, upright(frame, sides(frame, short_px, source))

@@ -33,7 +33,7 @@ def settle(model: nn.Module, example: Any, coupling: Coupling) -> tuple[Dead, tu
             silence(model, [(c, idle[c.name]) for c in coupling.channels], role)
         stay = absorb(model, example, [(c, ~idle[c.name]) for c in coupling.channels])
     notes = [f"{name}: {number} {why}" for (name, why), number in stay.items()]
-    notes += [text for c in coupling.channels if (text := _halves(c, parameters, idle[c.name]))]
+    notes += [text for c in coupling.channels if (text := _halves(c, parameters))]
     return removable(coupling, idle), tuple(notes)
 
 
@@ -59,9 +59,7 @@ def _zero(index: Tensor, axis: int, parameter: Tensor) -> Bool[Tensor, " groups"
     return ~used.any(1).cpu()[index].any(1)
 
 
-def _halves(
-    channels: Channels, parameters: dict[str, nn.Parameter], idle: Bool[Tensor, " groups"]
-) -> str | None:
+def _halves(channels: Channels, parameters: dict[str, nn.Parameter]) -> str | None:
     """Say how many channels are zero in one of the layers that write them, but not in all."""
     weights = [
         _zero(s.index, s.axis, parameters[s.tensor])
@@ -70,7 +68,7 @@ def _halves(
     ]
     if len(weights) < 2:
         return None
-    some = torch.stack(weights).any(0) & ~torch.stack(weights).all(0) & ~idle
+    some = torch.stack(weights).any(0) & ~torch.stack(weights).all(0)
     number = int(some.sum())
     if not number:
         return None

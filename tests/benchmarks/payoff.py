@@ -1,11 +1,11 @@
 """Three ways to a small net on one data set: dense, shrunk, and magnitude-pruned and finetuned.
 
-python tests/benchmarks/payoff.py --out FOLDER [--folds 5] [--seeds 2] [--debias 20]
+python tests/benchmarks/payoff.py --out FOLDER [--folds 5] [--seeds 2] [--thin 20] [--debias 20]
     [--shrink WORD ...] -- data=folder data.root=... model=cnn_gru trainer.max_epochs=60 ...
 
 The words are those of train.py. For each fold and seed:
 - dense: penalty=none, then `debias` epochs more at a falling rate, as the others have;
-- shrunk: experiment=shrink with the same number of epochs, debiased and cut;
+- shrunk: experiment=shrink from the dense net on, `thin` epochs and as many as the others after it;
 - pruned: the dense net, of whose channels torch-pruning's MagnitudePruner removes as many as it
   takes to come down to the FLOPs of the shrunk one (L2 norm over coupled channels of
   convolutions, all layers alike), then finetuned for `debias` epochs; its time is that of both.
@@ -89,7 +89,9 @@ def one(folder: Path, words: Sequence[str], args: argparse.Namespace) -> dict[st
     """Go all three routes once."""
     more = f"debias_epochs={args.debias}"
     dense = trained(folder / "dense", ["penalty=none", more, *words])
-    shrunk = trained(folder / "shrunk", ["experiment=shrink", more, *args.shrink, *words])
+    begin = f"warm_start={folder / 'dense' / 'checkpoints' / 'debiased.ckpt'}"
+    thin = ["experiment=shrink", begin, more, f"trainer.max_epochs={args.thin}"]
+    shrunk = trained(folder / "shrunk", [*words, *thin, *args.shrink])
     start = folder / "pruned.ckpt"
     if not start.is_file():
         prune(folder / "dense", shrunk["shrunk_flops"], start)
@@ -102,7 +104,8 @@ def one(folder: Path, words: Sequence[str], args: argparse.Namespace) -> dict[st
         "shrunk": _row(folder / "shrunk", shrunk["shrunk_accuracy"], shrunk),
         "pruned": _row(folder / "pruned", pruned["test_accuracy"], pruned),
     }
-    found["pruned"]["train_s"] += dense["train_s"]
+    for route in ("shrunk", "pruned"):
+        found[route]["train_s"] += found["dense"]["train_s"]
     nets = {route: load(folder / route).model.net for route in ROUTES}
     times = latency(nets, load(folder / "dense").data.example(), 3.0)
     for route, time in times.items():
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--thin", type=int, default=20)
     parser.add_argument("--debias", type=int, default=20)
     parser.add_argument("--shrink", nargs="*", default=[])
     parser.add_argument("words", nargs="*")

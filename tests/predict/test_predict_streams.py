@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -243,6 +244,19 @@ def test_broken_packets_are_passed_over(held: Held, film: Path, tmp_path: Path):
     writer.join()
     assert live.frames > 60
     assert live.result.end_s == pytest.approx(4, abs=0.5)
+
+
+def test_a_packet_that_cannot_be_decoded_is_counted(held: Held, tmp_path: Path):
+    path, fifo = write_film(tmp_path / "film.mkv", drawn(100), codec="ffv1"), tmp_path / "fifo"
+    with av.open(str(path)) as container:
+        packet = [bytes(packet) for packet in container.demux(video=0)][50]
+    data = path.read_bytes().replace(packet, np.random.default_rng(0).bytes(len(packet)))
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.write_bytes(data))
+    writer.start()
+    live, _ = watched(held, Feed(str(fifo), "matroska"), drops=False)
+    writer.join()
+    assert (live.frames, live.broken_packets, live.error) == (99, 1, None)
 
 
 @pytest.mark.parametrize(
