@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.video import r2plus1d_18, r3d_18, s3d
+from torchvision.models.video import r2plus1d_18, r3d_18
 
 from regkit.coupling.channels import READER, WRITER, Coupling
 from regkit.coupling.couple import couple
@@ -26,13 +26,14 @@ from regkit.coupling.replica import replica
 from regkit.measuring import cpu_name
 from regkit.models.cnn_gru import CnnGru
 from regkit.models.mvit_v2_s import MViTV2S
+from regkit.models.s3d import S3D
 from regkit.sparsity.latency import latency
 from regkit.sparsity.shrink import report_of, shrink
 
 NETS = {
     "r3d_18": lambda: r3d_18(num_classes=10),
     "r2plus1d_18": lambda: r2plus1d_18(num_classes=10),
-    "s3d": lambda: s3d(num_classes=10),
+    "s3d": lambda: S3D(num_classes=10),
     "mvit_v2_s": lambda: MViTV2S(num_classes=10),
     "cnn_gru": lambda: CnnGru(num_classes=10, hidden_size=256),
 }
@@ -87,7 +88,7 @@ def measured(name: str, share: float, clip: Tensor, budget_s: float) -> dict[str
             nn.init.uniform_(module.bias, -0.5, 0.5)
     model.eval()
     traced = torch.randn(1, 3, 16, TRACED_PX, TRACED_PX).to(clip.device)
-    coupling = couple(model, traced if name != "s3d" else torch.randn(1, 3, 16, 224, 224))
+    coupling = couple(model, traced)
     zeroed(model, coupling, share)
     small = shrink(model, clip, coupling=coupling, timed=False)
     report = report_of(small)
@@ -118,8 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for name in args.nets:
-        size = 224 if name == "s3d" else args.size
-        clip = torch.randn(1, 3, 16, size, size).to(args.device)
+        clip = torch.randn(1, 3, 16, args.size, args.size).to(args.device)
         for share in args.shares:
             row = measured(name, share, clip, args.budget)
             rows.append(row)
