@@ -67,8 +67,8 @@ class ShrinkReport:
             ("FLOPs", _ratio(a.flops, b.flops, f"{a.flops:,}")),
         ]
         if a.latency_s is not None and b.latency_s is not None:
-            before, after = b.latency_s.median * 1e3, a.latency_s.median * 1e3
-            rows.append(("latency", _ratio(after, before, f"{after:.3g} ms, was {before:.3g} ms")))
+            told = f"{_ms(a.latency_s)}, was {_ms(b.latency_s)}"
+            rows.append(("latency", _ratio(a.latency_s.median, b.latency_s.median, told)))
         told = f"{self.max_difference:.1e} on {self.num_inputs} inputs"
         rows.append(("difference", f"{told}, outputs up to {self.max_output:.3g}"))
         width = max(len(name) for name, _ in rows)
@@ -198,6 +198,10 @@ def _run(model: nn.Module, x: Any) -> list[Tensor]:
 
 def _exact_convolutions() -> Any:
     return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+
+
+def _ms(time: Quartiles) -> str:
+    return f"{1e3 * time.median:.3g} ms [{1e3 * time.low:.3g}, {1e3 * time.high:.3g}]"
 
 
 def _ratio(after: int | float, before: int | float, told: str) -> str:
