@@ -44,8 +44,8 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], sizes: Mapping[str, i
         owner, _, leaf = name.rpartition(".")
         module = _owner(model, owner, name)
         held = getattr(module, leaf, None)
-        if isinstance(held, Tensor) and held.shape == tensor.shape:
-            continue
+        if isinstance(held, Tensor) and (held.shape == tensor.shape or not sizes):
+            continue  # whole models have to fit as they are
         if leaf in module._buffers:
             module._buffers[leaf] = torch.empty_like(tensor)
         elif leaf in module._parameters:
@@ -58,9 +58,20 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], sizes: Mapping[str, i
             f"restore got weights that do not fit {type(model).__name__} ({first}). "
             "Give a model like the one that was made smaller."
         ) from error
-    for module in model.modules():
+    _check(model)
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse weights that contradict the numbers of their layers; put recurrent ones in a row."""
+    for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
+        told = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+        if isinstance(module, nn.Linear) and module.weight.shape != told:
+            raise InputError(
+                f"restore got weights of {tuple(module.weight.shape)} for {name}, which is {told}. "
+                "Give a model like the one that was made smaller, of as many classes."
+            )
 
 
 def _owner(model: nn.Module, owner: str, name: str) -> nn.Module:

@@ -55,3 +55,12 @@ def test_weights_of_another_model_are_refused():
         restore(Tiny3D(num_classes=3), {}, {"features.0.0.breadth": 3})
     with pytest.raises(InputError, match="do not fit Tiny3D"):
         restore(Tiny3D(num_classes=3), {"features.0.0.weight": torch.zeros(16, 3, 3, 3, 3)}, {})
+
+
+def test_other_widths_and_other_classes_are_refused():
+    other = Tiny3D(num_classes=3, channels=[8, 8, 8])
+    with pytest.raises(InputError, match="do not fit Tiny3D"):
+        restore(Tiny3D(num_classes=3), other.state_dict(), {})
+    small = shrunk(Tiny3D(num_classes=3))
+    with pytest.raises(InputError, match="of as many classes"):
+        restore(Tiny3D(num_classes=5), small.state_dict(), sizes(Tiny3D(num_classes=3), small))
