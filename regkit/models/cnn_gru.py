@@ -1,5 +1,6 @@
 """A 2-D CNN on each frame, then a GRU over time."""
 
+from collections.abc import Sequence
 from typing import final
 
 from jaxtyping import Float
@@ -15,6 +16,7 @@ class CnnGru(VideoModel):
     """Frame embeddings, GRU, then class scores from the mean of its outputs over time.
 
     encoder: "tiny", or "resnet18", for which pretrained names image weights or a file.
+    channels: of the blocks of the tiny encoder; 16, 32, 32 when None.
     """
 
     frame_embeddings = "encoder"
@@ -26,12 +28,13 @@ class CnnGru(VideoModel):
         dropout: float = 0.0,
         encoder: str = "tiny",
         pretrained: str | None = None,
+        channels: Sequence[int] | None = None,
         hidden_size: int = 64,
         num_layers: int = 1,
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = make_frame_encoder(encoder, pretrained, dim=hidden_size)
+        self.encoder = make_frame_encoder(encoder, pretrained, channels, dim=hidden_size)
         self.rnn = nn.GRU(
             hidden_size, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional
         )

@@ -1,6 +1,7 @@
 """One embedding a frame, from a 2-D CNN."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from regkit.models.pretrained import load_pretrained
 # Cells a side. One cell (global average pooling) forgets where things are: a recurrent net on top
 # of it never learns the direction of a motion.
 GRID = 4
+TINY = (16, 32, 32)  # channels of the tiny encoder's blocks
 
 
 class FrameEncoder(nn.Module):
@@ -33,12 +35,20 @@ class FrameEncoder(nn.Module):
         return embeddings.unflatten(0, frames.shape[:2])
 
 
-def make_frame_encoder(name: str, pretrained: str | None, dim: int) -> FrameEncoder:
+def make_frame_encoder(
+    name: str, pretrained: str | None, channels: Sequence[int] | None, dim: int
+) -> FrameEncoder:
     """Build the encoder of that name, the resnet18 from ImageNet or file weights if asked.
 
-    Raises: InputError for another name, or for weights that do not fit.
+    channels: of each block of the tiny encoder; `TINY` when None.
+    Raises: InputError for another name, for weights that do not fit, or for channels of resnet18.
     """
     if name == "resnet18":
+        if channels is not None:
+            raise InputError(
+                f'FrameEncoder got channels={list(channels)} with encoder="resnet18", whose widths '
+                'are its own. Give encoder="tiny", or leave channels out.'
+            )
         return FrameEncoder(_resnet18(pretrained), channels=512, dim=dim)
     if name != "tiny":
         raise InputError(
@@ -49,11 +59,11 @@ def make_frame_encoder(name: str, pretrained: str | None, dim: int) -> FrameEnco
             f'FrameEncoder got pretrained="{pretrained}" with encoder="tiny", which has none. '
             'Give encoder="resnet18", or leave pretrained out.'
         )
-    channels = (16, 32, 32)
+    channels = channels or TINY
     return FrameEncoder(_tiny(channels), channels=channels[-1], dim=dim)
 
 
-def _tiny(channels: tuple[int, ...]) -> nn.Sequential:
+def _tiny(channels: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(
         *(
             nn.Sequential(

@@ -126,6 +126,9 @@ class Reader(threading.Thread):
             self.ring.end(error)
         except (FFmpegError, OSError, ValueError, MemoryError) as error:
             self.ring.end(VideoError(self.feed.video, told(error)))
+        except Exception as error:  # a fault of this package: whoever waits for frames must know
+            self.ring.end(error)
+            raise
         else:
             self.ring.end()
 

@@ -122,10 +122,9 @@ def _classified(classifier: Classifier, taken: Taken) -> Float64[np.ndarray, " c
     return classifier([(frames, indices)])[0]
 
 
-def _nothing(feed: Feed, ring: Ring) -> VideoError:
-    if isinstance(ring.error, VideoError):
-        return ring.error
-    return VideoError(feed.video, "it ended, or was stopped, before a frame came")
+def _nothing(feed: Feed, ring: Ring) -> Exception:
+    ended = VideoError(feed.video, "it ended, or was stopped, before a frame came")
+    return ring.error or ended
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from regkit.errors import InputError
 from regkit.models.cnn_gru import CnnGru
@@ -14,7 +15,7 @@ every_encoder = pytest.mark.parametrize("name", ["tiny", "resnet18"])
 @every_encoder
 def test_an_embedding_depends_on_its_own_frame_only(name: str):
     torch.manual_seed(0)
-    encoder = make_frame_encoder(name, pretrained=None, dim=6).eval()
+    encoder = make_frame_encoder(name, pretrained=None, channels=None, dim=6).eval()
     clip = torch.randn(2, 3, 4, 32, 32)
     frames = encoder(clip)
     assert frames.shape == (2, 4, 6)
@@ -29,7 +30,7 @@ def test_an_embedding_depends_on_its_own_frame_only(name: str):
 @every_encoder
 def test_an_embedding_knows_where_a_thing_is(name: str):
     torch.manual_seed(0)
-    encoder = make_frame_encoder(name, pretrained=None, dim=6).eval()
+    encoder = make_frame_encoder(name, pretrained=None, channels=None, dim=6).eval()
     left = torch.zeros(1, 3, 1, 128, 128)
     left[..., 48:80, 16:48] = 1
     right = left.flip(-1)
@@ -63,3 +64,12 @@ def test_an_unknown_encoder_lists_those_there_are():
 def test_the_tiny_encoder_has_no_pretrained_weights():
     with pytest.raises(InputError, match='Give encoder="resnet18", or leave pretrained out'):
         CnnLstm(num_classes=3, pretrained="DEFAULT")
+
+
+@pytest.mark.parametrize("kind", [CnnGru, CnnLstm])
+def test_the_tiny_encoder_is_as_wide_as_asked(kind: type[CnnGru] | type[CnnLstm]):
+    model = kind(num_classes=3, channels=[4, 6])
+    assert [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] == [4, 6]
+    assert model(torch.randn(2, 3, 2, 16, 16)).shape == (2, 3)
+    with pytest.raises(InputError, match=r'channels=\[4, 6\] with encoder="resnet18"'):
+        kind(num_classes=3, encoder="resnet18", channels=[4, 6])

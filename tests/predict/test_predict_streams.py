@@ -19,6 +19,7 @@ from regkit.checkpoints import Held
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
 from regkit.predict import command
+from regkit.predict import feed as feed_module
 from regkit.predict import ring as ring_module
 from regkit.predict.classify import Classifier
 from regkit.predict.feed import Feed, Stamps, feed_of, is_live
@@ -271,6 +272,16 @@ def test_a_packet_that_cannot_be_decoded_is_counted(held: Held, tmp_path: Path):
 def test_a_source_that_cannot_be_opened(held: Held, feed: Feed, reason: str):
     with pytest.raises(VideoError, match=reason):
         watched(held, feed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_while_reading_reaches_who_waits(held: Held, film: Path, monkeypatch):
+    def fault(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(feed_module, "sides", fault)
+    with pytest.raises(RuntimeError, match="a fault"):
+        watched(held, Feed(str(film)))
 
 
 def test_a_silent_source_ends(held: Held):
