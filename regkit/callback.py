@@ -36,14 +36,15 @@ class Regularize(pl.Callback):
     Logs, every `log_every_n_steps` steps and with the same names for every penalty:
     objective/total, objective/loss, penalty/<name>, lam/<name>, density/total, density/live_groups,
     density_layer/<parameter>, speed/steps_per_s and speed/prox_share (host time, without loading);
-    for group penalties groups/<name>, the share of its groups that is not zero; objective/kkt, the
-    length of the shortest subgradient of F at a logged step, from its batch.
+    where layers have strengths of their own lam_layer/<name>/<layer>; for group penalties
+    groups/<name>, the share of its groups that is not zero; objective/kkt, the length of the
+    shortest subgradient of F at a logged step, from its batch.
 
     penalties: one, several, or several by name.
     example: what the module is called with, where groups are found by tracing it; default: its
         `example_input_array`.
-    strength: ramp, ramp_until, target_density, freeze_support of `regkit.strength.Strength`; and
-        num_steps, which the trainer gives otherwise.
+    strength: ramp, ramp_until, target_density, layerwise, freeze_support of
+        `regkit.strength.Strength`; and num_steps, which the trainer gives otherwise.
     Raises: InputError at the start of `fit`, as `Regularizer` does; under DeepSpeed and FSDP1,
         which train flat copies of the weights; when no optimizer holds a penalised parameter; and
         after the first batch when a penalised module did not run.
@@ -240,6 +241,7 @@ class Regularize(pl.Callback):
         values = {**reg.values(), **reg.latest}
         metrics: dict[str, Any] = {f"penalty/{name}": v for name, v in values.items()}
         metrics |= {f"lam/{name}": lam for name, lam in reg.lams().items()}
+        metrics |= {f"lam_layer/{name}": lam for name, lam in reg.layer_lams().items()}
         for name, (live, count) in reg.live_groups().items():
             metrics[f"groups/{name}"] = live / max(count, 1)
         if self._kkt is not None:

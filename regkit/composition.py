@@ -1,18 +1,82 @@
-"""Which penalties may meet on one parameter, and in which order their proxes are exact."""
+"""The weight penalties of a model together: which may meet on one parameter, and in which order."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from regkit.errors import InputError
 from regkit.penalties import WeightPenalty
-from regkit.terms import Part, Term
+from regkit.targets import clean_name
+from regkit.terms import Part, Term, bind
 
 Chain = tuple[WeightPenalty, ...]
 
 
-def compose(
+class Composition:
+    """The weight penalties of a model by name, and what they come to for each parameter.
+
+    example: what the model is called with, for groups that are found by tracing it.
+    Raises: InputError as `bind` does, and when no order of the proxes on some parameter is exact.
+
+    Attributes:
+        terms: the penalties, bound.
+        chains: the element-wise penalties of each parameter, in order.
+        bundles: the group penalties, which apply after them.
+    """
+
+    def __init__(
+        self, model: nn.Module, penalties: Mapping[str, WeightPenalty], example: Any
+    ) -> None:
+        self.model = model
+        self.terms = {name: bind(model, name, p, example) for name, p in penalties.items()}
+        self.chains, self.bundles = _compose(list(self.terms.values()), self.names())
+
+    def names(self) -> dict[nn.Parameter, str]:
+        """Return the names that the parameters of the model have now."""
+        return {p: clean_name(name) for name, p in self.model.named_parameters()}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the penalised parameters, by the names that they had when they were bound."""
+        return {key: p for term in self.terms.values() for key, p in term.parameters().items()}
+
+    def follow(self) -> None:
+        """Take over parameters that were put in the place of others since the penalties were bound.
+
+        `fully_shard` does so, and optimizers are made of what it left in the model.
+        """
+        now = {name: p for p, name in self.names().items()}
+        if any(now.get(name, p) is not p for name, p in self.parameters().items()):
+            self._set({name: term.within(now) for name, term in self.terms.items()})
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of non-zero entries of each layer, or set of channels, by penalty."""
+        return {
+            f"{name}/{layer}": share
+            for name, term in self.terms.items()
+            for layer, share in term.shares().items()
+        }
+
+    def weigh(self, factors: Mapping[str, float]) -> None:
+        """Multiply `lam` by a factor in each layer, named as `shares` names them."""
+        own = {
+            name: {
+                key.removeprefix(f"{name}/"): factor
+                for key, factor in factors.items()
+                if key.startswith(f"{name}/")
+            }
+            for name in self.terms
+        }
+        self._set({name: replace(term, factors=own[name]) for name, term in self.terms.items()})
+
+    def _set(self, terms: dict[str, Term]) -> None:
+        self.terms = terms
+        self.chains, self.bundles = _compose(list(terms.values()), self.names())
+
+
+def _compose(
     terms: Sequence[Term], names: Mapping[nn.Parameter, str]
 ) -> tuple[dict[nn.Parameter, Chain], list[Part]]:
     """Return the element-wise penalties of each parameter, in order, and the group penalties.
@@ -23,7 +87,7 @@ def compose(
     met: dict[nn.Parameter, list[WeightPenalty]] = defaultdict(list)
     rows: list[Part] = []
     for term in terms:
-        for penalty, bundle in term.parts:
+        for penalty, bundle in term.weighted():
             if penalty.lam == 0:
                 continue
             for parameter in dict.fromkeys(piece.parameter for piece in bundle.pieces):

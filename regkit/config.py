@@ -27,6 +27,7 @@ class StrengthConfig:
     ramp: str | None = None
     ramp_until: float = 0.5
     target_density: float | None = None
+    layerwise: bool = False
     freeze_support: float | None = None
 
 

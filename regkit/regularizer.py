@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.activations import FrameCollector
-from regkit.composition import compose
+from regkit.composition import Composition
 from regkit.errors import InputError
 from regkit.optim.proximal_step import ProximalStep
 from regkit.optim.residual import kkt_residual
 from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.sparsity.measure import density
 from regkit.strength import make_strength
-from regkit.targets import clean_name, declared_embeddings, find_module, survey, table, weights
-from regkit.terms import Penalties, bind, named
+from regkit.targets import declared_embeddings, embedding_module, survey, table, weights
+from regkit.terms import Penalties, Term, named
 
 
 class Regularizer:
@@ -34,7 +34,7 @@ class Regularizer:
     example: what the model is called with (a tensor, or a tuple of arguments), for groups that
         are found by tracing the model; default: `model.example_input_array`.
     num_steps: number of optimizer steps of the whole training, for the options below.
-    ramp, ramp_until, target_density, freeze_support: see `regkit.strength.Strength`.
+    ramp, ramp_until, target_density, layerwise, freeze_support: see `regkit.strength.Strength`.
     Raises: InputError when a selector or module name matches nothing, when two penalties meet on
         one parameter and their proxes do not compose, or when an option is out of range.
     """
@@ -54,6 +54,7 @@ class Regularizer:
             strength,
             num_steps,
             density=lambda: density(self.chosen()).total,
+            layers=self,
             sparsifies=any(
                 p.sparsifies and p.lam > 0 for p in self._of_kind(WeightPenalty).values()
             ),
@@ -62,14 +63,12 @@ class Regularizer:
         self._pending: dict[str, Any] = {"momentum": {}, "steps": []}
         if example is None:
             example = getattr(model, "example_input_array", None)
-        self.terms = {
-            name: bind(model, name, penalty, example)
-            for name, penalty in self._of_kind(WeightPenalty).items()
-        }
-        self._chains, self._bundles = compose(list(self.terms.values()), self._names())
+        self._weights = Composition(model, self._of_kind(WeightPenalty), example)
         self._collectors = {
-            name: FrameCollector(self._embedding_module(penalty), penalty.layout, penalty.pooled)
-            for name, penalty in self._of_kind(ActivationPenalty).items()
+            name: FrameCollector(
+                embedding_module(model, p.of, type(p).__name__), p.layout, p.pooled
+            )
+            for name, p in self._of_kind(ActivationPenalty).items()
         }
         self.latest: dict[str, Tensor] = {}
 
@@ -90,22 +89,29 @@ class Regularizer:
                 "Regularizer does not know num_steps; a ramp, a target density and a frozen "
                 "support need the number of optimizer steps of the whole training, 1 or more."
             )
-        self._follow()
+        self._weights.follow()
         if self.penalised():
-            step = ProximalStep(optimizer, self._chains, self._bundles, self.strength)
+            step = ProximalStep(
+                optimizer, self._weights.chains, self._weights.bundles, self.strength
+            )
             self._steps.append(step)
             self._restore(len(self._steps) - 1)
         return self
 
-    def _follow(self) -> None:
-        """Take over parameters that were put in the place of others since the penalties were bound.
+    @property
+    def terms(self) -> Mapping[str, Term]:
+        """The weight penalties by name, bound to the model."""
+        return self._weights.terms
 
-        `fully_shard` does so, and optimizers are made of what it left in the model.
-        """
-        now = {name: p for p, name in self._names().items()}
-        if any(now.get(name, p) is not p for name, p in self.parameters().items()):
-            self.terms = {name: term.within(now) for name, term in self.terms.items()}
-            self._chains, self._bundles = compose(list(self.terms.values()), self._names())
+    def shares(self) -> dict[str, float]:
+        """Return the share of non-zero entries of each layer, or set of channels, by penalty."""
+        return self._weights.shares()
+
+    def weigh(self, factors: Mapping[str, float]) -> None:
+        """Multiply `lam` by a factor in each layer, named as `shares` names them."""
+        self._weights.weigh(factors)
+        for step in self._steps:
+            step.bind(self._weights.chains, self._weights.bundles)
 
     def detach(self) -> None:
         """Take everything off the optimizers and the model."""
@@ -141,17 +147,17 @@ class Regularizer:
         At the strength of the last step, without decoupled weight decay.
         """
         gradients = {p: p.grad for p in self.model.parameters() if p.grad is not None}
-        return kkt_residual(gradients, self._chains, self._bundles, self.factor())
+        return kkt_residual(gradients, self._weights.chains, self._weights.bundles, self.factor())
 
     def parameters(self, name: str | None = None) -> dict[str, nn.Parameter]:
         """Return the parameters of the weight penalty `name`, or of all of them, by name."""
-        terms = self.terms.values() if name is None else [self.terms[name]]
-        return {key: p for term in terms for key, p in term.parameters().items()}
+        return (self._weights if name is None else self.terms[name]).parameters()
 
     def penalised(self) -> list[nn.Parameter]:
         """Return the parameters that the step acts on: chosen by a penalty with lam > 0."""
-        grouped = (piece.parameter for _, bundle in self._bundles for piece in bundle.pieces)
-        return list(dict.fromkeys([*self._chains, *grouped]))
+        bundles = [bundle for _, bundle in self._weights.bundles]
+        grouped = (piece.parameter for bundle in bundles for piece in bundle.pieces)
+        return list(dict.fromkeys([*self._weights.chains, *grouped]))
 
     def live_groups(self) -> dict[str, tuple[int, int]]:
         """Return by name of each group penalty how many of its groups are not zero, and of all.
@@ -215,6 +221,15 @@ class Regularizer:
         weak = {name: term.penalty.at(factor) for name, term in self.terms.items()}
         return {name: penalty.lam for name, penalty in {**self.penalties, **weak}.items()}
 
+    def layer_lams(self) -> dict[str, float]:
+        """Return the strength in each layer that has one of its own, named as in `shares`."""
+        common = self.lams()
+        return {
+            f"{name}/{layer}": common[name] * factor
+            for name, term in self.terms.items()
+            for layer, factor in term.factors.items()
+        }
+
     def seconds(self) -> float:
         """Return the host time that the proximal steps have taken so far, in s."""
         return sum((step.seconds for step in self._steps), start=0.0)
@@ -245,14 +260,14 @@ class Regularizer:
 
     def _restore(self, place: int) -> None:
         """Bring one step to where the saved state left it."""
-        step, names = self._steps[place], self._names()
+        step, names = self._steps[place], self._weights.names()
         saved = self._pending["momentum"]
         step.momentum |= {p: saved[names[p]] for p in step.members if names[p] in saved}
         if place < len(self._pending["steps"]):
             step.num_steps = self._pending["steps"][place]
 
     def _current(self) -> dict[str, Any]:
-        names = self._names()
+        names = self._weights.names()
         momentum = {
             names[p]: c for step in self._steps for p, c in step.momentum.items() if p in names
         }
@@ -260,25 +275,12 @@ class Regularizer:
         state = {"momentum": {**self._pending["momentum"], **momentum}, "steps": steps}
         return state if self.strength is None else state | {"strength": self.strength.state_dict()}
 
-    def _names(self) -> dict[nn.Parameter, str]:
-        return {p: clean_name(name) for name, p in self.model.named_parameters()}
-
     def _of_kind(self, kind: type) -> dict[str, Any]:
         return {name: p for name, p in self.penalties.items() if isinstance(p, kind)}
 
     def _zero(self) -> Tensor:
         parameter = next(self.model.parameters(), None)
         return torch.zeros((), device=parameter.device if parameter is not None else None)
-
-    def _embedding_module(self, penalty: ActivationPenalty) -> nn.Module:
-        who = type(penalty).__name__
-        name = penalty.of or declared_embeddings(self.model)
-        if name is None:
-            raise InputError(
-                f"{who} got no `of`, and {type(self.model).__name__} does not say where its frame "
-                "embeddings are. Give of=<a name from model.named_modules()>."
-            )
-        return find_module(self.model, name, who)
 
     def _checked(self, penalty: ActivationPenalty, frames: Tensor) -> Tensor:
         if frames.shape[1] < penalty.least_frames:

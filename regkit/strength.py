@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from regkit.errors import InputError
 
@@ -22,6 +23,19 @@ NEAR = 0.1
 CLOSING = 0.1
 
 
+@runtime_checkable
+class Layers(Protocol):
+    """Layers that get a strength each, beside the common one."""
+
+    def shares(self) -> Mapping[str, float]:
+        """Return the share of non-zero weights of each layer."""
+        ...
+
+    def weigh(self, factors: Mapping[str, float]) -> None:
+        """Multiply `lam` by a factor in each layer from now on."""
+        ...
+
+
 class Strength:
     """Say what every `lam` is multiplied by at each real step.
 
@@ -33,10 +47,14 @@ class Strength:
         may end below the target. Each such step waits for the device. With channels the strength
         falls towards nothing once the target is met: one that is nearly zero hardly gets a gradient
         and would go at any strength.
+    layerwise: all layers come down to the target alike, each by a factor of its own beside the
+        common one, found by the same feedback on what it has more than the whole. Else those with
+        small gradients are worn through while others stay whole.
     freeze_support: share of training after which the penalties are off and zeros stay zero, so
         that what is left is trained without bias (debiasing).
     num_steps: number of real steps of the whole training; set before the first one.
     density: measures the density; asked `NUM_OBSERVATIONS` times.
+    layers: measured and weighed, where `layerwise` is asked for.
     Raises: InputError when an option is out of range, or two exclude each other.
     """
 
@@ -47,18 +65,21 @@ class Strength:
         ramp_until: float = 0.5,
         target_density: float | None = None,
         freeze_support: float | None = None,
+        layerwise: bool = False,
         num_steps: int | None,
         density: Callable[[], float],
+        layers: Layers | None = None,
     ) -> None:
-        check_strength(ramp, ramp_until, target_density, freeze_support)
+        check_strength(ramp, ramp_until, target_density, freeze_support, layerwise)
         self.ramp = ramp
         self.ramp_until = ramp_until
         self.target_density = target_density
         self.freeze_support = freeze_support
         self.num_steps = num_steps or 0
         self._density = density
-        self._log_factor = 0.0
-        self._excess = 0.0
+        self._layers = layers if layerwise else None
+        self._common = _Feedback()
+        self._each: dict[str, _Feedback] = {}
         self._observed = 0
         self._last = 1.0
         self._entered: float | None = None
@@ -74,7 +95,7 @@ class Strength:
                     self._entered = self._last = self._density()
             elif step >= self._observed + max(self.num_steps // NUM_OBSERVATIONS, 1):
                 self._observe(step, progress)
-            return math.exp(self._log_factor)
+            return self._common.factor
         return self._course(progress)
 
     def bounds(self, step: int) -> tuple[float, float] | None:
@@ -95,7 +116,11 @@ class Strength:
 
     def found(self, factor: float) -> None:
         """Go on from the factor that a step was solved with."""
-        self._log_factor = math.log(factor)
+        self._common.log = math.log(factor)
+
+    def factors(self) -> dict[str, float]:
+        """Return what `lam` is multiplied by in each layer, beside the common factor."""
+        return {name: feedback.factor for name, feedback in self._each.items()}
 
     @property
     def _closing(self) -> tuple[int, int]:
@@ -114,26 +139,51 @@ class Strength:
         self._last = self._density()
         excess = self._last - (1 - (1 - self.target_density) * fallen)
         passed = (step - self._observed) / self.num_steps
-        self._log_factor += INTEGRAL * passed * excess + PROPORTIONAL * (excess - self._excess)
-        self._excess, self._observed = excess, step
+        self._observed = step
+        self._common.follow(excess, passed)
+        if self._layers is not None:
+            for name, share in self._layers.shares().items():
+                self._each.setdefault(name, _Feedback()).follow(share - self._last, passed)
+            self._layers.weigh(self.factors())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs again."""
         return {
-            "log_factor": self._log_factor,
-            "excess": self._excess,
+            "log_factor": self._common.log,
+            "excess": self._common.excess,
             "observed": float(self._observed),
             "last": self._last,
             "entered": self._entered,
+            "layers": {name: (each.log, each.excess) for name, each in self._each.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self._log_factor = float(state["log_factor"])
-        self._excess = float(state["excess"])
+        self._common = _Feedback(float(state["log_factor"]), float(state["excess"]))
         self._observed = int(state["observed"])
         self._last = float(state["last"])
         self._entered = state["entered"]
+        layers = state.get("layers", {})  # checkpoints of before have none
+        self._each = {name: _Feedback(*numbers) for name, numbers in layers.items()}
+        if self._layers is not None:
+            self._layers.weigh(self.factors())
+
+
+@dataclass
+class _Feedback:
+    """A factor that follows the excess of a density: its logarithm, and the last excess."""
+
+    log: float = 0.0
+    excess: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        return math.exp(self.log)
+
+    def follow(self, excess: float, passed: float) -> None:
+        """Take in what there is too much now, after a share of training has passed."""
+        self.log += INTEGRAL * passed * excess + PROPORTIONAL * (excess - self.excess)
+        self.excess = excess
 
 
 def check_strength(
@@ -141,6 +191,7 @@ def check_strength(
     ramp_until: float = 0.5,
     target_density: float | None = None,
     freeze_support: float | None = None,
+    layerwise: bool = False,
 ) -> None:
     """Refuse options that are out of range or exclude each other.
 
@@ -161,6 +212,11 @@ def check_strength(
             "ramp and target_density were both given; the target finds the strength by itself. "
             "Leave ramp out."
         )
+    if layerwise and target_density is None:
+        raise InputError(
+            f"layerwise={layerwise} was given without target_density, which it shares out among "
+            "the layers. Give both, or factors to the penalty."
+        )
     if freeze_support is not None and freeze_support < ramp_until and (ramp or target_density):
         raise InputError(
             f"freeze_support={freeze_support} lies before ramp_until={ramp_until}: the penalty "
@@ -172,10 +228,12 @@ def make_strength(
     options: Mapping[str, Any],
     num_steps: int | None,
     density: Callable[[], float],
+    layers: Layers,
     sparsifies: bool,
 ) -> Strength | None:
     """Make what the options ask for, or None where they leave the strength as it is.
 
+    density, layers: see `Strength`.
     sparsifies: whether a stronger penalty means more zeros.
     Raises: InputError when an option is out of range or cannot be met.
     """
@@ -188,4 +246,4 @@ def make_strength(
             "more zeros when it is stronger. Add one that does, such as L1 or GroupLasso, with "
             "lam > 0 to start from."
         )
-    return Strength(num_steps=num_steps, density=density, **options)
+    return Strength(num_steps=num_steps, density=density, layers=layers, **options)

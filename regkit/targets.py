@@ -131,6 +131,21 @@ def declared_embeddings(model: nn.Module) -> str | None:
     return None
 
 
+def embedding_module(model: nn.Module, of: str | None, asker: str) -> nn.Module:
+    """Return the module of that name, or the one whose outputs the model declares to be embeddings.
+
+    asker: whom an error speaks of.
+    Raises: InputError when there is none.
+    """
+    name = of or declared_embeddings(model)
+    if name is None:
+        raise InputError(
+            f"{asker} got no `of`, and {type(model).__name__} does not say where its frame "
+            "embeddings are. Give of=<a name from model.named_modules()>."
+        )
+    return find_module(model, name, asker)
+
+
 def _all_weights(model: nn.Module) -> Iterable[Entry]:
     """Yield every parameter, chosen where it is a weight."""
     modules = dict(model.named_modules())

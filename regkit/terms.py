@@ -1,7 +1,7 @@
 """Weight penalties bound to a model: the groups they see, what they add, what they leave out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from regkit.coupling.recurrent import units
 from regkit.errors import InputError
 from regkit.groups import Bundle, Piece, View, view_of
 from regkit.penalties import Penalty, WeightPenalty
-from regkit.ranks import plain, shared_rows, whole_rows
+from regkit.ranks import local, plain, shared_rows, summed, whole_rows
 from regkit.targets import Entry, survey
 
 Part = tuple[WeightPenalty, Bundle]
@@ -29,6 +29,7 @@ class Term:
     entries: every parameter of the model, chosen or with the reason why not.
     parts: the groups that it acts on, each with the penalty at the strength that holds there.
     notes: what was left out beside single parameters, and why.
+    factors: what the strength is multiplied by besides, by the name of a bundle.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Term:
     entries: Sequence[Entry]
     parts: Sequence[Part]
     notes: Sequence[str] = ()
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def elementwise(self) -> bool:
@@ -53,13 +55,30 @@ class Term:
         count = sum(bundle.num_groups for _, bundle in self.parts)
         return [f"  {count:,} groups ({self.penalty.layout})", *(f"  {n}" for n in self.notes)]
 
+    def weighted(self) -> list[Part]:
+        """Return the parts with the penalty at the strength that `factors` make of it."""
+        return [(p.at(self.factors.get(b.name, 1.0)), b) for p, b in self.parts]
+
+    @torch.no_grad()
+    def shares(self) -> dict[str, float]:
+        """Return the share of non-zero entries of each part, by the name of its bundle."""
+        if self.elementwise:
+            whole = {b.name: b.pieces[0].parameter for _, b in self.parts}
+            counts = torch.stack([(local(p) != 0).sum() for p in whole.values()])
+            sizes = torch.tensor([p.numel() for p in whole.values()], device=counts.device)
+            found = summed(counts, list(whole.values())) / sizes
+            return dict(zip(whole, found.tolist(), strict=True))
+        rows = whole_rows([(bundle.name, bundle) for _, bundle in self.parts])
+        shares = {name: (seen != 0).float().mean() for name, seen in rows}
+        return dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
+
     @torch.no_grad()
     def value(self, strength: float = 1.0) -> Float[Tensor, ""]:
         """Return what it adds to F, with `lam` times the strength."""
         rows = (
-            ((penalty, b.pieces[0].parameter) for penalty, b in self.parts)
+            ((penalty, b.pieces[0].parameter) for penalty, b in self.weighted())
             if self.elementwise
-            else whole_rows(self.parts)
+            else whole_rows(self.weighted())
         )
         values = [plain(penalty.at(strength).value(_full(seen))) for penalty, seen in rows]
         return torch.stack(values).sum()

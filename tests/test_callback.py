@@ -218,6 +218,21 @@ def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
     assert float(table[-1]["groups/group_lasso"]) == pytest.approx(live / 4)
 
 
+def test_the_strength_of_each_layer_is_logged(tmp_path: Any):
+    regularize = Regularize(L1(0.01), target_density=0.5, layerwise=True)
+    fitted(Plain(), regularize, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
+    reg = regularize.regularizer
+    assert reg is not None
+    factors = reg.terms["l1"].factors
+    assert set(factors) == {"encoder.weight", "head.weight"}
+    assert len(set(factors.values())) == 2
+    for layer, factor in factors.items():
+        wanted = float(last["lam/l1"]) * factor
+        assert float(last[f"lam_layer/l1/{layer}"]) == pytest.approx(wanted)
+
+
 def test_training_without_an_end_needs_its_number_of_steps():
     endless = {"max_epochs": -1, "max_steps": -1}
     with pytest.raises(InputError, match=r"the trainer has no end\. Set max_epochs"):
@@ -234,7 +249,14 @@ def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
 
 
 @pytest.mark.parametrize("make", [optim.AdamW, lambda p, lr: optim.SGD(p, lr, momentum=0.9)])
-@pytest.mark.parametrize("options", [{}, {"target_density": 0.5, "freeze_support": 0.8}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target_density": 0.5, "freeze_support": 0.8},
+        {"target_density": 0.5, "layerwise": True},
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks")
 def test_resume_is_bitwise_the_uninterrupted_run(
     tmp_path: Any, make: Callable[..., Any], options: dict[str, Any]

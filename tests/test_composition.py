@@ -28,8 +28,8 @@ POSITIVE = Box(1.0, low=0.0, high=None)
 def chain(*penalties: Any) -> tuple[list[str], list[str]]:
     """Return the names of what acts on the weight of a 3-D convolution, in order."""
     reg = Regularizer(nn.Conv3d(3, 4, 3), list(penalties))
-    entries = [type(p).__name__ for chain in reg._chains.values() for p in chain]
-    return entries, [type(p).__name__ for p, _ in reg._bundles]
+    entries = [type(p).__name__ for chain in reg._weights.chains.values() for p in chain]
+    return entries, [type(p).__name__ for p, _ in reg._weights.bundles]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer, density
-from regkit.penalties import L1, L2, ElasticNet
+from regkit.penalties import L1, L2, ElasticNet, GroupLasso
 from regkit.strength import Strength
 
 
@@ -44,6 +44,7 @@ def test_penalties_are_off_once_the_support_is_frozen():
         ({"target_density": 0.0}, "between 0 and 1"),
         ({"freeze_support": -0.1}, "0 to 1"),
         ({"ramp": "cubic", "target_density": 0.3}, "Leave ramp out"),
+        ({"layerwise": True}, "without target_density"),
         ({"ramp": "cubic", "freeze_support": 0.2}, "Make ramp_until smaller"),
     ],
 )
@@ -154,6 +155,72 @@ def test_a_run_continues_bit_for_bit():
 def test_a_penalty_without_zeros_cannot_aim_at_a_density(penalty: Any):
     with pytest.raises(InputError, match="no penalty here makes more zeros when it is stronger"):
         Regularizer(nn.Linear(2, 2), penalty, num_steps=40, target_density=0.4)
+
+
+class Unlike(nn.Module):
+    """Two layers side by side, whose gradients differ by a factor of ten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loud = nn.Linear(60, 1, bias=False)
+        self.quiet = nn.Linear(60, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loud(x) + 0.1 * self.quiet(x.flip(1))
+
+
+UNLIKE = {
+    "entries": lambda: L1(1e-3),
+    "groups": lambda: GroupLasso(1e-3, groups="input"),
+}
+
+
+def fit_unlike(kind: str, steps: int, stop: int | None = None, **options: Any):
+    x, y = problem()
+    torch.manual_seed(0)
+    model = Unlike().double()
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    reg = Regularizer(model, UNLIKE[kind](), num_steps=steps, **options).attach(optimizer)
+    for _ in range(stop or steps):
+        take(model, optimizer, x, y)
+    return model, optimizer, reg
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_layerwise_brings_every_layer_to_the_target(kind: str):
+    alone, _, _ = fit_unlike(kind, 800, target_density=0.4)
+    uneven = density(alone).layers
+    assert uneven["loud.weight"] - uneven["quiet.weight"] > 0.3
+    model, _, reg = fit_unlike(kind, 800, target_density=0.4, layerwise=True)
+    assert density(model).total == pytest.approx(0.4, abs=0.01)
+    for share in density(model).layers.values():
+        assert share == pytest.approx(0.4, abs=0.06)
+    loud, quiet = (next(iter(reg.terms.values())).factors[f"{n}.weight"] for n in ("loud", "quiet"))
+    assert loud > 2 * quiet
+    # F is what it says, layer by layer: both penalties charge 1e-3 |w| for groups of one.
+    lengths = [p.detach().abs().sum() for p in (model.loud.weight, model.quiet.weight)]
+    wanted = 1e-3 * reg.factor() * (loud * lengths[0] + quiet * lengths[1])
+    torch.testing.assert_close(reg.value(), wanted)
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+@pytest.mark.parametrize("stop", [70, 190])
+def test_a_layerwise_run_continues_bit_for_bit(kind: str, stop: int):
+    options: dict[str, Any] = {"target_density": 0.4, "layerwise": True}
+    whole, _, _ = fit_unlike(kind, 200, **options)
+    half, optimizer, reg = fit_unlike(kind, 200, stop, **options)
+    saved = (half.state_dict(), optimizer.state_dict(), reg.state_dict())
+    model = Unlike().double()
+    again = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    fresh = Regularizer(model, UNLIKE[kind](), num_steps=200, **options).attach(again)
+    model.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    fresh.load_state_dict(saved[2])
+    x, y = problem()
+    for _ in range(stop, 200):
+        take(model, again, x, y)
+    assert torch.equal(model.loud.weight, whole.loud.weight)
+    assert torch.equal(model.quiet.weight, whole.quiet.weight)
 
 
 def test_the_closing_course_is_saved_with_where_it_began():

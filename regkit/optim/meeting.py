@@ -1,7 +1,12 @@
 """The strength that leaves as many non-zeros as wanted."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from regkit.ranks import local, summed
 
 # How often a step is tried.
 NUM_TRIALS = 12
@@ -34,3 +39,9 @@ def meet(
     else:
         attempt(found)
     return found, found != first or best > 0
+
+
+def density(parameters: Sequence[Tensor]) -> float:
+    """Return the share of entries that are not zero (a collective)."""
+    nonzero = torch.stack([(local(p) != 0).sum() for p in parameters])
+    return float(summed(nonzero, parameters).sum()) / sum(p.numel() for p in parameters)

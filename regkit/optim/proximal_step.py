@@ -15,7 +15,7 @@ from regkit.errors import InputError
 from regkit.groups import Bundle
 from regkit.optim.apply import apply_entries, apply_rows, at_strength
 from regkit.optim.fused import FusedOptimizer
-from regkit.optim.meeting import meet
+from regkit.optim.meeting import density, meet
 from regkit.optim.metric import (
     METRICS,
     Metric,
@@ -29,7 +29,6 @@ from regkit.optim.passes import FIRSTS, Passes, plan, signature
 from regkit.optim.plan import Chain, Move, entry_batches
 from regkit.optim.shards import divide, group_batches
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import local, summed
 from regkit.strength import Strength
 
 
@@ -62,8 +61,7 @@ class ProximalStep:
         self._wanted = set(self.members)
         _check(optimizer, self.members, held, bundles)
         self.optimizer = optimizer
-        self.chains = chains
-        self.bundles, self.shared = divide(bundles)
+        self.bind(chains, bundles)
         self.strength = strength
         self.num_steps = 0
         self.seconds = 0.0
@@ -76,7 +74,6 @@ class ProximalStep:
         }
         self.metric = _metric_or_warning(optimizer)
         self.form = form_of(optimizer)
-        self._passes: dict[str, Passes] = {}
         # What an update that was taken over has left to do after it.
         self._begun: tuple[dict[nn.Parameter, Move], Passes | None] | None = None
         self._before: dict[nn.Parameter, Tensor] = {}
@@ -88,6 +85,16 @@ class ProximalStep:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         if isinstance(optimizer, FusedOptimizer):
             optimizer.take_over = self._take_over
+
+    def bind(
+        self,
+        chains: Mapping[nn.Parameter, Chain],
+        bundles: Sequence[tuple[WeightPenalty, Bundle]],
+    ) -> None:
+        """Take the same penalties, of other strengths, from now on."""
+        self.chains = chains
+        self.bundles, self.shared = divide(bundles)
+        self._passes: dict[str, Passes] = {}
 
     def detach(self) -> None:
         """Take the step off its optimizer."""
@@ -217,7 +224,7 @@ class ProximalStep:
             tallies = [one.room() for one in passes.passes] if counted else []
             self._take(moves, strength, None, passes, tallies)
             if not counted:
-                return _density(list(moves))
+                return density(list(moves))
             return float(torch.cat(tallies)[:, 0].double().sum()) / sum(p.numel() for p in moves)
 
         found, searched = meet(bounds, strength, attempt)
@@ -243,11 +250,6 @@ class ProximalStep:
 def _stirring(moves: Mapping[nn.Parameter, Move]) -> dict[nn.Parameter, Move]:
     """Leave out what a learning rate of 0 has not moved."""
     return {p: m for p, m in moves.items() if isinstance(m.group["lr"], Tensor) or m.group["lr"]}
-
-
-def _density(parameters: Sequence[Tensor]) -> float:
-    nonzero = torch.stack([(local(p) != 0).sum() for p in parameters])
-    return float(summed(nonzero, parameters).sum()) / sum(p.numel() for p in parameters)
 
 
 def _check(

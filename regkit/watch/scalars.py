@@ -40,7 +40,10 @@ TOPICS: dict[str, dict[str, list[str]]] = {
         "loss, training and validation": ["train/loss$", "val/loss$"],
     },
     "smoothness": {"roughness of frame embeddings, validation": ["val/roughness$"]},
-    "strength": {"lam of each penalty": ["lam/.+"], "learning rate": ["lr-.+"]},
+    "strength": {
+        "lam of each penalty": ["lam/.+", "lam_layer/.+"],
+        "learning rate": ["lr-.+"],
+    },
     "speed": {
         "optimizer steps per s": ["speed/steps_per_s$"],
         "share of time in the proximal step": ["speed/prox_share$"],
