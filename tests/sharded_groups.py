@@ -103,6 +103,12 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], int | None]] = {
         0,
     ),
     "aimed": (GroupLasso(0.1, groups="input", on="mix"), "adam", {"target_density": 0.6}, None),
+    "layerwise": (
+        {"group": GroupLasso(0.1, groups="input"), "entries": L1(0.05)},
+        "adam",
+        {"target_density": 0.6, "layerwise": True},
+        None,
+    ),
     "channel": (GroupLasso(0.3, groups="channel", on=("conv", "mix")), "adam", {}, 0),
     "reader": (GroupLasso(0.3, groups="reader"), "prox_sgd", {}, 1),
 }
@@ -111,6 +117,7 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], int | None]] = {
 # Whether the penalties are bound before the sharding; after it alone where this says nothing.
 BOUND = {
     "input": (True, False),
+    "layerwise": (True, False),
     "tap and head": (True,),
     "channel": (True,),
     "reader": (True,),
@@ -152,6 +159,8 @@ def check_same(net: nn.Module, reg: Regularizer, alone: nn.Module, alone_reg: Re
         assert torch.equal(found[name] == 0, p == 0), name
     torch.testing.assert_close(reg.value(), alone_reg.value(), rtol=1e-7, atol=1e-9)
     assert reg.live_groups() == alone_reg.live_groups()
+    assert reg.shares() == alone_reg.shares()
+    torch.testing.assert_close(reg.layer_lams(), alone_reg.layer_lams())
     assert density(net) == density(alone)
     assert density(reg.chosen()) == density(alone_reg.chosen())
     torch.testing.assert_close(reg.factor(), alone_reg.factor())

@@ -5,8 +5,7 @@ python tests/benchmarks/payoff.py --out FOLDER [--folds 5] [--only 1 2] [--seeds
 
 The words are those of train.py. For each fold (of those in --only) and seed:
 - dense: penalty=none;
-- shrunk: experiment=shrink for as many epochs, of which the last fifth trains what is left without
-  penalty, and cut;
+- shrunk: experiment=shrink for as many epochs, and cut;
 - pruned: the dense net, of whose channels torch-pruning's MagnitudePruner removes as many as it
   takes to come down to the FLOPs of the shrunk one (L2 norm over coupled channels of
   convolutions, all layers alike), then finetuned for `tune` epochs; its time is that of both.
@@ -89,8 +88,7 @@ def _pruned(
 def one(folder: Path, words: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """Go all three routes once."""
     dense = trained(folder / "dense", ["penalty=none", *words])
-    thin = ["experiment=shrink", "debias_epochs=0", "strength.freeze_support=0.8", *args.shrink]
-    shrunk = trained(folder / "shrunk", [*thin, *words])
+    shrunk = trained(folder / "shrunk", ["experiment=shrink", *args.shrink, *words])
     start = folder / "pruned.ckpt"
     if not start.is_file():
         prune(folder / "dense", shrunk["shrunk_flops"], start)
