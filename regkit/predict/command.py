@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from regkit.checkpoints import load
+from regkit.data.feed import is_live
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
 from regkit.predict import annotate, folder, outputs
 from regkit.predict.classify import Classifier
-from regkit.predict.feed import feed_of, is_live
 from regkit.predict.film import Film, Sliding, classify_film
 from regkit.predict.live import classify_stream
+from regkit.predict.reader import feed_of
 from regkit.predict.smooth import Smoothing
 from regkit.predict.windows import span
 from regkit.words import REQUIRED, options

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from regkit.data.feed import Feed
 from regkit.data.timeline import VideoError
 from regkit.predict.classify import Classifier, Times
-from regkit.predict.feed import Feed, Reader
 from regkit.predict.film import Sliding
+from regkit.predict.reader import Reader
 from regkit.predict.result import Result
 from regkit.predict.ring import Ring, Taken
 from regkit.predict.smooth import Smoothing

@@ -16,15 +16,16 @@ from predicted_films import drawn, write_film
 
 from regkit.__main__ import VERBS, main
 from regkit.checkpoints import Held
+from regkit.data import feed as feed_module
+from regkit.data.feed import Feed, Stamps, is_live
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
 from regkit.predict import command
-from regkit.predict import feed as feed_module
 from regkit.predict import ring as ring_module
 from regkit.predict.classify import Classifier
-from regkit.predict.feed import Feed, Stamps, feed_of, is_live
 from regkit.predict.film import Sliding, classify_film
 from regkit.predict.live import classify_stream
+from regkit.predict.reader import feed_of
 from regkit.predict.ring import Ring, Shot
 from regkit.predict.smooth import Smoothing
 from regkit.predict.windows import Span, lay
