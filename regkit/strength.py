@@ -19,6 +19,10 @@ NUM_OBSERVATIONS = 400
 INTEGRAL, PROPORTIONAL = 60.0, 3.0
 # How near the target the density of every single step is kept from falling below it.
 NEAR = 0.1
+# The name of the common strength, where layers have none of their own.
+ALL = ""
+# Lowest and highest density, by the name of what has a strength.
+Bounds = Mapping[str, tuple[float, float]]
 # Share of training, before it ends or the support is frozen, in which the target is met exactly.
 CLOSING = 0.1
 
@@ -47,9 +51,9 @@ class Strength:
         may end below the target. Each such step waits for the device. With channels the strength
         falls towards nothing once the target is met: one that is nearly zero hardly gets a gradient
         and would go at any strength.
-    layerwise: all layers come down to the target alike, each by a factor of its own beside the
-        common one, found by the same feedback on what it has more than the whole. Else those with
-        small gradients are worn through while others stay whole.
+    layerwise: every layer comes down to the target, each by a factor of its own beside the common
+        one, found by the same feedback on what it has more than the whole, and solved for likewise
+        in the end. Else those with small gradients are worn through while others stay whole.
     freeze_support: share of training after which the penalties are off and zeros stay zero, so
         that what is left is trained without bias (debiasing).
     num_steps: number of real steps of the whole training; set before the first one.
@@ -77,12 +81,12 @@ class Strength:
         self.freeze_support = freeze_support
         self.num_steps = num_steps or 0
         self._density = density
-        self._layers = layers if layerwise else None
+        self.layers = layers if layerwise else None
         self._common = _Feedback()
         self._each: dict[str, _Feedback] = {}
         self._observed = 0
-        self._last = 1.0
-        self._entered: float | None = None
+        self._last: Mapping[str, float] = {ALL: 1.0} if self.layers is None else {}
+        self._entered: Mapping[str, float] | None = None
 
     def __call__(self, step: int) -> float | None:
         """Return the factor at a real step, counted from 1; None: penalties off, zeros stay."""
@@ -92,13 +96,13 @@ class Strength:
         if self.target_density is not None:
             if step > self._closing[0]:
                 if self._entered is None:
-                    self._entered = self._last = self._density()
+                    self._entered = self._shares(self._density())
             elif step >= self._observed + max(self.num_steps // NUM_OBSERVATIONS, 1):
                 self._observe(step, progress)
             return self._common.factor
         return self._course(progress)
 
-    def bounds(self, step: int) -> tuple[float, float] | None:
+    def bounds(self, step: int) -> Bounds | None:
         """Return the densities between which this very step shall end; None where any will do.
 
         Below the target there is no way back for a channel: with all of it at zero, its gradient
@@ -107,19 +111,27 @@ class Strength:
         begin, end = self._closing
         if self.target_density is None or step > end:
             return None
+        target = self.target_density
         if self._entered is None:
-            near = self._last <= self.target_density + NEAR
-            return (self.target_density, 1.0) if near else None
+            near = [name for name, share in self._last.items() if share <= target + NEAR]
+            return dict.fromkeys(near, (target, 1.0)) or None
         left = max(2 * (end - step) / (end - begin) - 1, 0.0)
-        wanted = self.target_density + left * (self._entered - self.target_density)
-        return wanted, wanted
+        wanted = {name: target + left * (e - target) for name, e in self._entered.items()}
+        return {name: (share, share) for name, share in wanted.items()}
 
-    def found(self, factor: float) -> None:
-        """Go on from the factor that a step was solved with."""
-        self._common.log = math.log(factor)
+    def found(self, factors: Mapping[str, float]) -> None:
+        """Go on from the factors that a step was solved with, named as in `factors`."""
+        for name, factor in factors.items():
+            feedback = self._common if name == ALL else self._each[name]
+            feedback.log = math.log(factor)
 
     def factors(self) -> dict[str, float]:
-        """Return what `lam` is multiplied by in each layer, beside the common factor."""
+        """Return what `lam` is multiplied by in each layer, beside the common factor.
+
+        Without layers: the common factor.
+        """
+        if self.layers is None:
+            return {ALL: self._common.factor}
         return {name: feedback.factor for name, feedback in self._each.items()}
 
     @property
@@ -136,15 +148,23 @@ class Strength:
     def _observe(self, step: int, progress: float) -> None:
         assert self.target_density is not None
         fallen = RAMPS["cubic"](min(progress / self.ramp_until, 1.0)) if self.ramp_until else 1.0
-        self._last = self._density()
-        excess = self._last - (1 - (1 - self.target_density) * fallen)
+        whole = self._density()
         passed = (step - self._observed) / self.num_steps
         self._observed = step
-        self._common.follow(excess, passed)
-        if self._layers is not None:
-            for name, share in self._layers.shares().items():
-                self._each.setdefault(name, _Feedback()).follow(share - self._last, passed)
-            self._layers.weigh(self.factors())
+        self._common.follow(whole - (1 - (1 - self.target_density) * fallen), passed)
+        self._last = self._shares(whole)
+        if self.layers is not None:
+            for name, share in self._last.items():
+                self._each[name].follow(share - whole, passed)
+            self.layers.weigh(self.factors())
+
+    def _shares(self, whole: float) -> Mapping[str, float]:
+        if self.layers is None:
+            return {ALL: whole}
+        shares = self.layers.shares()
+        for name in shares:
+            self._each.setdefault(name, _Feedback())
+        return shares
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs again."""
@@ -161,12 +181,11 @@ class Strength:
         """Continue from a saved state."""
         self._common = _Feedback(float(state["log_factor"]), float(state["excess"]))
         self._observed = int(state["observed"])
-        self._last = float(state["last"])
+        self._last = state["last"]
         self._entered = state["entered"]
-        layers = state.get("layers", {})  # checkpoints of before have none
-        self._each = {name: _Feedback(*numbers) for name, numbers in layers.items()}
-        if self._layers is not None:
-            self._layers.weigh(self.factors())
+        self._each = {name: _Feedback(*numbers) for name, numbers in state["layers"].items()}
+        if self.layers is not None:
+            self.layers.weigh(self.factors())
 
 
 @dataclass

@@ -29,7 +29,7 @@ from regkit.optim.passes import FIRSTS, Passes, plan, signature
 from regkit.optim.plan import Chain, Move, entry_batches
 from regkit.optim.shards import divide, group_batches
 from regkit.penalties.penalty import WeightPenalty
-from regkit.strength import Strength
+from regkit.strength import ALL, Bounds, Strength
 
 
 class ProximalStep:
@@ -203,31 +203,31 @@ class ProximalStep:
             self._passes[update] = known
         return known
 
-    def _aim(self, step: int) -> tuple[float | None, tuple[float, float] | None]:
+    def _aim(self, step: int) -> tuple[float | None, Bounds | None]:
         """Return the strength of a step, and the densities that it has to end with."""
         if self.strength is None:
             return 1.0, None
         return self.strength(step), self.strength.bounds(step)
 
-    def _meet(
-        self, bounds: tuple[float, float], moves: Mapping[nn.Parameter, Move], strength: float
-    ) -> None:
-        """Apply all penalties at the strength that leaves a share of non-zeros within bounds."""
+    def _meet(self, bounds: Bounds, moves: Mapping[nn.Parameter, Move], strength: float) -> None:
+        """Apply all penalties at the strengths that leave shares of non-zeros within bounds."""
         assert self.strength is not None
         start = {p: p.detach().clone() for p in moves}
-        passes = self._planned(moves, strength)
-        counted = passes.cover(moves)
+        layers = self.strength.layers
 
-        def attempt(strength: float) -> float:
+        def attempt(factors: Mapping[str, float]) -> Mapping[str, float]:
             for p, values in start.items():
                 p.copy_(values)
-            tallies = [one.room() for one in passes.passes] if counted else []
-            self._take(moves, strength, None, passes, tallies)
-            if not counted:
-                return density(list(moves))
-            return float(torch.cat(tallies)[:, 0].double().sum()) / sum(p.numel() for p in moves)
+            if layers is not None:
+                layers.weigh(factors)
+                self._take(moves, strength, None)
+                return layers.shares()
+            passes = self._planned(moves, factors[ALL])
+            tallies = [one.room() for one in passes.passes] if passes.cover(moves) else []
+            self._take(moves, factors[ALL], None, passes, tallies)
+            return {ALL: density(list(moves), tallies)}
 
-        found, searched = meet(bounds, strength, attempt)
+        found, searched = meet(bounds, self.strength.factors(), attempt)
         if searched:
             self.strength.found(found)
 

@@ -324,8 +324,10 @@ def test_a_search_counts_by_the_way(
 ):
     """Where passes act on every entry once their tallies are the density; elsewhere it is read."""
     read = []
-    density = proximal_step._density
-    monkeypatch.setattr(proximal_step, "_density", lambda *a: read.append(1) or density(*a))
+    density = proximal_step.density
+    monkeypatch.setattr(
+        proximal_step, "density", lambda p, t: (t or read.append(1), density(p, t))[1]
+    )
     kernels(True)
     for penalty, counted in [
         (L1(0.05), True),
