@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer, density
+from regkit.models.tiny3d import Tiny3D
 from regkit.penalties import L1, L2, ElasticNet, GroupLasso
 from regkit.strength import ALL, Strength
 
@@ -188,10 +189,10 @@ def fit_unlike(kind: str, steps: int, stop: int | None = None, **options: Any):
 
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_layerwise_brings_every_layer_to_the_target(kind: str):
-    alone, _, _ = fit_unlike(kind, 800, target_density=0.4)
+    alone, _, _ = fit_unlike(kind, 400, target_density=0.4)
     uneven = density(alone).layers
     assert uneven["loud.weight"] - uneven["quiet.weight"] > 0.3
-    model, _, reg = fit_unlike(kind, 800, target_density=0.4, layerwise=True)
+    model, _, reg = fit_unlike(kind, 400, target_density=0.4, layerwise=True)
     assert density(model).total == pytest.approx(0.4, abs=0.01)
     for share in density(model).layers.values():
         assert share == 0.4
@@ -204,23 +205,43 @@ def test_layerwise_brings_every_layer_to_the_target(kind: str):
 
 
 @pytest.mark.parametrize("kind", UNLIKE)
-@pytest.mark.parametrize("stop", [70, 190])
-def test_a_layerwise_run_continues_bit_for_bit(kind: str, stop: int):
+@pytest.mark.parametrize(
+    ("stop", "until", "steps"),
+    [(70, 80, 200), (190, 200, 200), (70, 80, 1200)],
+    ids=["searching", "closing", "between two looks"],
+)
+def test_a_layerwise_run_continues_bit_for_bit(kind: str, stop: int, until: int, steps: int):
     options: dict[str, Any] = {"target_density": 0.4, "layerwise": True}
-    whole, _, _ = fit_unlike(kind, 200, **options)
-    half, optimizer, reg = fit_unlike(kind, 200, stop, **options)
+    whole, _, _ = fit_unlike(kind, steps, until, **options)
+    half, optimizer, reg = fit_unlike(kind, steps, stop, **options)
     saved = (half.state_dict(), optimizer.state_dict(), reg.state_dict())
     model = Unlike().double()
     again = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    fresh = Regularizer(model, UNLIKE[kind](), num_steps=200, **options).attach(again)
+    fresh = Regularizer(model, UNLIKE[kind](), num_steps=steps, **options).attach(again)
     model.load_state_dict(saved[0])
     again.load_state_dict(saved[1])
     fresh.load_state_dict(saved[2])
     x, y = problem()
-    for _ in range(stop, 200):
+    for _ in range(stop, until):
         take(model, again, x, y)
     assert torch.equal(model.loud.weight, whole.loud.weight)
     assert torch.equal(model.quiet.weight, whole.quiet.weight)
+
+
+def test_layerwise_keeps_channels_from_dying_beyond_the_target():
+    """What has died stays dead, so that no step may take too many."""
+    torch.manual_seed(0)
+    model = Tiny3D(num_classes=3, channels=(8, 12, 16))
+    clips, labels = torch.randn(12, 3, 4, 16, 16), torch.arange(12) % 3
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+    options: dict[str, Any] = {"target_density": 0.5, "layerwise": True, "num_steps": 100}
+    penalty = GroupLasso(1e-2, groups="channel")
+    reg = Regularizer(model, penalty, example=clips[:1], **options).attach(optimizer)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(clips), labels).backward()
+        optimizer.step()
+    assert list(reg.shares().values()) == [0.5, 0.5, 0.5]
 
 
 def test_the_closing_course_is_saved_with_where_it_began():
