@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer, density
-from regkit.models.tiny3d import Tiny3D
 from regkit.penalties import L1, L2, ElasticNet, GroupLasso
 from regkit.strength import ALL, Strength
 
@@ -228,20 +227,51 @@ def test_a_layerwise_run_continues_bit_for_bit(kind: str, stop: int, until: int,
     assert torch.equal(model.quiet.weight, whole.quiet.weight)
 
 
-def test_layerwise_keeps_channels_from_dying_beyond_the_target():
-    """What has died stays dead, so that no step may take too many."""
-    torch.manual_seed(0)
-    model = Tiny3D(num_classes=3, channels=(8, 12, 16))
-    clips, labels = torch.randn(12, 3, 4, 16, 16), torch.arange(12) % 3
-    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
-    options: dict[str, Any] = {"target_density": 0.5, "layerwise": True, "num_steps": 100}
-    penalty = GroupLasso(1e-2, groups="channel")
-    reg = Regularizer(model, penalty, example=clips[:1], **options).attach(optimizer)
-    for _ in range(100):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(clips), labels).backward()
-        optimizer.step()
-    assert list(reg.shares().values()) == [0.5, 0.5, 0.5]
+class Planted:
+    """Layers whose shares are given."""
+
+    def __init__(self, **shares: float) -> None:
+        self.now = shares
+        self.factors: dict[str, float] = {}
+
+    def shares(self) -> dict[str, float]:
+        return self.now
+
+    def weigh(self, factors: dict[str, float]) -> None:
+        self.factors = factors
+
+
+def test_no_step_takes_a_layer_below_the_target():
+    """Channels that have died stay dead; each layer near the target is held by itself."""
+    layers = Planted(near=0.55, far=0.9)
+    options: dict[str, Any] = {"target_density": 0.5, "layerwise": True, "layers": layers}
+    one = Strength(num_steps=100, density=lambda: 0.7, **options)
+    assert one.bounds(1) is None
+    one(1)
+    assert one.bounds(1) == {"near": (0.5, 1.0)}
+    assert layers.factors["near"] < 1 < layers.factors["far"]
+    layers.now = {"near": 0.55, "far": 0.6}
+    one(96)  # the closing: from where each is, halfway down to the target
+    bounds = one.bounds(96)
+    assert bounds == {
+        name: (pytest.approx(wanted),) * 2 for name, wanted in (("near", 0.5), ("far", 0.5))
+    }
+    bounds = one.bounds(93)
+    assert bounds == {
+        name: (pytest.approx(wanted),) * 2 for name, wanted in (("near", 0.52), ("far", 0.54))
+    }
+
+
+def test_training_goes_on_from_the_strengths_that_were_found():
+    one = Strength(target_density=0.2, num_steps=1000, density=lambda: 0.6)
+    one.found({ALL: 3.0})
+    assert one(1) == pytest.approx(3.0)
+    layers = Planted(a=0.6, b=0.6)
+    options: dict[str, Any] = {"target_density": 0.5, "layerwise": True, "layers": layers}
+    each = Strength(num_steps=100, density=lambda: 0.6, **options)
+    each(1)
+    each.found({"a": 3.0, "b": 0.5})
+    assert each.factors() == pytest.approx({"a": 3.0, "b": 0.5})
 
 
 def test_the_closing_course_is_saved_with_where_it_began():
