@@ -199,7 +199,7 @@ def test_layerwise_brings_every_layer_to_the_target(kind: str):
     assert loud > 2 * quiet
     # F is what it says, layer by layer: both penalties charge 1e-3 |w| for groups of one.
     lengths = [p.detach().abs().sum() for p in (model.loud.weight, model.quiet.weight)]
-    wanted = 1e-3 * reg.factor() * (loud * lengths[0] + quiet * lengths[1])
+    wanted = 1e-3 * (reg.factor() or 0.0) * (loud * lengths[0] + quiet * lengths[1])
     torch.testing.assert_close(reg.value(), wanted)
 
 
