@@ -213,7 +213,8 @@ class ProximalStep:
         """Apply all penalties at the strengths that leave shares of non-zeros within bounds."""
         assert self.strength is not None
         start = {p: p.detach().clone() for p in moves}
-        layers = self.strength.layers
+        layers, passes = self.strength.layers, self._planned(moves, strength)
+        counted = layers is None and passes.cover(moves)
 
         def attempt(factors: Mapping[str, float]) -> Mapping[str, float]:
             for p, values in start.items():
@@ -222,8 +223,7 @@ class ProximalStep:
                 layers.weigh(factors)
                 self._take(moves, strength, None)
                 return layers.shares()
-            passes = self._planned(moves, factors[ALL])
-            tallies = [one.room() for one in passes.passes] if passes.cover(moves) else []
+            tallies = [one.room() for one in passes.passes] if counted else []
             self._take(moves, factors[ALL], None, passes, tallies)
             return {ALL: density(list(moves), tallies)}
 

@@ -102,10 +102,17 @@ def one(folder: Path, words: Sequence[str], args: argparse.Namespace) -> dict[st
         "pruned": _row(folder / "pruned", pruned["test_accuracy"], pruned),
     }
     found["pruned"]["train_s"] += dense["train_s"]
+    return found
+
+
+def latencies(folder: Path) -> dict[str, dict[str, float]]:
+    """Measure the nets of one run side by side; return medians in ms by the number of clips."""
     nets = {route: load(folder / route).model.net for route in ROUTES}
-    times = latency(nets, load(folder / "dense").data.example(), 3.0)
-    for route, time in times.items():
-        found[route]["ms"] = 1e3 * time.median
+    clip = load(folder / "dense").data.example()
+    found = {}
+    for clips in (1, 8):
+        times = latency(nets, clip.expand(clips, *clip.shape[1:]).contiguous(), 12.0)
+        found[f"batch of {clips}"] = {route: 1e3 * time.median for route, time in times.items()}
     return found
 
 
@@ -146,6 +153,8 @@ def main() -> None:
         print(f"shrunk - dense: {statistics.mean(differences):+.3f} +- {error:.3f} (SE)")
     about = {"machine": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"date": date.today().isoformat(), "words": args.words, "shrink": args.shrink}
+    about["latency_ms"] = latencies(args.out / f"fold{runs[0]['fold']} seed{runs[0]['seed']}")
+    print(about["latency_ms"])
     (args.out / "payoff.json").write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
 
 
