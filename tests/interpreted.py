@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-import regkit.optim.passes as passes
+import regkit.optim.step_plan as passes
 from regkit import Regularizer
-from regkit.ops.gpu import sweeps, tables
-from regkit.ops.work import LIBRARY
-from regkit.optim.fused import ProxAdamW, ProxSGD
+from regkit.ops.gpu import launch as sweeps
+from regkit.ops.gpu import launch_tables as tables
+from regkit.ops.kernel_args import LIBRARY
+from regkit.optim.fused_optimizers import ProxAdamW, ProxSGD
 from regkit.penalties import L1, MCP, GroupLasso, SparseGroupLasso, WeightDecay
 
 LIBRARY.impl("sweep_entries", sweeps.sweep_entries, "CPU", allow_override=True)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import regkit.ranks
 from regkit import Regularizer, density
 from regkit.errors import InputError
-from regkit.optim.fused import ProxAdamW, ProxSGD
+from regkit.optim.fused_optimizers import ProxAdamW, ProxSGD
 from regkit.penalties import L1, GroupLasso, GroupMCP, Nuclear, SparseGroupLasso
 
 NUM_STEPS = 6

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 import regkit.penalties
 from regkit.errors import InputError
 from regkit.groups import KINDS
-from regkit.optim.fused import ProxAdamW
+from regkit.optim.fused_optimizers import ProxAdamW
 from regkit.penalties import GroupPenalty, WeightPenalty
 from regkit.regularizer import Regularizer
 

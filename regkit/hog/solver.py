@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 
 from regkit.errors import InputError
-from regkit.optim.fused import ProxSGD
+from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import L1
 from regkit.regularizer import Regularizer
 from regkit.selection.layers import head_bound

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.scratch import scratch
-from regkit.ops.steps import as_tensor
+from regkit.ops.broadcast import as_tensor
+from regkit.ops.workspace import scratch
 
 # A slope that stands for a jump: two floats differ by so much that, times this, the difference
 # exceeds both. Maximum and minimum of lines spare a `where` on the values, whose branch a CPU

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.steps import as_tensor
+from regkit.ops.broadcast import as_tensor
 
 
 def singular_values(matrix: Float[Tensor, "out rest"]) -> Float[Tensor, " rank"]:

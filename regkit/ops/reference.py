@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regkit.ops.formulas import FORMULAS, NUM_COEFFICIENTS, Coefficients, Formula
-from regkit.ops.work import LIBRARY, Axis, Rule, Work
+from regkit.ops.kernel_args import LIBRARY, GroupAxis, KernelArgs, Param
 
 
 def reference_entries(
@@ -27,7 +27,7 @@ def reference_entries(
     formulas: list[str],
 ) -> None:
     """Be the body of `regkit::sweep_entries` on any device, tensor by tensor."""
-    work = Work(weights, which, seconds, counts, maxes, firsts, grads)
+    work = KernelArgs(weights, which, seconds, counts, maxes, firsts, grads)
     if skip is not None and bool(skip != 0):
         return
     for place, weight in enumerate(weights):
@@ -35,7 +35,7 @@ def reference_entries(
         x = _updated(work, place, rule, update, scale)
         step = _step(work, place, rule, metric)
         for formula, c in _chain(formulas, rule):
-            x = formula.prox(x, rule[Rule.LR] if formula.decoupled else step, c)
+            x = formula.prox(x, rule[Param.LR] if formula.decoupled else step, c)
         weight.copy_(x)
         if tally is not None:
             value = sum(formula.value(x, c).sum() for formula, c in _chain(formulas, rule))
@@ -61,14 +61,14 @@ def reference_groups(
     formulas: list[str],
 ) -> None:
     """Be the body of `regkit::sweep_groups` on any device, bundle by bundle."""
-    work = Work(weights, which, seconds, counts, maxes, firsts, grads)
+    work = KernelArgs(weights, which, seconds, counts, maxes, firsts, grads)
     if skip is not None and bool(skip != 0):
         return
-    for row, bundle in enumerate(geometry[:, Axis.BUNDLE].unique().tolist()):
-        pieces = geometry[geometry[:, Axis.BUNDLE] == bundle].tolist()
+    for row, bundle in enumerate(geometry[:, GroupAxis.BUNDLE].unique().tolist()):
+        pieces = geometry[geometry[:, GroupAxis.BUNDLE] == bundle].tolist()
         xs, steps = [], []
         for piece in pieces:
-            place = piece[Axis.WEIGHT]
+            place = piece[GroupAxis.WEIGHT]
             rule = rules[which[place]].tolist()
             x = _updated(work, place, rule, update, scale)
             step = torch.as_tensor(_step(work, place, rule, metric)).to(x).expand_as(x).clone()
@@ -77,11 +77,11 @@ def reference_groups(
         rows, step = torch.cat(xs, 1), torch.cat(steps, 1)
         if metric == "flat" and bool((step == step[0, 0]).all()):
             step = float(step[0, 0])
-        rule = rules[which[pieces[0][Axis.WEIGHT]]].tolist()
+        rule = rules[which[pieces[0][GroupAxis.WEIGHT]]].tolist()
         ((formula, c),) = _chain(formulas, rule)
         rows = formula.prox(rows, step, c)
         for piece, part in zip(pieces, rows.split([x.shape[1] for x in xs], 1), strict=True):
-            seen = _seen(weights[piece[Axis.WEIGHT]], piece)
+            seen = _seen(weights[piece[GroupAxis.WEIGHT]], piece)
             seen.copy_(part.reshape(seen.shape))
         if tally is not None:
             live, value = (rows != 0).any(1).sum(), formula.value(rows, c).sum()
@@ -95,19 +95,37 @@ def _like(weight: Tensor, values: Tensor) -> Tensor:
 
 def _seen(tensor: Tensor, piece: list[int]) -> Tensor:
     """Return (groups in two axes, entries in three), a view."""
-    sizes = [piece[a] for a in (Axis.COUNT1, Axis.COUNT2, Axis.SIZE1, Axis.SIZE2, Axis.SIZE3)]
-    steps = [piece[a] for a in (Axis.STRIDE1, Axis.STRIDE2, Axis.STEP1, Axis.STEP2, Axis.STEP3)]
-    return tensor.as_strided(sizes, steps, tensor.storage_offset() + piece[Axis.OFFSET])
+    sizes = [
+        piece[a]
+        for a in (
+            GroupAxis.COUNT1,
+            GroupAxis.COUNT2,
+            GroupAxis.SIZE1,
+            GroupAxis.SIZE2,
+            GroupAxis.SIZE3,
+        )
+    ]
+    steps = [
+        piece[a]
+        for a in (
+            GroupAxis.STRIDE1,
+            GroupAxis.STRIDE2,
+            GroupAxis.STEP1,
+            GroupAxis.STEP2,
+            GroupAxis.STEP3,
+        )
+    ]
+    return tensor.as_strided(sizes, steps, tensor.storage_offset() + piece[GroupAxis.OFFSET])
 
 
 def _num_groups(piece: list[int]) -> int:
-    return piece[Axis.COUNT1] * piece[Axis.COUNT2]
+    return piece[GroupAxis.COUNT1] * piece[GroupAxis.COUNT2]
 
 
 def _chain(formulas: Sequence[str], rule: list[float]) -> list[tuple[Formula, Coefficients]]:
     found = []
     for k, name in enumerate(formulas):
-        begin = Rule.FIRST + k * NUM_COEFFICIENTS
+        begin = Param.FIRST + k * NUM_COEFFICIENTS
         s0, s1, s2, c0, c1 = rule[begin : begin + NUM_COEFFICIENTS]
         found.append((FORMULAS[name], (s0, s1, s2, c0, c1)))
     return found
@@ -118,7 +136,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _updated(
-    work: Work, place: int, rule: list[float], update: str, scale: Tensor | None
+    work: KernelArgs, place: int, rule: list[float], update: str, scale: Tensor | None
 ) -> Tensor:
     """Return the weight as the optimizer moves it; its states are advanced."""
     x = _like(work.weights[place], _wide(work.weights[place]))
@@ -126,35 +144,35 @@ def _updated(
         return x
     g = _wide(work.grads[place]) / (1.0 if scale is None else scale.reshape(()))
     if update == "sgd":
-        g = g + rule[Rule.DECAY] * x
+        g = g + rule[Param.DECAY] * x
         if not work.firsts:
-            return x.sub_(rule[Rule.LR] * g)
+            return x.sub_(rule[Param.LR] * g)
         first = work.firsts[place]
-        buffer = (1 - rule[Rule.REST1]) * _wide(first) + rule[Rule.REST2] * g
+        buffer = (1 - rule[Param.REST1]) * _wide(first) + rule[Param.REST2] * g
         first.copy_(buffer)
-        ahead = g + (1 - rule[Rule.REST1]) * buffer if rule[Rule.NESTEROV] else buffer
-        return x.sub_(rule[Rule.LR] * ahead)
+        ahead = g + (1 - rule[Param.REST1]) * buffer if rule[Param.NESTEROV] else buffer
+        return x.sub_(rule[Param.LR] * ahead)
     first = work.firsts[place]
-    first.lerp_(g.to(first.dtype), rule[Rule.REST1])
+    first.lerp_(g.to(first.dtype), rule[Param.REST1])
     second = work.seconds[place]
-    second.lerp_(g.square().to(second.dtype), rule[Rule.REST2])
+    second.lerp_(g.square().to(second.dtype), rule[Param.REST2])
     if work.maxes:
         torch.maximum(work.maxes[place], second, out=work.maxes[place])
-    correction = -torch.expm1(work.counts[place].double() * rule[Rule.LOG_BETA1])
-    move = rule[Rule.LR] / correction.to(x.dtype) * _wide(first) / _scale_of(work, place, rule)
-    return x.mul_(1 - rule[Rule.LR] * rule[Rule.DECAY]).sub_(move)
+    correction = -torch.expm1(work.counts[place].double() * rule[Param.LOG_BETA1])
+    move = rule[Param.LR] / correction.to(x.dtype) * _wide(first) / _scale_of(work, place, rule)
+    return x.mul_(1 - rule[Param.LR] * rule[Param.DECAY]).sub_(move)
 
 
-def _scale_of(work: Work, place: int, rule: list[float]) -> Tensor:
+def _scale_of(work: KernelArgs, place: int, rule: list[float]) -> Tensor:
     second = _wide((work.maxes or work.seconds)[place])
     correction = 1.0
     if work.counts:
-        correction = -torch.expm1(work.counts[place].double() * rule[Rule.LOG_BETA2]).to(second)
-    return second.sqrt() / correction**0.5 + rule[Rule.EPS]
+        correction = -torch.expm1(work.counts[place].double() * rule[Param.LOG_BETA2]).to(second)
+    return second.sqrt() / correction**0.5 + rule[Param.EPS]
 
 
-def _step(work: Work, place: int, rule: list[float], metric: str) -> float | Tensor:
-    return rule[Rule.RATE] if metric == "flat" else rule[Rule.RATE] / _scale_of(work, place, rule)
+def _step(work: KernelArgs, place: int, rule: list[float], metric: str) -> float | Tensor:
+    return rule[Param.RATE] if metric == "flat" else rule[Param.RATE] / _scale_of(work, place, rule)
 
 
 LIBRARY.impl("sweep_entries", reference_entries, "CompositeExplicitAutograd")

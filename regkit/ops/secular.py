@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from regkit.ops.broadcast import as_tensor
 from regkit.ops.concave import mcp_threshold
-from regkit.ops.scratch import scratch
-from regkit.ops.steps import as_tensor
+from regkit.ops.workspace import scratch
 
 # Evaluations of the secular equation. The worst error found in double precision over metric spreads
 # of 1e8, relative to the row's norm, is 7e-5 after three, then 5e-6, 2e-8, 5e-12, 6e-16.

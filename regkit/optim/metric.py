@@ -16,7 +16,7 @@ from torch import Tensor, optim
 
 from regkit.optim.batch import Batch, Step
 from regkit.optim.dual_averaging import RAMDA, RMDA
-from regkit.optim.fused import ProxAdamW, ProxSGD
+from regkit.optim.fused_optimizers import ProxAdamW, ProxSGD
 
 Group = dict[str, Any]
 Metric = Callable[[Group, Batch], Step]

@@ -13,9 +13,8 @@ from torch.optim import Optimizer
 
 from regkit.errors import InputError
 from regkit.groups import Bundle
-from regkit.optim.apply import apply_entries, apply_rows, at_strength
-from regkit.optim.fused import FusedOptimizer
-from regkit.optim.meeting import density, meet
+from regkit.optim.density_search import density, meet
+from regkit.optim.fused_optimizers import FusedOptimizer
 from regkit.optim.metric import (
     METRICS,
     Metric,
@@ -25,9 +24,10 @@ from regkit.optim.metric import (
     momentum_after,
     momentum_at_rest,
 )
-from regkit.optim.passes import FIRSTS, Passes, plan, signature
 from regkit.optim.plan import Chain, Move, entry_batches
-from regkit.optim.shards import divide, group_batches
+from regkit.optim.sharding import divide, group_batches
+from regkit.optim.step_plan import FIRSTS, Passes, plan, signature
+from regkit.optim.torch_backend import apply_entries, apply_rows, at_strength
 from regkit.penalties.penalty import WeightPenalty
 from regkit.strength import ALL, Bounds, Strength
 

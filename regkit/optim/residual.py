@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regkit.groups import Bundle
-from regkit.optim.apply import at_strength
 from regkit.optim.plan import Chain
+from regkit.optim.torch_backend import at_strength
 from regkit.penalties.penalty import WeightPenalty
 from regkit.ranks import buckets, gathered, local, parameters_of, put_back, summed
 

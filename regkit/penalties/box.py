@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.errors import InputError
+from regkit.ops.broadcast import as_tensor
 from regkit.ops.formulas import Coefficients
-from regkit.ops.steps import as_tensor
 from regkit.penalties.penalty import Step, WeightPenalty
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.steps import as_tensor
+from regkit.ops.broadcast import as_tensor
 from regkit.penalties.penalty import GroupPenalty, Step
 
 

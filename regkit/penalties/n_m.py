@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.errors import InputError
-from regkit.ops.support import keep_n_of_m
+from regkit.ops.n_m import keep_n_of_m
 from regkit.penalties.penalty import Step, WeightPenalty
 
 

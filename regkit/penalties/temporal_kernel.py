@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.errors import InputError
-from regkit.ops.fused import fuse, smooth
+from regkit.ops.total_variation import fuse, smooth
 from regkit.penalties.penalty import Step, WeightPenalty
 
 NORMS = ("squared", "absolute")

@@ -12,9 +12,9 @@ from test_secular import LAYOUTS, by_bisection, hard_rows
 from torch import Tensor
 
 from regkit.ops.formulas import FORMULAS
-from regkit.ops.gpu.items import Sizes
-from regkit.ops.gpu.tables import refresh, tabulate
-from regkit.ops.work import Axis, Rule, Work
+from regkit.ops.gpu.launch_tables import refresh, tabulate
+from regkit.ops.gpu.tiling import Sizes
+from regkit.ops.kernel_args import GroupAxis, KernelArgs, Param
 
 SMALL = Sizes(
     block=64,
@@ -122,18 +122,18 @@ def test_laws_hold_bit_for_bit():
             if formula == "box" and rate > 0:
                 continue
             row = rule((formula,), RATE=rate)
-            row[Rule.FIRST] *= strength
-            row[Rule.FIRST + 1] *= strength
+            row[Param.FIRST] *= strength
+            row[Param.FIRST + 1] *= strength
             for metric in ("flat", "root"):
                 x, second = odd[:-1].clone(), torch.logspace(-9, 3, 9)
-                work = Work([x], [0], [second] if metric == "root" else [])
+                work = KernelArgs([x], [0], [second] if metric == "root" else [])
                 Call(work, names(formula), metric, sizes=SMALL).by_kernel(torch.tensor([row]))
                 # The reference's log-sum makes infinity NaN as well.
                 kept = slice(0, 8) if formula == "log_sum" else slice(0, 9)
                 assert torch.equal(x[kept], odd[:-1][kept])
         x = odd[[0, 1, 9]].clone()
         row = rule((formula,), RATE=1e30 if formula != "ridge" else 1.0)
-        Call(Work([x], [0]), names(formula), sizes=SMALL).by_kernel(torch.tensor([row]))
+        Call(KernelArgs([x], [0]), names(formula), sizes=SMALL).by_kernel(torch.tensor([row]))
         assert (x[:2] == 0).all()
         assert x[2].isnan()
 
@@ -143,9 +143,9 @@ def test_bias_corrections_keep_their_digits():
     for log_beta in (math.log(0.999), -1e-6, math.log(0.5), -math.inf):
         for count in (1.0, 2.0, 17.0, 500.0, 1e6):
             x, second = torch.ones(1), torch.ones(1)
-            work = Work([x], [0], [second], [torch.tensor(count)])
+            work = KernelArgs([x], [0], [second], [torch.tensor(count)])
             row = rule(("ridge",), RATE=1.0, EPS=0.0, LOG_BETA2=log_beta)
-            row[Rule.FIRST : Rule.FIRST + 2] = 0.0, 1.0
+            row[Param.FIRST : Param.FIRST + 2] = 0.0, 1.0
             Call(work, ("elastic",), "root", sizes=SMALL).by_kernel(torch.tensor([row]))
             step = math.sqrt(-math.expm1(count * log_beta))
             assert float(x) == pytest.approx(1 / (1 + step), rel=1e-6)
@@ -165,8 +165,8 @@ def test_fifty_steps_are_those_of_torch_and_a_prox(kind: str):
     count = torch.zeros(())
     row = rule(RATE=0.01, LR=0.01, EPS=1e-8, DECAY=0.1)
     if kind == "sgd":
-        row[Rule.RATE], row[Rule.REST2] = 0.07, 0.7
-    row[Rule.FIRST : Rule.FIRST + 5] = lasso
+        row[Param.RATE], row[Param.REST2] = 0.07, 0.7
+    row[Param.FIRST : Param.FIRST + 5] = lasso
     for k in range(50):
         exact.grad = exact.detach() - target.double()
         optimizer.step()
@@ -181,11 +181,11 @@ def test_fifty_steps_are_those_of_torch_and_a_prox(kind: str):
             lists |= {"seconds": [second], "counts": [count]}
         elif k == 0:
             # At its first step torch takes the gradient itself.
-            row[Rule.REST2] = 1.0
-        call = Call(Work([x], [0], **lists), ("elastic",), "root" if kind == "adamw" else "flat",
-                    kind, SMALL)  # fmt: skip
+            row[Param.REST2] = 1.0
+        metric = "root" if kind == "adamw" else "flat"
+        call = Call(KernelArgs([x], [0], **lists), ("elastic",), metric, kind, SMALL)
         call.by_kernel(torch.tensor([row]))
-        row[Rule.REST2] = 0.7 if kind == "sgd" else row[Rule.REST2]
+        row[Param.REST2] = 0.7 if kind == "sgd" else row[Param.REST2]
     torch.testing.assert_close(x, exact.detach().float(), rtol=1e-4, atol=1e-6)
     assert 0 < int((x != 0).sum()) < 70
 
@@ -215,7 +215,7 @@ def geometry(*pieces: tuple[int, int, list[tuple[int, int]], list[tuple[int, int
     return torch.tensor(rows)
 
 
-def groups_of_a_conv(layout: str) -> list[tuple[Work, Tensor]]:
+def groups_of_a_conv(layout: str) -> list[tuple[KernelArgs, Tensor]]:
     """Return filters, input groups, taps, kernels of a (6, 5, 3, 2, 2), each with its rows."""
     found = []
     for kind in ("filter", "input", "tap", "kernel"):
@@ -255,7 +255,7 @@ def test_bundles_of_several_pieces_with_rates_of_their_own(metric: str):
     )
     work = replace(work, geometry=table)
     rules = rules_for("shrink", RATE=0.4)
-    rules[1, Rule.RATE] = 0.9
+    rules[1, Param.RATE] = 0.9
     compare(Call(work, ("shrink",), metric, sizes=SMALL), rules)
 
 
@@ -289,9 +289,9 @@ def test_metric_prox_is_the_root(way: str, spread: float):
         x, second = z.float(), step.pow(-2).float()
         z, step = x.double(), second.double().rsqrt()
         table = geometry((0, 0, [(len(x), size)], [(size, 1)]))
-        work = Work([x], [0], [second], geometry=table)
+        work = KernelArgs([x], [0], [second], geometry=table)
         row = rule(RATE=1.0, EPS=0.0)
-        row[Rule.FIRST + 1] = 1.0
+        row[Param.FIRST + 1] = 1.0
         Call(work, ("shrink",), "root", sizes=sizes).by_kernel(torch.tensor([row]))
         error = (x.double() - by_bisection(z, step, 1.0)).norm(dim=1)
         assert (error <= 1e-5 * z.norm(dim=1)).all()
@@ -311,9 +311,9 @@ def test_rows_die_live_and_break_as_they_should(way: str, metric: str):
         x = rows.clone()
         table = geometry((0, 0, [(len(x), 8)], [(8, 1)]))
         kept = torch.full_like(x, second) * torch.linspace(1, 2, 8)
-        work = Work([x], [0], [kept] if metric == "root" else [], geometry=table)
+        work = KernelArgs([x], [0], [kept] if metric == "root" else [], geometry=table)
         row = rule(RATE=rate, EPS=0.0)
-        row[Rule.FIRST + 1] = tau
+        row[Param.FIRST + 1] = tau
         Call(work, ("shrink",), metric, sizes=sizes).by_kernel(torch.tensor([row]))
         return x
 
@@ -366,11 +366,11 @@ def test_what_is_not_served_is_refused():
 
 def test_long_weights_are_numbered_in_64_bits():
     """Starts beyond 2^31, without the memory: no kernel runs."""
-    from regkit.ops.gpu.items import Stack, of_entries
+    from regkit.ops.gpu.tiling import Stack, of_entries
 
     stack = Stack(4)
     of_entries(stack, 0, 0, 2**31 + 5, Sizes(block=2**28, num_blocks=4))
     items, _ = stack.sorted()
     assert items[:, 2].tolist() == [0, 2**30, 2**31]
     assert items[:, 3].tolist() == [2**30, 2**30, 5]
-    assert Axis.OFFSET == 2
+    assert GroupAxis.OFFSET == 2

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regkit.ops.gpu import sweeps
-from regkit.ops.gpu.tables import SIZES, Numbers, Sizes, tabulate
+from regkit.ops.gpu import launch as sweeps
+from regkit.ops.gpu.launch_tables import SIZES, Numbers, Sizes, tabulate
+from regkit.ops.kernel_args import NUM_PARAMS, GroupAxis, KernelArgs, LaunchTable, Param
 from regkit.ops.reference import reference_entries, reference_groups
-from regkit.ops.work import NUM_COLUMNS, Axis, Rule, Table, Work
 
 # Strength, and what else a formula has, so that entries of size 1 fall on all sides of its kinks.
 COEFFICIENTS = {
@@ -31,15 +31,15 @@ NAMES = {"ridge": "elastic"}
 
 def rule(chain: Sequence[str] = (), **numbers: float) -> list[float]:
     """Return a row of rules of AdamW-like numbers."""
-    row = [0.0] * NUM_COLUMNS
+    row = [0.0] * NUM_PARAMS
     usual = {
         "RATE": 0.2, "LR": 0.1, "EPS": 1e-3, "LOG_BETA1": math.log(0.9), "REST1": 0.1,
         "LOG_BETA2": math.log(0.99), "REST2": 0.01, "DECAY": 0.02,
     }  # fmt: skip
     for name, number in {**usual, **numbers}.items():
-        row[Rule[name]] = number
+        row[Param[name]] = number
     for k, name in enumerate(chain):
-        row[Rule.FIRST + 5 * k : Rule.FIRST + 5 * k + 5] = COEFFICIENTS[name]
+        row[Param.FIRST + 5 * k : Param.FIRST + 5 * k + 5] = COEFFICIENTS[name]
     return row
 
 
@@ -59,7 +59,7 @@ def work_of(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     kept: torch.dtype = torch.float32,
-) -> Work:
+) -> KernelArgs:
     """Draw weights and all that any optimizer keeps, for two rules."""
     draw = torch.Generator().manual_seed(0)
 
@@ -72,10 +72,10 @@ def work_of(
     counts = [torch.tensor(float(k + 1), device=device) for k in range(len(weights))]
     which = [k % 2 for k in range(len(weights))]
     seconds = drawn(kept, True)
-    return Work(weights, which, seconds, counts, drawn(kept, True), drawn(kept), grads)
+    return KernelArgs(weights, which, seconds, counts, drawn(kept, True), drawn(kept), grads)
 
 
-def trimmed(work: Work, metric: str, update: str) -> Work:
+def trimmed(work: KernelArgs, metric: str, update: str) -> KernelArgs:
     """Leave what this sweep is given: "plain" is SGD without momentum, "amsgrad" is AdamW's."""
     adamw = update in ("adamw", "amsgrad")
     return replace(
@@ -88,7 +88,7 @@ def trimmed(work: Work, metric: str, update: str) -> Work:
     )
 
 
-def copied(work: Work) -> Work:
+def copied(work: KernelArgs) -> KernelArgs:
     """Return the same with tensors of its own, at addresses as odd."""
 
     def copy(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -103,7 +103,7 @@ def copied(work: Work) -> Work:
 class Call:
     """A sweep, to be made by both bodies."""
 
-    work: Work
+    work: KernelArgs
     formulas: tuple[str, ...]
     metric: str = "flat"
     update: str = "none"
@@ -113,16 +113,16 @@ class Call:
     def kind(self) -> str:
         return {"plain": "sgd", "amsgrad": "adamw"}.get(self.update, self.update)
 
-    def table(self) -> Table:
+    def table(self) -> LaunchTable:
         table = tabulate(self.work, self.formulas, self.metric, self.kind, self.sizes)
         assert table is not None
         return table
 
     def by_kernel(
         self, rules: Tensor, skip: Tensor | None = None, scale: Tensor | None = None,
-        table: Table | None = None,
+        table: LaunchTable | None = None,
     ) -> Tensor:  # fmt: skip
-        """Sweep with the kernels; return the tally by owner."""
+        """ProxPass with the kernels; return the tally by owner."""
         table = self.table() if table is None else table
         tally = torch.full((len(table.owners), 3), float("nan"), device=rules.device)
         self._call(sweeps.sweep_entries, sweeps.sweep_groups, rules, list(table.numbers),
@@ -132,7 +132,7 @@ class Call:
     def by_reference(
         self, rules: Tensor, skip: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """Sweep with the reference; return its tally."""
+        """ProxPass with the reference; return its tally."""
         tally = torch.zeros(self._owners(), 3, device=rules.device)
         self._call(reference_entries, reference_groups, rules, None, skip, scale, tally)
         return tally
@@ -148,8 +148,8 @@ class Call:
     def _owners(self) -> int:
         if self.work.geometry is None:
             return len(self.work.weights)
-        return len(self.work.geometry[:, Axis.BUNDLE].unique())
+        return len(self.work.geometry[:, GroupAxis.BUNDLE].unique())
 
 
-def numbers_of(table: Table) -> Numbers:
+def numbers_of(table: LaunchTable) -> Numbers:
     return Numbers(*table.numbers)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from regkit.ops.gpu import tables
-from regkit.ops.work import LIBRARY, Work
+from regkit.ops.gpu import launch_tables as tables
+from regkit.ops.kernel_args import LIBRARY, KernelArgs
 
 ROOT = Path(__file__).parents[2]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -86,7 +86,7 @@ def test_machine_code_is_wide_and_keeps_to_registers():
 
 
 def test_nothing_is_served_without_triton_or_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
-    work = Work([torch.randn(5)], [0])
+    work = KernelArgs([torch.randn(5)], [0])
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert tables.tabulate(work, ("elastic",), "flat") is None
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -97,16 +97,17 @@ def test_nothing_is_served_without_triton_or_on_a_cpu(monkeypatch: pytest.Monkey
 def test_importing_regkit_needs_no_triton():
     script = (
         "import sys; sys.modules['triton'] = None\n"
-        "import regkit, regkit.ops.gpu.sweeps, regkit.ops.gpu.tables, torch\n"
-        "from regkit.ops.work import Work\n"
-        "assert regkit.ops.gpu.tables.tabulate(Work([torch.ones(3)], [0]), (), 'flat') is None"
+        "import regkit, regkit.ops.gpu.launch, regkit.ops.gpu.launch_tables, torch\n"
+        "from regkit.ops.kernel_args import KernelArgs\n"
+        "work = KernelArgs([torch.ones(3)], [0])\n"
+        "assert regkit.ops.gpu.launch_tables.tabulate(work, (), 'flat') is None"
     )
     done = run("-c", script)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_bodies_stand_registered_for_cuda():
-    from regkit.ops.gpu import sweeps  # noqa: F401  registers them
+    from regkit.ops.gpu import launch  # noqa: F401  registers them
 
     assert LIBRARY.ns == "regkit"
     for op in ("regkit::sweep_entries", "regkit::sweep_groups"):

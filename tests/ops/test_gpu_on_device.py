@@ -7,10 +7,10 @@ import torch
 from sweeping import COEFFICIENTS, NAMES, Call, copied, laid, rule, trimmed, work_of
 from torch import Tensor
 
-from regkit.ops.gpu import sweeps  # noqa: F401  registers the bodies
-from regkit.ops.gpu.tables import refresh
-from regkit.ops.sweep import Sweep
-from regkit.ops.work import Rule
+from regkit.ops.gpu import launch  # noqa: F401  registers the bodies
+from regkit.ops.gpu.launch_tables import refresh
+from regkit.ops.kernel_args import Param
+from regkit.ops.prox_pass import ProxPass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -113,7 +113,7 @@ def test_laws_hold_bit_for_bit():
                 continue
             row = rule((formula,), RATE=rate)
             if rate > 0:
-                row[Rule.FIRST : Rule.FIRST + 3] = 0.0, 0.0, 0.0
+                row[Param.FIRST : Param.FIRST + 3] = 0.0, 0.0, 0.0
             rules = torch.tensor([row, row], device="cuda")
             for metric in ("flat", "root"):
                 weights = [odd.clone(), laid(odd, "odd")]
@@ -133,7 +133,7 @@ def test_nothing_waits_for_the_device(grouped: bool):
     rules, skip = rules_for(call.formulas[0]), torch.zeros((), device="cuda")
     table = call.table()
     call.by_kernel(rules, skip, skip + 1, table)
-    sweep = Sweep(call.work, call.formulas, call.metric, call.kind, table)
+    sweep = ProxPass(call.work, call.formulas, call.metric, call.kind, table)
     moved = replace(call.work, grads=[g.clone() for g in call.work.grads])
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -153,7 +153,7 @@ def test_a_graph_replays_with_other_rules(grouped: bool):
     rules, table = rules_for(call.formulas[0]), call.table()
     start, plain = copied(call.work), replace(call, work=copied(call.work))
     call.by_kernel(rules, table=table)
-    sweep = Sweep(call.work, call.formulas, call.metric, call.kind, table)
+    sweep = ProxPass(call.work, call.formulas, call.metric, call.kind, table)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         sweep(rules)
@@ -182,7 +182,7 @@ def test_bodies_are_those_of_the_ops():
     call = sweep_call(False)
     other = copied(call.work)
     rules = rules_for("elastic")
-    Sweep(call.work, call.formulas, "root", "adamw", call.table())(rules)
-    Sweep(other, call.formulas, "root", "adamw")(rules)
+    ProxPass(call.work, call.formulas, "root", "adamw", call.table())(rules)
+    ProxPass(other, call.formulas, "root", "adamw")(rules)
     for x, y in zip(call.work.weights, other.weights, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)

@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regkit.ops import build, native
 from regkit.ops.formulas import FORMULAS, NUM_COEFFICIENTS
+from regkit.ops.kernel_args import NUM_PARAMS, GroupAxis, KernelArgs, Param
+from regkit.ops.native import build
+from regkit.ops.native import launch as native
+from regkit.ops.prox_pass import ProxPass
 from regkit.ops.reference import reference_entries
-from regkit.ops.sweep import Sweep
-from regkit.ops.work import NUM_COLUMNS, Axis, Rule, Work
 
 pytestmark = pytest.mark.skipif(build.kernels() is None, reason="no C compiler with OpenMP here")
 
@@ -43,31 +44,35 @@ NONE = (0.0,) * NUM_COEFFICIENTS
 
 
 def rule(rate: float, *chain: Sequence[float], eps: float = 1e-8, beta2: float = 0.99) -> Tensor:
-    row = torch.zeros(NUM_COLUMNS, dtype=torch.float64)
-    row[Rule.RATE], row[Rule.LR], row[Rule.EPS] = rate, 0.1, eps
-    row[Rule.LOG_BETA2] = math.log(beta2)
+    row = torch.zeros(NUM_PARAMS, dtype=torch.float64)
+    row[Param.RATE], row[Param.LR], row[Param.EPS] = rate, 0.1, eps
+    row[Param.LOG_BETA2] = math.log(beta2)
     for k, c in enumerate(chain):
-        begin = Rule.FIRST + k * NUM_COEFFICIENTS
+        begin = Param.FIRST + k * NUM_COEFFICIENTS
         row[begin : begin + NUM_COEFFICIENTS] = torch.tensor(c, dtype=torch.float64)
     return row
 
 
-def work_on(*weights: Tensor, which: Sequence[int] = (), geometry: Tensor | None = None) -> Work:
+def work_on(
+    *weights: Tensor, which: Sequence[int] = (), geometry: Tensor | None = None
+) -> KernelArgs:
     """Give every weight second moments over many scales, and counts."""
     seconds = [torch.empty_like(w).copy_(10 ** (4 * torch.rand(w.shape) - 4)) for w in weights]
     counts = [torch.tensor(3.0 + place) for place in range(len(weights))]
     rows = list(which or [0] * len(weights))
-    return Work(list(weights), rows, seconds, counts, geometry=geometry)
+    return KernelArgs(list(weights), rows, seconds, counts, geometry=geometry)
 
 
-def swept(work: Work, rules: Tensor, formulas: Sequence[str], metric: str, **given: Tensor) -> None:
-    """Sweep by the kernel."""
+def swept(
+    work: KernelArgs, rules: Tensor, formulas: Sequence[str], metric: str, **given: Tensor
+) -> None:
+    """ProxPass by the kernel."""
     table = native.tabulate(work, formulas, metric)
     assert table is not None
-    Sweep(work, tuple(formulas), metric, table=table)(rules, **given)
+    ProxPass(work, tuple(formulas), metric, table=table)(rules, **given)
 
 
-def referred(work: Work, rules: Tensor, formulas: Sequence[str], metric: str) -> list[Tensor]:
+def referred(work: KernelArgs, rules: Tensor, formulas: Sequence[str], metric: str) -> list[Tensor]:
     """Return what the reference makes of the weights in double precision."""
     weights, seconds, maxes = (
         [t.double() for t in tensors] for tensors in (work.weights, work.seconds, work.maxes)
@@ -79,12 +84,12 @@ def referred(work: Work, rules: Tensor, formulas: Sequence[str], metric: str) ->
     return weights
 
 
-def check_entries(work: Work, rules: Tensor, formulas: Sequence[str], metric: str) -> None:
+def check_entries(work: KernelArgs, rules: Tensor, formulas: Sequence[str], metric: str) -> None:
     """Every prox rises in its weight: so the exact ones of a little more and less enclose it."""
     bounds = []
     for factor in (1 - 4e-6, 1 + 4e-6):
-        near = Work([w.double() * factor for w in work.weights], work.which, work.seconds)
-        near = Work(near.weights, near.which, near.seconds, work.counts, work.maxes)
+        near = KernelArgs([w.double() * factor for w in work.weights], work.which, work.seconds)
+        near = KernelArgs(near.weights, near.which, near.seconds, work.counts, work.maxes)
         bounds.append(referred(near, rules, formulas, metric))
     before = [w.clone() for w in work.weights]
     swept(work, rules, formulas, metric)
@@ -137,7 +142,7 @@ def test_tally_of_entries(name: str, metric: str):
     table = native.tabulate(work, [name], metric)
     assert table is not None
     tally = torch.full((len(table.owners), 3), torch.nan)
-    Sweep(work, (name,), metric, table=table)(rules, tally=tally)
+    ProxPass(work, (name,), metric, table=table)(rules, tally=tally)
     found = torch.zeros(3, 3).double().index_add_(0, table.owners, tally.double())
     for row, w in zip(found, work.weights, strict=True):
         value = FORMULAS[name].value(w.double(), COEFFICIENTS[name]).sum()
@@ -154,7 +159,7 @@ def test_memory_formats_and_odd_addresses(name: str):
     second = torch.rand_like(v)
     for weight in (plain, last, odd):
         state = torch.empty_like(weight).copy_(second)
-        swept(Work([weight], [0], [state], [torch.tensor(2.0)]), rules, [name], "root")
+        swept(KernelArgs([weight], [0], [state], [torch.tensor(2.0)]), rules, [name], "root")
     assert torch.equal(plain, last)
     assert torch.equal(plain, odd)
     assert not torch.equal(plain, v)
@@ -166,13 +171,13 @@ def test_rules_counts_and_maxima_belong_to_their_weight():
     maxes = [2 * s for s in work.seconds]
     rules = torch.stack([rule(0.02, COEFFICIENTS["elastic"]), rule(0.2, (0.1, 0.0, 0, 0, 0))])
     check_entries(work, rules, ["elastic"], "root")
-    amsgrad = Work(work.weights, work.which, work.seconds, work.counts, maxes)
+    amsgrad = KernelArgs(work.weights, work.which, work.seconds, work.counts, maxes)
     check_entries(amsgrad, rules, ["elastic"], "root")
 
 
 def test_without_counts_nothing_is_corrected():
     work = work_on(torch.randn(100))
-    work = Work(work.weights, work.which, work.seconds)
+    work = KernelArgs(work.weights, work.which, work.seconds)
     check_entries(work, rule(0.02, COEFFICIENTS["elastic"])[None], ["elastic"], "root")
 
 
@@ -256,17 +261,17 @@ def seen(tensor: Tensor, piece: Sequence[int]) -> Tensor:
     p = list(map(int, piece))
     flat = tensor.as_strided((tensor.numel(),), (1,))
     groups = [
-        a * p[Axis.STRIDE1] + b * p[Axis.STRIDE2]
-        for a in range(p[Axis.COUNT1])
-        for b in range(p[Axis.COUNT2])
+        a * p[GroupAxis.STRIDE1] + b * p[GroupAxis.STRIDE2]
+        for a in range(p[GroupAxis.COUNT1])
+        for b in range(p[GroupAxis.COUNT2])
     ]
     inner = [
-        i * p[Axis.STEP1] + j * p[Axis.STEP2] + k * p[Axis.STEP3]
-        for i in range(p[Axis.SIZE1])
-        for j in range(p[Axis.SIZE2])
-        for k in range(p[Axis.SIZE3])
+        i * p[GroupAxis.STEP1] + j * p[GroupAxis.STEP2] + k * p[GroupAxis.STEP3]
+        for i in range(p[GroupAxis.SIZE1])
+        for j in range(p[GroupAxis.SIZE2])
+        for k in range(p[GroupAxis.SIZE3])
     ]
-    return flat[torch.tensor(groups)[:, None] + torch.tensor(inner) + p[Axis.OFFSET]]
+    return flat[torch.tensor(groups)[:, None] + torch.tensor(inner) + p[GroupAxis.OFFSET]]
 
 
 def by_bisection(v: Tensor, step: Tensor, s0: float, s1: float, s2: float) -> Tensor:
@@ -283,42 +288,44 @@ def by_bisection(v: Tensor, step: Tensor, s0: float, s1: float, s2: float) -> Te
     return torch.where(alive, z * high / (high + s1 * step), 0.0)
 
 
-def steps_of(work: Work, place: int, rules: Tensor, metric: str) -> Tensor:
+def steps_of(work: KernelArgs, place: int, rules: Tensor, metric: str) -> Tensor:
     r = rules[work.which[place]]
     if metric == "flat":
-        return torch.full_like(work.weights[place], float(r[Rule.RATE]), dtype=torch.float64)
+        return torch.full_like(work.weights[place], float(r[Param.RATE]), dtype=torch.float64)
     second = (work.maxes or work.seconds)[place].double()
-    correction = 1 - math.exp(float(work.counts[place]) * float(r[Rule.LOG_BETA2]))
-    return r[Rule.RATE] / ((second / correction).sqrt() + r[Rule.EPS])
+    correction = 1 - math.exp(float(work.counts[place]) * float(r[Param.LOG_BETA2]))
+    return r[Param.RATE] / ((second / correction).sqrt() + r[Param.EPS])
 
 
-def check_groups(work: Work, rules: Tensor, metric: str) -> None:
+def check_groups(work: KernelArgs, rules: Tensor, metric: str) -> None:
     """Compare weights and tally with bisection, bundle by bundle."""
     assert work.geometry is not None
     rows, exact = {}, {}
-    bundles = work.geometry[:, Axis.BUNDLE].unique().tolist()
+    bundles = work.geometry[:, GroupAxis.BUNDLE].unique().tolist()
     for b in bundles:
-        pieces = work.geometry[work.geometry[:, Axis.BUNDLE] == b].tolist()
-        places = [p[Axis.WEIGHT] for p in pieces]
+        pieces = work.geometry[work.geometry[:, GroupAxis.BUNDLE] == b].tolist()
+        places = [p[GroupAxis.WEIGHT] for p in pieces]
         v = torch.cat([seen(work.weights[w], p) for w, p in zip(places, pieces, strict=True)], 1)
         steps = [
             seen(steps_of(work, w, rules, metric), p) for w, p in zip(places, pieces, strict=True)
         ]
-        c = rules[work.which[places[0]], Rule.FIRST : Rule.FIRST + 3].tolist()
+        c = rules[work.which[places[0]], Param.FIRST : Param.FIRST + 3].tolist()
         rows[b], exact[b] = v, by_bisection(v, torch.cat(steps, 1), *c)
     table = native.tabulate(work, ["shrink"], metric)
     assert table is not None
     tally = torch.full((len(table.owners), 3), torch.nan)
-    Sweep(work, ("shrink",), metric, table=table)(rules, tally=tally)
+    ProxPass(work, ("shrink",), metric, table=table)(rules, tally=tally)
     sums = torch.zeros(max(bundles) + 1, 3).double()
     sums.index_add_(0, table.owners, tally.double())
     for b in bundles:
         row = sums[b]
-        pieces = work.geometry[work.geometry[:, Axis.BUNDLE] == b].tolist()
-        x = torch.cat([seen(work.weights[p[Axis.WEIGHT]], p) for p in pieces], 1).double()
+        pieces = work.geometry[work.geometry[:, GroupAxis.BUNDLE] == b].tolist()
+        x = torch.cat([seen(work.weights[p[GroupAxis.WEIGHT]], p) for p in pieces], 1).double()
         error = (x - exact[b]).norm(dim=1)
         assert (error <= 1e-5 * rows[b].double().norm(dim=1)).all()
-        s0, s1, s2 = rules[work.which[pieces[0][Axis.WEIGHT]], Rule.FIRST : Rule.FIRST + 3].tolist()
+        s0, s1, s2 = rules[
+            work.which[pieces[0][GroupAxis.WEIGHT]], Param.FIRST : Param.FIRST + 3
+        ].tolist()
         length = x.norm(dim=1)
         value = s0 * x.abs().sum() + s1 * length.sum() + s2 / 2 * length.square().sum()
         live = torch.stack([(x != 0).sum(), (x != 0).any(1).sum()]).double()
@@ -397,7 +404,7 @@ def test_groups_over_all_metrics_and_scales(
     weight = (z * scale).float()
     second = (1 / step**2).float()
     tau = scale / (1 + 10**alive_by)
-    work = Work([weight], [0], [second], geometry=rows_of(0, 0, groups, size))
+    work = KernelArgs([weight], [0], [second], geometry=rows_of(0, 0, groups, size))
     rules = rule(1.0, (0.0, tau, 0.0, 0.0, 0.0), eps=0.0)[None]
     exact = by_bisection(weight, 1 / second.double().sqrt(), 0.0, tau, 0.0)
     norm = weight.double().norm(dim=1)
@@ -437,7 +444,7 @@ def test_bundles_of_several_pieces(metric: str, longer: int):
     work = work_on(*weights, which=(0, 1, 0, 0, 1), geometry=table)
     check_groups(work, rules, metric)
     maxes = [3 * s for s in work.seconds]
-    amsgrad = Work(work.weights, work.which, work.seconds, work.counts, maxes, geometry=table)
+    amsgrad = KernelArgs(work.weights, work.which, work.seconds, work.counts, maxes, geometry=table)
     check_groups(amsgrad, rules, metric)
 
 
@@ -501,14 +508,14 @@ def test_groups_in_channels_last_are_the_same_groups():
         assert (t, h, w) == tuple(k * inner[1] for k in (9, 3, 1))
         table = geometry((0, 0, 0, 1, 0, 24, i, 1, 0, 32, o, *inner))
         second = torch.empty_like(weight).copy_(torch.linspace(0, 1, v.numel()).view(v.shape))
-        work = Work([weight], [0], [second], [torch.tensor(2.0)], geometry=table)
+        work = KernelArgs([weight], [0], [second], [torch.tensor(2.0)], geometry=table)
         swept(work, rule(0.01, STRENGTHS["all"])[None], ["shrink"], "root")
         found.append(weight)
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
     assert not torch.equal(found[0], v)
 
 
-def big_work(grouped: bool) -> Work:
+def big_work(grouped: bool) -> KernelArgs:
     torch.manual_seed(1)
     shapes = [(64, 700), (300, 27), (900, 300), (5,)]
     weights = [torch.randn(shape) for shape in shapes]
@@ -532,7 +539,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(grouped: bool):
         tally = torch.empty(len(table.owners), 3)
         try:
             torch.set_num_threads(threads)
-            Sweep(work, (name,), "root", table=table)(rules, tally=tally)
+            ProxPass(work, (name,), "root", table=table)(rules, tally=tally)
         finally:
             torch.set_num_threads(before)
         found.append([*work.weights, tally])
@@ -550,15 +557,15 @@ def test_other_weights_go_another_way(monkeypatch: pytest.MonkeyPatch):
     assert native.tabulate(plain, ["elastic"], "root", "adamw") is None
     assert native.tabulate(plain, ["shrink"], "root") is None
     assert native.tabulate(plain, ["elastic", "n_m"], "root") is None
-    assert native.tabulate(Work(plain.weights, [0]), ["elastic"], "root") is None
-    assert native.tabulate(Work(plain.weights, [0]), ["elastic"], "flat") is not None
-    twice = Work([*plain.weights, *plain.weights], [0, 0])
+    assert native.tabulate(KernelArgs(plain.weights, [0]), ["elastic"], "root") is None
+    assert native.tabulate(KernelArgs(plain.weights, [0]), ["elastic"], "flat") is not None
+    twice = KernelArgs([*plain.weights, *plain.weights], [0, 0])
     assert native.tabulate(twice, ["elastic"], "flat") is None
-    other = Work(plain.weights, [0], [torch.rand(4, 6).t()])
+    other = KernelArgs(plain.weights, [0], [torch.rand(4, 6).t()])
     assert native.tabulate(other, ["elastic"], "root") is None
     for weight in (torch.randn(6, 8)[:, ::2], torch.randn(6).double(), torch.randn(6).bfloat16()):
-        assert native.tabulate(Work([weight], [0]), ["elastic"], "flat") is None
-    grouped = Work(plain.weights, [0], geometry=rows_of(0, 0, 6, 4))
+        assert native.tabulate(KernelArgs([weight], [0]), ["elastic"], "flat") is None
+    grouped = KernelArgs(plain.weights, [0], geometry=rows_of(0, 0, 6, 4))
     assert native.tabulate(grouped, ["elastic"], "flat") is None
     monkeypatch.setenv("REGKIT_NATIVE", "0")
     assert native.tabulate(plain, ["elastic"], "root") is None
@@ -568,18 +575,18 @@ def test_groups_that_share_entries_go_another_way():
     weight = torch.randn(6, 4)
     upper, lower = (0, 0, 0, 1, 0, 3, 4, 1, 0, 1, 0, 4, 1), (1, 1, 12, 1, 0, 3, 4, 1, 0, 1, 0, 4, 1)
     columns = (1, 1, 0, 1, 0, 4, 1, 1, 0, 1, 0, 6, 4)
-    apart = Work([weight, weight], [0, 0], geometry=geometry(upper, lower))
+    apart = KernelArgs([weight, weight], [0, 0], geometry=geometry(upper, lower))
     assert native.tabulate(apart, ["shrink"], "flat") is not None
-    crossed = Work([weight, weight], [0, 0], geometry=geometry(upper, columns))
+    crossed = KernelArgs([weight, weight], [0, 0], geometry=geometry(upper, columns))
     assert native.tabulate(crossed, ["shrink"], "flat") is None
 
 
 def test_without_a_table_the_reference_runs():
     weight = torch.randn(6, 4)
     rules = rule(0.1, COEFFICIENTS["elastic"])[None]
-    work = Work([weight], [0])
+    work = KernelArgs([weight], [0])
     (expected,) = referred(work, rules, ["elastic"], "flat")
-    Sweep(work, ("elastic",), "flat")(rules)
+    ProxPass(work, ("elastic",), "flat")(rules)
     torch.testing.assert_close(weight, expected.float())
     assert (weight == 0).any()
     grouped = work_on(weight.double(), geometry=rows_of(0, 0, 6, 4))
@@ -587,7 +594,7 @@ def test_without_a_table_the_reference_runs():
         grouped.weights[0], steps_of(grouped, 0, rules, "root"), *COEFFICIENTS["elastic"][:3]
     )
     rules = rule(0.1, (0.7, 0.3, 0.0, 0.0, 0.0))[None]
-    Sweep(grouped, ("shrink",), "root")(rules)
+    ProxPass(grouped, ("shrink",), "root")(rules)
     torch.testing.assert_close(grouped.weights[0], exact)
 
 
@@ -641,7 +648,7 @@ def test_without_a_compiler_a_line_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.setenv("CC", compiler)
-    with caplog.at_level(logging.INFO, logger="regkit.ops.native"):
+    with caplog.at_level(logging.INFO, logger="regkit.ops.native.launch"):
         assert quick() is None
     (record,) = caplog.records
     assert "swept by torch" in record.getMessage()
@@ -652,8 +659,8 @@ def test_without_a_compiler_a_line_in_the_log(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_does_not_hang():
     weight, before = torch.ones(300000), torch.get_num_threads()
-    work, rules = Work([weight], [0]), rule(0.25, (1.0, 0.0, 0.0, 0.0, 0.0))[None]
-    sweep = Sweep(work, ("elastic",), "flat", table=native.tabulate(work, ["elastic"], "flat"))
+    work, rules = KernelArgs([weight], [0]), rule(0.25, (1.0, 0.0, 0.0, 0.0, 0.0))[None]
+    sweep = ProxPass(work, ("elastic",), "flat", table=native.tabulate(work, ["elastic"], "flat"))
     try:
         torch.set_num_threads(2)
         sweep(rules)
@@ -666,7 +673,7 @@ def test_a_forked_process_does_not_hang():
     assert (weight == 0.5).all()
 
 
-def forked(sweep: Sweep, rules: Tensor) -> int:
+def forked(sweep: ProxPass, rules: Tensor) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python warns of any fork beside other threads
         child = os.fork()

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from regkit.coupling.attention import heads
 from regkit.coupling.recurrent import units
 from regkit.groups import Bundle, Piece, View, along, view_of
-from regkit.ops.work import Axis
-from regkit.optim.geometry import geometry_of
+from regkit.ops.kernel_args import GroupAxis
+from regkit.optim.group_layout import geometry_of
 from regkit.targets import survey
 
 
@@ -23,10 +23,28 @@ def rows_of(bundle: Bundle) -> Tensor:
     assert which == [7] * len(parameters)
     rows = []
     for row in table.tolist():
-        weight = parameters[row[Axis.WEIGHT]].detach()
-        sizes = [row[a] for a in (Axis.COUNT1, Axis.COUNT2, Axis.SIZE1, Axis.SIZE2, Axis.SIZE3)]
-        steps = [row[a] for a in (Axis.STRIDE1, Axis.STRIDE2, Axis.STEP1, Axis.STEP2, Axis.STEP3)]
-        offset = weight.storage_offset() + row[Axis.OFFSET]
+        weight = parameters[row[GroupAxis.WEIGHT]].detach()
+        sizes = [
+            row[a]
+            for a in (
+                GroupAxis.COUNT1,
+                GroupAxis.COUNT2,
+                GroupAxis.SIZE1,
+                GroupAxis.SIZE2,
+                GroupAxis.SIZE3,
+            )
+        ]
+        steps = [
+            row[a]
+            for a in (
+                GroupAxis.STRIDE1,
+                GroupAxis.STRIDE2,
+                GroupAxis.STEP1,
+                GroupAxis.STEP2,
+                GroupAxis.STEP3,
+            )
+        ]
+        offset = weight.storage_offset() + row[GroupAxis.OFFSET]
         seen = weight.as_strided(sizes, steps, offset)
         rows.append(seen.reshape(sizes[0] * sizes[1], -1).sort(1).values)
     return torch.cat(rows, 1)
@@ -70,7 +88,7 @@ def test_axes_are_joined_in_memory_order():
     weight = nn.Parameter(torch.randn(4, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d))
     table, *_ = geometry_of([single(weight, along(weight.shape, 0, 4))], [lambda p: 0])
     assert table is not None
-    assert table[0, Axis.SIZE1 :].tolist() == [1, 0, 1, 0, 24, 1]
+    assert table[0, GroupAxis.SIZE1 :].tolist() == [1, 0, 1, 0, 24, 1]
 
 
 def test_too_many_axes():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from regkit.optim.meeting import NUM_TRIALS, meet
+from regkit.optim.density_search import NUM_TRIALS, meet
 
 TRIED: list[dict[str, float]] = []
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-import regkit.optim.passes as passes
 import regkit.optim.proximal_step as proximal_step
+import regkit.optim.step_plan as passes
 from regkit import Regularizer
-from regkit.ops.work import Axis, Rule, Table, Work
-from regkit.optim.fused import ProxAdamW, ProxSGD
+from regkit.ops.kernel_args import GroupAxis, KernelArgs, LaunchTable, Param
+from regkit.optim.fused_optimizers import ProxAdamW, ProxSGD
+from regkit.optim.kernel_params import Source, rule_of
 from regkit.optim.metric import FORMS
-from regkit.optim.rules import Source, rule_of
 from regkit.penalties import (
     L0,
     L1,
@@ -91,12 +91,12 @@ class Net(nn.Module):
 
 
 def reference(
-    work: Work, formulas: tuple[str, ...], metric: str, update: str = "none"
-) -> Table | None:
+    work: KernelArgs, formulas: tuple[str, ...], metric: str, update: str = "none"
+) -> LaunchTable | None:
     """Serve everything, by the bodies in plain torch."""
     if work.geometry is None:
-        return Table((), torch.arange(len(work.weights)))
-    return Table((), work.geometry[:, Axis.BUNDLE].unique())
+        return LaunchTable((), torch.arange(len(work.weights)))
+    return LaunchTable((), work.geometry[:, GroupAxis.BUNDLE].unique())
 
 
 @pytest.fixture
@@ -249,8 +249,8 @@ def test_groups_wait_for_an_update_by_torch(
     """Kernels that serve no weight without a penalty: those are moved first, then their groups."""
 
     def some(
-        work: Work, formulas: tuple[str, ...], metric: str, update: str = "none"
-    ) -> Table | None:
+        work: KernelArgs, formulas: tuple[str, ...], metric: str, update: str = "none"
+    ) -> LaunchTable | None:
         apart = update != "none" and work.geometry is not None
         return reference(work, formulas, metric, update) if formulas and not apart else None
 
@@ -349,7 +349,7 @@ def test_steps_that_are_counted_on_the_host(lr: float | Tensor):
     form = FORMS[optim.AdamW](group, 1.0)
     source = Source(group, nn.Parameter(second), (L1(0.1),), 1, count)
     row = rule_of(source, form, 1.0)
-    rate = row[Rule.RATE] * (1.0 if isinstance(lr, float) else lr)
+    rate = row[Param.RATE] * (1.0 if isinstance(lr, float) else lr)
     expected = 0.02 / (second.sqrt() / (1 - 0.99**3) ** 0.5 + 1e-3)
-    torch.testing.assert_close(rate / (second.sqrt() + row[Rule.EPS]), expected)
-    assert row[Rule.LOG_BETA2] == -math.inf
+    torch.testing.assert_close(rate / (second.sqrt() + row[Param.EPS]), expected)
+    assert row[Param.LOG_BETA2] == -math.inf

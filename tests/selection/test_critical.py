@@ -16,7 +16,7 @@ from sklearn.linear_model._coordinate_descent import _alpha_grid
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer
-from regkit.optim.fused import ProxSGD
+from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import (
     L0,
     L1,

@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from regkit import Regularizer
-from regkit.optim.fused import ProxSGD
+from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import L1, ElasticNet, GroupLasso, WeightPenalty
 from regkit.selection.choose import choose
 from regkit.selection.critical import critical

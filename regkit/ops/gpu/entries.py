@@ -10,9 +10,9 @@ import triton.language as tl
 from regkit.ops.gpu.formulas import coefficients, prox, value
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import inverse_scale, moved, rates
-from regkit.ops.work import NUM_COLUMNS
+from regkit.ops.kernel_args import NUM_PARAMS
 
-_COLUMNS = tl.constexpr(NUM_COLUMNS)
+_COLUMNS = tl.constexpr(NUM_PARAMS)
 
 
 @jit
@@ -138,7 +138,7 @@ def sweep_entries(
     block: tl.constexpr,
     num_blocks: tl.constexpr,
 ):
-    """Sweep the entries of one item: (weight, rule, start, count)."""
+    """ProxPass the entries of one item: (weight, rule, start, count)."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return

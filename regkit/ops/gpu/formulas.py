@@ -9,10 +9,10 @@ import triton.language as tl
 from regkit.ops.concave import HALF_END, HALF_START, STEEP
 from regkit.ops.gpu.arithmetic import log_one_more, maximum, minimum, soft, within
 from regkit.ops.gpu.jit import jit
-from regkit.ops.work import NUM_COEFFICIENTS as COEFFICIENTS
-from regkit.ops.work import Rule
+from regkit.ops.kernel_args import NUM_COEFFICIENTS as COEFFICIENTS
+from regkit.ops.kernel_args import Param
 
-_FIRST = tl.constexpr(int(Rule.FIRST))
+_FIRST = tl.constexpr(int(Param.FIRST))
 _NUM = tl.constexpr(COEFFICIENTS)
 _STEEP = tl.constexpr(STEEP)
 _TINY = tl.constexpr(2.0**-126)

@@ -12,27 +12,27 @@ import triton.language as tl
 
 from regkit.ops.gpu.entries import addresses
 from regkit.ops.gpu.formulas import coefficients
+from regkit.ops.gpu.group_layout import NUM_NUMBERS
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import inverse_scale, rates
-from regkit.ops.gpu.places import NUM_NUMBERS
 from regkit.ops.gpu.rows import thinned
 from regkit.ops.gpu.secular import closer, factor, multiplier, shrunk, start
-from regkit.ops.work import NUM_COLUMNS, Axis, Rule
+from regkit.ops.kernel_args import NUM_PARAMS, GroupAxis, Param
 
-_COLUMNS = tl.constexpr(NUM_COLUMNS)
-_RATE = tl.constexpr(int(Rule.RATE))
+_COLUMNS = tl.constexpr(NUM_PARAMS)
+_RATE = tl.constexpr(int(Param.RATE))
 _NUMBERS = tl.constexpr(NUM_NUMBERS)
-_WEIGHT = tl.constexpr(int(Axis.WEIGHT))
-_OFFSET = tl.constexpr(int(Axis.OFFSET))
-_STRIDE1 = tl.constexpr(int(Axis.STRIDE1))
-_COUNT2 = tl.constexpr(int(Axis.COUNT2))
-_STRIDE2 = tl.constexpr(int(Axis.STRIDE2))
-_SIZE1 = tl.constexpr(int(Axis.SIZE1))
-_STEP1 = tl.constexpr(int(Axis.STEP1))
-_SIZE2 = tl.constexpr(int(Axis.SIZE2))
-_STEP2 = tl.constexpr(int(Axis.STEP2))
-_SIZE3 = tl.constexpr(int(Axis.SIZE3))
-_STEP3 = tl.constexpr(int(Axis.STEP3))
+_WEIGHT = tl.constexpr(int(GroupAxis.WEIGHT))
+_OFFSET = tl.constexpr(int(GroupAxis.OFFSET))
+_STRIDE1 = tl.constexpr(int(GroupAxis.STRIDE1))
+_COUNT2 = tl.constexpr(int(GroupAxis.COUNT2))
+_STRIDE2 = tl.constexpr(int(GroupAxis.STRIDE2))
+_SIZE1 = tl.constexpr(int(GroupAxis.SIZE1))
+_STEP1 = tl.constexpr(int(GroupAxis.STEP1))
+_SIZE2 = tl.constexpr(int(GroupAxis.SIZE2))
+_STEP2 = tl.constexpr(int(GroupAxis.STEP2))
+_SIZE3 = tl.constexpr(int(GroupAxis.SIZE3))
+_STEP3 = tl.constexpr(int(GroupAxis.STEP3))
 _RULE = tl.constexpr(NUM_NUMBERS - 1)
 _EPS = tl.constexpr(2.0**-23)
 _TINY = tl.constexpr(2.0**-126)

@@ -4,17 +4,17 @@ import triton.language as tl
 
 from regkit.ops.gpu.arithmetic import maximum, one_less_exp
 from regkit.ops.gpu.jit import jit
-from regkit.ops.work import Rule
+from regkit.ops.kernel_args import Param
 
-_RATE = tl.constexpr(int(Rule.RATE))
-_LR = tl.constexpr(int(Rule.LR))
-_EPS = tl.constexpr(int(Rule.EPS))
-_LOG_BETA1 = tl.constexpr(int(Rule.LOG_BETA1))
-_LOG_BETA2 = tl.constexpr(int(Rule.LOG_BETA2))
-_REST1 = tl.constexpr(int(Rule.REST1))
-_REST2 = tl.constexpr(int(Rule.REST2))
-_DECAY = tl.constexpr(int(Rule.DECAY))
-_NESTEROV = tl.constexpr(int(Rule.NESTEROV))
+_RATE = tl.constexpr(int(Param.RATE))
+_LR = tl.constexpr(int(Param.LR))
+_EPS = tl.constexpr(int(Param.EPS))
+_LOG_BETA1 = tl.constexpr(int(Param.LOG_BETA1))
+_LOG_BETA2 = tl.constexpr(int(Param.LOG_BETA2))
+_REST1 = tl.constexpr(int(Param.REST1))
+_REST2 = tl.constexpr(int(Param.REST2))
+_DECAY = tl.constexpr(int(Param.DECAY))
+_NESTEROV = tl.constexpr(int(Param.NESTEROV))
 
 
 @jit

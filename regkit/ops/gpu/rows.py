@@ -16,9 +16,9 @@ from regkit.ops.gpu.formulas import coefficients
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import rates
 from regkit.ops.gpu.secular import closer, factor, multiplier, shrunk, start
-from regkit.ops.work import NUM_COLUMNS
+from regkit.ops.kernel_args import NUM_PARAMS
 
-_COLUMNS = tl.constexpr(NUM_COLUMNS)
+_COLUMNS = tl.constexpr(NUM_PARAMS)
 _EPS = tl.constexpr(2.0**-23)
 _TINY = tl.constexpr(2.0**-126)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -69,7 +69,7 @@ def _tile(
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     rows: tl.constexpr, columns: tl.constexpr, aligned: tl.constexpr,
 ):  # fmt: skip
-    """Sweep a tile of rows; return non-zeros, live rows and value."""
+    """ProxPass a tile of rows; return non-zeros, live rows and value."""
     row = tl.arange(0, rows)[:, None]
     column = tl.arange(0, columns)[None, :]
     mask = (row < num_rows) & (column < length)
@@ -93,7 +93,7 @@ def _long(
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     tile: tl.constexpr, num: tl.constexpr, aligned: tl.constexpr,
 ):  # fmt: skip
-    """Sweep one row, held as `num` tiles; return non-zeros, live rows and value."""
+    """ProxPass one row, held as `num` tiles; return non-zeros, live rows and value."""
     p = past(at, start_, aligned)
     lane = tl.arange(0, tile)
     xs = ()
@@ -192,7 +192,7 @@ def sweep_tiles(
     counted: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, classes: tl.constexpr,
     vector: tl.constexpr,
 ):  # fmt: skip
-    """Sweep the rows of one item: (weight, rule, class, start, rows, length, stride)."""
+    """ProxPass the rows of one item: (weight, rule, class, start, rows, length, stride)."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
@@ -239,7 +239,7 @@ def sweep_long(
     counted: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr, classes: tl.constexpr,
     vector: tl.constexpr,
 ):  # fmt: skip
-    """Sweep the one row of an item, written as those of `sweep_tiles`."""
+    """ProxPass the one row of an item, written as those of `sweep_tiles`."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return

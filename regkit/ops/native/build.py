@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from regkit.ops.formulas import NUM_COEFFICIENTS
-from regkit.ops.work import NUM_COLUMNS, Rule
+from regkit.ops.kernel_args import NUM_PARAMS, Param
 
-log = logging.getLogger("regkit.ops.native")
+log = logging.getLogger("regkit.ops.native.launch")
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "native.c", HERE / "native_groups.c")
-HEADERS = (HERE / "native.h", HERE / "native_tile.h")
-# No flag of -ffast-math that lets NaN vanish or terms change places; see native.h.
+SOURCES = (HERE / "entries.c", HERE / "groups.c")
+HEADERS = (HERE / "common.h", HERE / "tile.h")
+# No flag of -ffast-math that lets NaN vanish or terms change places; see common.h.
 FLAGS = (
     "-std=gnu11",
     "-O3",
@@ -32,8 +32,8 @@ FLAGS = (
     "-fno-tree-loop-distribute-patterns",
     "-fPIC",
     "-fopenmp",
-    *(f"-DRULE_{rule.name}={rule.value}" for rule in Rule),
-    f"-DNUM_COLUMNS={NUM_COLUMNS}",
+    *(f"-DPARAM_{rule.name}={rule.value}" for rule in Param),
+    f"-DNUM_PARAMS={NUM_PARAMS}",
     f"-DNUM_COEFFICIENTS={NUM_COEFFICIENTS}",
 )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regkit.ops.gpu.places import NUM_NUMBERS, Piece
+from regkit.ops.gpu.group_layout import NUM_NUMBERS, Piece
 
 # Groups up to this size are worked on many at a time.
 SHORT = 64

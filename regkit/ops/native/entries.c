@@ -1,9 +1,9 @@
 /* Entries: every weight is read once and written once, all in one parallel region.
  *
- * regkit/ops/native.py compiles this on the user's machine and calls it; formulas.py and concave.py
+ * build.py compiles this on the user's machine and launch.py calls it; formulas.py and concave.py
  * hold the same mathematics in torch, with its sources.
  */
-#include "native.h"
+#include "common.h"
 
 #include <string.h>
 
@@ -159,7 +159,7 @@ typedef struct {
 static void sweep_run(const Run *run, const int64_t *names, int64_t num_names, const double *rules,
                       float *tally) {
     float step[BLOCK] __attribute__((aligned(ALIGNMENT)));
-    const double *rule = rules + run->rule * NUM_COLUMNS;
+    const double *rule = rules + run->rule * NUM_PARAMS;
     Metric metric = metric_of(rule, run->count);
     int64_t alive = 0;
     double value = 0;

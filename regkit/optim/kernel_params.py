@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.ops.formulas import NUM_COEFFICIENTS
-from regkit.ops.work import NUM_COLUMNS, Rule
+from regkit.ops.kernel_args import NUM_PARAMS, Param
 from regkit.optim.batch import local
 from regkit.optim.metric import Form
 from regkit.optim.plan import Chain, Group, Move
@@ -63,25 +63,25 @@ class Rules:
 def rule_of(source: Source, form: Form, strength: float) -> list[float]:
     """Return a row of rules."""
     group = source.group
-    row = [0.0] * NUM_COLUMNS
+    row = [0.0] * NUM_PARAMS
     rate, eps, log_beta2 = _number(form.rate), form.eps, form.log_beta2
     if source.count is not None:
         # Multiplied through by the correction, which the device cannot count.
         correction = math.sqrt(-math.expm1(float(source.count) * log_beta2))
         rate, eps, log_beta2 = rate * correction, eps * correction, -math.inf
-    row[Rule.RATE], row[Rule.LR], row[Rule.EPS] = rate, _number(group["lr"]), eps
-    row[Rule.DECAY] = float(group["weight_decay"])
-    row[Rule.NESTEROV] = float(group.get("nesterov", False))
+    row[Param.RATE], row[Param.LR], row[Param.EPS] = rate, _number(group["lr"]), eps
+    row[Param.DECAY] = float(group["weight_decay"])
+    row[Param.NESTEROV] = float(group.get("nesterov", False))
     if "betas" in group:
         beta1, beta2 = map(float, group["betas"])
-        row[Rule.REST1], row[Rule.REST2] = 1 - beta1, 1 - beta2
-        row[Rule.LOG_BETA1] = math.log(beta1) if beta1 > 0 else -math.inf
+        row[Param.REST1], row[Param.REST2] = 1 - beta1, 1 - beta2
+        row[Param.LOG_BETA1] = math.log(beta1) if beta1 > 0 else -math.inf
     else:
         dampening = 0.0 if source.fresh else group["dampening"]
-        row[Rule.REST1], row[Rule.REST2] = 1.0 - group["momentum"], 1.0 - dampening
-    row[Rule.LOG_BETA2] = log_beta2
+        row[Param.REST1], row[Param.REST2] = 1.0 - group["momentum"], 1.0 - dampening
+    row[Param.LOG_BETA2] = log_beta2
     for k, penalty in enumerate(source.chain):
-        begin = Rule.FIRST + k * NUM_COEFFICIENTS
+        begin = Param.FIRST + k * NUM_COEFFICIENTS
         row[begin : begin + NUM_COEFFICIENTS] = penalty.at(strength).coefficients(source.size)
     return row
 

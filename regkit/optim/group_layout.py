@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regkit.groups import Bundle, View
-from regkit.ops.work import NUM_AXES, Axis
+from regkit.ops.kernel_args import NUM_AXES, GroupAxis
 from regkit.optim.batch import local
 
 MOST_LEADS = 2
@@ -61,4 +61,4 @@ def _merged(axes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-assert list(Axis)[Axis.OFFSET :] == list(range(Axis.OFFSET, NUM_AXES))
+assert list(GroupAxis)[GroupAxis.OFFSET :] == list(range(GroupAxis.OFFSET, NUM_AXES))

@@ -8,7 +8,7 @@
 #ifndef REGKIT_NATIVE_TILE_H
 #define REGKIT_NATIVE_TILE_H
 
-#include "native.h"
+#include "common.h"
 
 #define LANES 16
 #define DEEP 256 /* rows that are summed in float before they are added in double */

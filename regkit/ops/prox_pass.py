@@ -1,8 +1,8 @@
 """One pass over many weights: the optimizer's update, if wanted, then the prox in its metric.
 
 Two ops, registered with torch: `regkit::sweep_entries` and `regkit::sweep_groups`. The bodies here
-are plain torch and the reference. Where a `Table` was made for the kernels of a device
-(`regkit.ops.native` in C on a CPU, `regkit.ops.gpu` in Triton on CUDA), those run instead.
+are plain torch and the reference. Where a `LaunchTable` was made for the kernels of a device
+(`regkit.ops.native.launch` in C on a CPU, `regkit.ops.gpu` in Triton on CUDA), those run instead.
 """
 
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from regkit.ops import reference  # noqa: F401  registers the bodies
-from regkit.ops.work import Axis, Table, Work
+from regkit.ops.kernel_args import GroupAxis, KernelArgs, LaunchTable
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class ProxPass:
     """A pass that is made again and again, with other rules each time."""
 
-    work: Work
+    work: KernelArgs
     formulas: tuple[str, ...]
     metric: str
     update: str = "none"
-    table: Table | None = None
+    table: LaunchTable | None = None
     # Tallies: non-zero entries, live groups, value; a row for each owner.
     owners: Tensor = field(init=False)
 
@@ -32,7 +32,7 @@ class Sweep:
         elif self.work.geometry is None:
             owners = torch.arange(len(self.work.weights))
         else:
-            owners = self.work.geometry[:, Axis.BUNDLE].unique()
+            owners = self.work.geometry[:, GroupAxis.BUNDLE].unique()
         object.__setattr__(self, "owners", owners)
 
     def __call__(
@@ -44,7 +44,7 @@ class Sweep:
     ) -> None:
         """Update the weights in place.
 
-        rules: (rules, NUM_COLUMNS), float64 on the CPU or float32 on the device of the weights.
+        rules: (rules, NUM_PARAMS), float64 on the CPU or float32 on the device of the weights.
         skip: 0-d or (1,) on the device; nothing is written where it is not 0 (found_inf).
         scale: likewise; gradients are divided by it.
         tally: (len(owners), 3) float32 on the device, to be written: non-zeros, live groups, value.

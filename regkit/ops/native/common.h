@@ -5,7 +5,7 @@
  *   there are none, and none may reassociate (1 + s - 1 must not become s).
  * - The bits do not depend on the number of threads: an item is worked on by one thread, and sums
  *   run over a fixed number of lanes or of entries.
- * RULE_*, NUM_COLUMNS and NUM_COEFFICIENTS are given on the compiler's command line.
+ * PARAM_*, NUM_PARAMS and NUM_COEFFICIENTS are given on the compiler's command line.
  */
 #ifndef REGKIT_NATIVE_H
 #define REGKIT_NATIVE_H
@@ -79,15 +79,15 @@ static inline float log1p_share(float s) {
 }
 
 static inline Coefficients coefficients(const double *rule, int64_t k) {
-    const double *c = rule + RULE_FIRST + k * NUM_COEFFICIENTS;
+    const double *c = rule + PARAM_FIRST + k * NUM_COEFFICIENTS;
     Coefficients found = {(float)c[0], (float)c[1], (float)c[2], (float)c[3], (float)c[4], 0};
-    found.keep = (float)(1 - rule[RULE_LR] * c[3]);
+    found.keep = (float)(1 - rule[PARAM_LR] * c[3]);
     return found;
 }
 
 static inline Metric metric_of(const double *rule, const float *count) {
-    double correction = count ? -expm1(*count * rule[RULE_LOG_BETA2]) : 1;
-    Metric metric = {(float)rule[RULE_RATE], (float)(1 / sqrt(correction)), (float)rule[RULE_EPS]};
+    double correction = count ? -expm1(*count * rule[PARAM_LOG_BETA2]) : 1;
+    Metric metric = {(float)rule[PARAM_RATE], (float)(1 / sqrt(correction)), (float)rule[PARAM_EPS]};
     return metric;
 }
 

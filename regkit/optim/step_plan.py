@@ -9,23 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from regkit.groups import Bundle
-from regkit.ops import native
-from regkit.ops.gpu import sweeps, tables  # noqa: F401  sweeps registers its bodies
-from regkit.ops.sweep import Sweep
-from regkit.ops.work import MOST_FORMULAS, SIZES, Rule, Table, Work
+from regkit.ops.gpu import launch as gpu_launch  # noqa: F401  registers its bodies
+from regkit.ops.gpu import launch_tables as tables
+from regkit.ops.kernel_args import MOST_FORMULAS, SIZES, KernelArgs, LaunchTable, Param
+from regkit.ops.native import launch as native
+from regkit.ops.prox_pass import ProxPass
 from regkit.optim.batch import is_dense, local
-from regkit.optim.geometry import geometry_of
+from regkit.optim.group_layout import geometry_of
+from regkit.optim.kernel_params import FormOf, Moves, Rules, Source, on_device, rule_of
 from regkit.optim.plan import Chain
-from regkit.optim.rules import FormOf, Moves, Rules, Source, on_device, rule_of
 from regkit.penalties.penalty import WeightPenalty
 
 Part = tuple[WeightPenalty, Bundle]
 
-TABULATE: dict[str, Callable[..., Table | None]] = {
+TABULATE: dict[str, Callable[..., LaunchTable | None]] = {
     "cpu": native.tabulate,
     "cuda": tables.tabulate,
 }
-REFRESH: dict[str, Callable[[Table, Work], Table | None]] = {"cuda": tables.refresh}
+REFRESH: dict[str, Callable[[LaunchTable, KernelArgs], LaunchTable | None]] = {
+    "cuda": tables.refresh
+}
 
 # The state that an update reads besides the metric's, by update.
 FIRSTS = {"sgd": "momentum_buffer", "adamw": "exp_avg"}
@@ -38,7 +41,7 @@ class Pass:
     fresh: momentum buffers that it has begun, to become state of the optimizer.
     """
 
-    sweep: Sweep
+    sweep: ProxPass
     parameters: Sequence[nn.Parameter]
     sources: Sequence[Source]
     device: torch.device
@@ -80,8 +83,8 @@ class Pass:
             self._numbers = numbers
         for place, (source, f) in enumerate(zip(self.sources, forms, strict=True)):
             if isinstance(f.rate, Tensor):
-                self._rules[place, Rule.RATE] = f.rate * numbers[place][Rule.RATE]
-                self._rules[place, Rule.LR] = source.group["lr"]
+                self._rules[place, Param.RATE] = f.rate * numbers[place][Param.RATE]
+                self._rules[place, Param.LR] = source.group["lr"]
         self.sweep(self._rules, skip=skip, scale=scale, tally=tally)
 
     def room(self) -> Tensor:
@@ -278,14 +281,14 @@ class _Planner:
                     local(fresh[p] if first is None else first)
                     for p, first in zip(parameters, kept, strict=True)
                 ]
-        work = Work(weights, which, geometry=geometry, **lists)
+        work = KernelArgs(weights, which, geometry=geometry, **lists)
         metric = "flat" if form.second is None else "root"
         device = weights[0].device
         tabulate = TABULATE.get(device.type)
         table = None if tabulate is None else tabulate(work, formulas, metric, update)
         if table is None:
             return False
-        sweep = Sweep(work, formulas, metric, update, table)
+        sweep = ProxPass(work, formulas, metric, update, table)
         self.passes.append(Pass(sweep, parameters, rules.sources, device, fresh))
         self.done |= set(parameters)
         return True

@@ -16,7 +16,7 @@ METRICS = ("flat", "root")
 MOST_FORMULAS = 2
 
 
-class Rule(enum.IntEnum):
+class Param(enum.IntEnum):
     """Columns of a table of rules: numbers that many weights share.
 
     RATE: numerator of the metric; LR: learning rate. LOG_BETA1, LOG_BETA2: natural logarithms of
@@ -37,10 +37,10 @@ class Rule(enum.IntEnum):
     FIRST = 9
 
 
-NUM_COLUMNS = Rule.FIRST + MOST_FORMULAS * NUM_COEFFICIENTS
+NUM_PARAMS = Param.FIRST + MOST_FORMULAS * NUM_COEFFICIENTS
 
 
-class Axis(enum.IntEnum):
+class GroupAxis(enum.IntEnum):
     """Columns of a table of geometry: a row says where one weight holds its part of some groups.
 
     BUNDLE: rows of the table with the same number belong together, one after the other: group g
@@ -64,13 +64,13 @@ class Axis(enum.IntEnum):
     STEP3 = 12
 
 
-NUM_AXES = len(Axis)
+NUM_AXES = len(GroupAxis)
 # What the number of entries of a piece is the product of.
-SIZES = (Axis.COUNT1, Axis.COUNT2, Axis.SIZE1, Axis.SIZE2, Axis.SIZE3)
+SIZES = (GroupAxis.COUNT1, GroupAxis.COUNT2, GroupAxis.SIZE1, GroupAxis.SIZE2, GroupAxis.SIZE3)
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class KernelArgs:
     """Weights and what an optimizer keeps for them, all dense and with equal strides in one place.
 
     which: row of the rules for each weight.
@@ -96,7 +96,7 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class LaunchTable:
     """What a kernel reads: addresses and lengths, as it wants them.
 
     owners: for each row of the tally, the weight (entries) or the bundle (groups) it belongs to.

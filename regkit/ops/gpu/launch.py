@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regkit.ops.gpu.tables import Numbers
+from regkit.ops.gpu.launch_tables import Numbers
+from regkit.ops.kernel_args import LIBRARY
 from regkit.ops.reference import reference_entries, reference_groups
-from regkit.ops.work import LIBRARY
 
 # Evaluations of the secular equation: see `regkit.ops.secular`. The compiler is not told, or it
 # would write each of them out.

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regkit.ops.build import kernels
+from regkit.ops.kernel_args import LIBRARY, GroupAxis, KernelArgs, LaunchTable
+from regkit.ops.native.build import kernels
 from regkit.ops.reference import reference_entries, reference_groups
-from regkit.ops.work import LIBRARY, Axis, Table, Work
 
 # Entries that a thread works on before it takes the next ones.
 ITEM = 1 << 16
@@ -26,8 +26,8 @@ _forked = False
 
 
 def tabulate(
-    work: Work, formulas: Sequence[str], metric: str, update: str = "none"
-) -> Table | None:
+    work: KernelArgs, formulas: Sequence[str], metric: str, update: str = "none"
+) -> LaunchTable | None:
     """Lay down where the weights lie, None where the kernel does not serve them.
 
     It serves dense float32 weights on the CPU after the optimizer's own step (update "none"); the
@@ -46,7 +46,7 @@ def tabulate(
     return None if -1 in names else _table_of_entries(work, metric, names)
 
 
-def _is_served(work: Work, metric: str) -> bool:
+def _is_served(work: KernelArgs, metric: str) -> bool:
     states = _seconds(work, metric)
     if metric == "root" and not states:
         return False
@@ -65,11 +65,11 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.numel() in (0, 1 + sum((size - 1) * stride for size, stride in pairs))
 
 
-def _seconds(work: Work, metric: str) -> Sequence[Tensor]:
+def _seconds(work: KernelArgs, metric: str) -> Sequence[Tensor]:
     return () if metric == "flat" else work.maxes or work.seconds
 
 
-def _overlaps(work: Work) -> bool:
+def _overlaps(work: KernelArgs) -> bool:
     """Say whether an entry is met twice: then there is an order, and no working at one time."""
     begins = [weight.data_ptr() for weight in work.weights]
     if work.geometry is None:
@@ -77,23 +77,23 @@ def _overlaps(work: Work) -> bool:
         return len(set(filled)) < len(filled)
     seen: dict[int, list[list[int]]] = {}
     for piece in work.geometry.tolist():
-        seen.setdefault(begins[piece[Axis.WEIGHT]], []).append(piece)
+        seen.setdefault(begins[piece[GroupAxis.WEIGHT]], []).append(piece)
     return any(len(pieces) > 1 and _cover_twice(work, pieces) for pieces in seen.values())
 
 
-def _cover_twice(work: Work, pieces: list[list[int]]) -> bool:
-    marks = torch.zeros(work.weights[pieces[0][Axis.WEIGHT]].numel(), dtype=torch.uint8)
+def _cover_twice(work: KernelArgs, pieces: list[list[int]]) -> bool:
+    marks = torch.zeros(work.weights[pieces[0][GroupAxis.WEIGHT]].numel(), dtype=torch.uint8)
     for p in pieces:
         sizes = [p[a] for a in _SIZES]
-        marks.as_strided(sizes, [p[a] for a in _STEPS], p[Axis.OFFSET]).add_(1)
+        marks.as_strided(sizes, [p[a] for a in _STEPS], p[GroupAxis.OFFSET]).add_(1)
     return bool((marks > 1).any())
 
 
-_SIZES = (Axis.COUNT1, Axis.COUNT2, Axis.SIZE1, Axis.SIZE2, Axis.SIZE3)
-_STEPS = (Axis.STRIDE1, Axis.STRIDE2, Axis.STEP1, Axis.STEP2, Axis.STEP3)
+_SIZES = (GroupAxis.COUNT1, GroupAxis.COUNT2, GroupAxis.SIZE1, GroupAxis.SIZE2, GroupAxis.SIZE3)
+_STEPS = (GroupAxis.STRIDE1, GroupAxis.STRIDE2, GroupAxis.STEP1, GroupAxis.STEP2, GroupAxis.STEP3)
 
 
-def _addresses(work: Work, metric: str, place: int, offset: int) -> list[int]:
+def _addresses(work: KernelArgs, metric: str, place: int, offset: int) -> list[int]:
     """Return where the weight from an entry on, its second moments and its count lie; 0: none."""
     seconds = _seconds(work, metric)
     second = seconds[place].data_ptr() + 4 * offset if seconds else 0
@@ -101,23 +101,23 @@ def _addresses(work: Work, metric: str, place: int, offset: int) -> list[int]:
     return [work.weights[place].data_ptr() + 4 * offset, second, count]
 
 
-def _table_of_entries(work: Work, metric: str, names: list[int]) -> Table:
-    """Tabulate runs of entries and the formulas' numbers, see Run in native.c."""
+def _table_of_entries(work: KernelArgs, metric: str, names: list[int]) -> LaunchTable:
+    """Tabulate runs of entries and the formulas' numbers, see Run in entries.c."""
     runs, owners = [], []
     for place, weight in enumerate(work.weights):
         for at in range(0, weight.numel(), ITEM):
             length = min(ITEM, weight.numel() - at)
             runs.append([*_addresses(work, metric, place, at), length, work.which[place]])
             owners.append(place)
-    return Table((_int64(runs, 5), torch.tensor(names)), _int64(owners))
+    return LaunchTable((_int64(runs, 5), torch.tensor(names)), _int64(owners))
 
 
-def _table_of_groups(work: Work, metric: str) -> Table:
-    """Tabulate batches of groups, pieces and the room a thread needs, see native_groups.c."""
+def _table_of_groups(work: KernelArgs, metric: str) -> LaunchTable:
+    """Tabulate batches of groups, pieces and the room a thread needs, see groups.c."""
     assert work.geometry is not None
     bundles: dict[int, list[list[int]]] = {}
     for piece in work.geometry.tolist():
-        bundles.setdefault(piece[Axis.BUNDLE], []).append(piece)
+        bundles.setdefault(piece[GroupAxis.BUNDLE], []).append(piece)
     batches, pieces, owners, floats = [], [], [], 0
     for owner, bundle in bundles.items():
         size = sum(_num_entries(piece) for piece in bundle)
@@ -127,26 +127,26 @@ def _table_of_groups(work: Work, metric: str) -> Table:
             floats = max(floats, 2 * room)
         share = max(ITEM // max(size, 1), 1)
         share = max(share // LANES, 1) * LANES if across else share
-        num_groups = bundle[0][Axis.COUNT1] * bundle[0][Axis.COUNT2]
+        num_groups = bundle[0][GroupAxis.COUNT1] * bundle[0][GroupAxis.COUNT2]
         for at in range(0, num_groups if size else 0, share):
             end = min(at + share, num_groups)
             batches.append([len(pieces), len(bundle), at, end, size, int(across)])
             owners.append(owner)
         pieces += [_row_of(work, metric, piece) for piece in bundle]
     numbers = (_int64(batches, 6), _int64(pieces, 14), torch.tensor(floats))
-    return Table(numbers, _int64(owners))
+    return LaunchTable(numbers, _int64(owners))
 
 
-def _row_of(work: Work, metric: str, piece: list[int]) -> list[int]:
-    place = piece[Axis.WEIGHT]
-    begin = _addresses(work, metric, place, piece[Axis.OFFSET])
-    groups = [piece[Axis.COUNT2], piece[Axis.STRIDE1], piece[Axis.STRIDE2]]
+def _row_of(work: KernelArgs, metric: str, piece: list[int]) -> list[int]:
+    place = piece[GroupAxis.WEIGHT]
+    begin = _addresses(work, metric, place, piece[GroupAxis.OFFSET])
+    groups = [piece[GroupAxis.COUNT2], piece[GroupAxis.STRIDE1], piece[GroupAxis.STRIDE2]]
     axes = [number for axis in _axes(piece) for number in axis]
     return [*begin, work.which[place], *groups, _num_entries(piece), *axes]
 
 
 def _num_entries(piece: list[int]) -> int:
-    return piece[Axis.SIZE1] * piece[Axis.SIZE2] * piece[Axis.SIZE3]
+    return piece[GroupAxis.SIZE1] * piece[GroupAxis.SIZE2] * piece[GroupAxis.SIZE3]
 
 
 def _axes(piece: list[int]) -> list[tuple[int, int]]:
@@ -154,7 +154,7 @@ def _axes(piece: list[int]) -> list[tuple[int, int]]:
 
     The order within a group is free.
     """
-    pairs = [(piece[a], piece[a + 1]) for a in (Axis.SIZE1, Axis.SIZE2, Axis.SIZE3)]
+    pairs = [(piece[a], piece[a + 1]) for a in (GroupAxis.SIZE1, GroupAxis.SIZE2, GroupAxis.SIZE3)]
     joined: list[tuple[int, int]] = []
     for size, step in sorted((p for p in pairs if p[0] != 1), key=lambda pair: -pair[1]):
         if joined and joined[-1][1] == size * step:
@@ -165,7 +165,11 @@ def _axes(piece: list[int]) -> list[tuple[int, int]]:
 
 def _are_neighbours(piece: list[int]) -> bool:
     """Say whether the entries of a group lie apart, and those of the next groups between them."""
-    return piece[Axis.STRIDE2] == 1 and piece[Axis.COUNT2] >= LANES and _axes(piece)[-1][1] > 1
+    return (
+        piece[GroupAxis.STRIDE2] == 1
+        and piece[GroupAxis.COUNT2] >= LANES
+        and _axes(piece)[-1][1] > 1
+    )
 
 
 def _int64(rows: Sequence[object], columns: int | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from regkit.ops.work import NUM_AXES, Axis
+from regkit.ops.kernel_args import NUM_AXES, GroupAxis
 
 Axes = tuple[tuple[int, int], ...]
 MOST_LEADS = 2
@@ -74,12 +74,19 @@ def bundles(geometry: Tensor, which: Sequence[int]) -> list[list[Piece]]:
     """Return the pieces of every bundle, in order."""
     found: dict[int, list[Piece]] = {}
     for row in geometry.tolist():
-        leads = ((row[Axis.COUNT1], row[Axis.STRIDE1]), (row[Axis.COUNT2], row[Axis.STRIDE2]))
-        inner = tuple((row[a], row[a + 1]) for a in (Axis.SIZE1, Axis.SIZE2, Axis.SIZE3))
+        leads = (
+            (row[GroupAxis.COUNT1], row[GroupAxis.STRIDE1]),
+            (row[GroupAxis.COUNT2], row[GroupAxis.STRIDE2]),
+        )
+        inner = tuple(
+            (row[a], row[a + 1]) for a in (GroupAxis.SIZE1, GroupAxis.SIZE2, GroupAxis.SIZE3)
+        )
         ordered = tuple(sorted(inner, key=lambda axis: -axis[1]))
-        weight = row[Axis.WEIGHT]
-        piece = Piece(weight, which[weight], row[Axis.OFFSET], _merged(leads), _merged(ordered))
-        found.setdefault(row[Axis.BUNDLE], []).append(piece)
+        weight = row[GroupAxis.WEIGHT]
+        piece = Piece(
+            weight, which[weight], row[GroupAxis.OFFSET], _merged(leads), _merged(ordered)
+        )
+        found.setdefault(row[GroupAxis.BUNDLE], []).append(piece)
     return [found[number] for number in sorted(found)]
 
 

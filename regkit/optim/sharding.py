@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from regkit.groups import Bundle, View
-from regkit.optim.apply import at_strength
 from regkit.optim.batch import Batch, Slice
 from regkit.optim.metric import Metric
 from regkit.optim.plan import Group, Move, row_batches
+from regkit.optim.torch_backend import at_strength
 from regkit.penalties.penalty import WeightPenalty
 from regkit.ranks import buckets, gathered, local, parameters_of, put_back, rows_of, shared_rows
 

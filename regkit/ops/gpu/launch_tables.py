@@ -11,10 +11,10 @@ from torch import Tensor
 
 from regkit.errors import InputError
 from regkit.ops.formulas import FORMULAS
-from regkit.ops.gpu import items
-from regkit.ops.gpu.items import Sizes, Stack
-from regkit.ops.gpu.places import bundles, overlap
-from regkit.ops.work import METRICS, MOST_FORMULAS, UPDATES, Table, Work
+from regkit.ops.gpu import tiling
+from regkit.ops.gpu.group_layout import bundles, overlap
+from regkit.ops.gpu.tiling import Sizes, Stack
+from regkit.ops.kernel_args import METRICS, MOST_FORMULAS, UPDATES, KernelArgs, LaunchTable
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Rows of the table of addresses; a tensor that the sweep does not use has address 0.
@@ -52,12 +52,12 @@ class Numbers(NamedTuple):
 
 
 def tabulate(
-    work: Work,
+    work: KernelArgs,
     formulas: Sequence[str],
     metric: str,
     update: str = "none",
     sizes: Sizes = SIZES,
-) -> Table | None:
+) -> LaunchTable | None:
     """Lay down where everything is, None where the kernels do not serve.
 
     They serve dense float32, bfloat16 and float16 on one CUDA device, states and gradients with
@@ -89,10 +89,10 @@ def tabulate(
     )
     device = work.weights[0].device
     on_device = {name: getattr(numbers, name).to(device) for name in _ON_DEVICE}
-    return Table(numbers._replace(**on_device), owners.to(device))
+    return LaunchTable(numbers._replace(**on_device), owners.to(device))
 
 
-def refresh(table: Table, work: Work) -> Table | None:
+def refresh(table: LaunchTable, work: KernelArgs) -> LaunchTable | None:
     """Tell the kernels where the gradients of this step are; None where they no longer serve.
 
     Nothing is done where no address has changed; else one row of them is copied behind the work
@@ -129,15 +129,15 @@ def _stacks() -> list[Stack]:
     return [Stack(width) for width in (4, 7, 7, 5)]
 
 
-def _entries(work: Work, sizes: Sizes) -> Made:
+def _entries(work: KernelArgs, sizes: Sizes) -> Made:
     stacks = _stacks()
     for place, (weight, rule) in enumerate(zip(work.weights, work.which, strict=True)):
-        items.of_entries(stacks[0], place, rule, weight.numel(), sizes)
+        tiling.of_entries(stacks[0], place, rule, weight.numel(), sizes)
     none = torch.zeros(0, dtype=torch.int64)
-    return stacks, [none, none, none], items.table_of([]), False
+    return stacks, [none, none, none], tiling.table_of([]), False
 
 
-def _groups(work: Work, update: str, sizes: Sizes) -> Made | None:
+def _groups(work: KernelArgs, update: str, sizes: Sizes) -> Made | None:
     """Divide the bundles by what holds them: a tile, several, or none."""
     assert work.geometry is not None
     found = bundles(work.geometry, work.which)
@@ -163,20 +163,20 @@ def _groups(work: Work, update: str, sizes: Sizes) -> Made | None:
         ]
         parts = [num for num in sizes.long if piece.length <= num * sizes.tile]
         if alone and fits:
-            items.of_rows(tiles, piece, classes[0].place(fits[0]), fits[0][0], owner)
+            tiling.of_rows(tiles, piece, classes[0].place(fits[0]), fits[0][0], owner)
         elif alone and parts:
-            items.of_rows(long, piece, classes[1].place((parts[0],)), 1, owner)
+            tiling.of_rows(long, piece, classes[1].place((parts[0],)), 1, owner)
         else:
-            kind = items.kind_of(bundle)
+            kind = tiling.kind_of(bundle)
             num, length = sizes.kinds[kind]
             place = classes[2].place((num, length, kind // 2))
-            items.of_groups(groups, bundle, place, num, owner, first)
+            tiling.of_groups(groups, bundle, place, num, owner, first)
             if update != "none":
                 count = work.weights[piece.weight].numel()
-                items.of_entries(entries, piece.weight, piece.rule, count, sizes)
+                tiling.of_entries(entries, piece.weight, piece.rule, count, sizes)
         first += len(bundle)
     differ = any(len({piece.rule for piece in bundle}) > 1 for bundle in found)
-    return stacks, [c.tensor() for c in classes], items.table_of(pieces), differ
+    return stacks, [c.tensor() for c in classes], tiling.table_of(pieces), differ
 
 
 class _Classes:
@@ -194,7 +194,7 @@ class _Classes:
         return torch.tensor(self._found, dtype=torch.int64)
 
 
-def _used(work: Work, metric: str, update: str) -> dict[str, Sequence[Tensor]]:
+def _used(work: KernelArgs, metric: str, update: str) -> dict[str, Sequence[Tensor]]:
     """Return the lists that a sweep reads."""
     root, adamw = metric == "root", update == "adamw"
     return {
@@ -207,7 +207,7 @@ def _used(work: Work, metric: str, update: str) -> dict[str, Sequence[Tensor]]:
     }
 
 
-def _is_here(work: Work) -> bool:
+def _is_here(work: KernelArgs) -> bool:
     """Say whether kernels can be compiled, or interpreted, where the weights are."""
     if importlib.util.find_spec("triton") is None:
         return False
@@ -215,7 +215,7 @@ def _is_here(work: Work) -> bool:
     return work.weights[0].device.type == ("cpu" if interpreted else "cuda")
 
 
-def _is_served(work: Work, metric: str, update: str) -> bool:
+def _is_served(work: KernelArgs, metric: str, update: str) -> bool:
     used = _used(work, metric, update)
     needed = {"none": (), "sgd": ("grads",), "adamw": ("grads", "firsts", "seconds", "counts")}
     if metric not in METRICS or update not in UPDATES or not all(used[k] for k in needed[update]):

@@ -27,7 +27,7 @@ class FusedOptimizer(Optimizer, ABC):
     Raises: InputError when an option is out of range or a gradient is sparse.
     """
 
-    # What `regkit.ops.work.UPDATES` calls the update.
+    # What `regkit.ops.kernel_args.UPDATES` calls the update.
     update: ClassVar[str]
     # Updates parameters in place and returns which; set by whoever knows the penalties.
     take_over: Callable[[str], set[Tensor]] | None = None

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.scratch import scratch
-from regkit.ops.steps import as_tensor
+from regkit.ops.broadcast import as_tensor
+from regkit.ops.workspace import scratch
 
 
 def fuse(

@@ -1,5 +1,5 @@
 /* Groups: each is gathered into a tile of the thread's own, solved there and put back. */
-#include "native_tile.h"
+#include "tile.h"
 
 #include <omp.h>
 #include <stdlib.h>
@@ -78,7 +78,7 @@ static void fill(Tile *tile, const Batch *batch, const Piece *pieces, const doub
     if (lanes < LANES && batch->across) memset(tile->z, 0, whole * sizeof(float));
     for (int64_t k = 0; k < batch->num_pieces; k++) {
         const Piece *p = &pieces[batch->piece + k];
-        Metric metric = metric_of(rules + p->rule * NUM_COLUMNS, p->count);
+        Metric metric = metric_of(rules + p->rule * NUM_PARAMS, p->count);
         int64_t n = p->size * width;
         float *z = tile->z + at, *step = tile->step + at;
         begins(p, group, lanes, begin);
@@ -110,15 +110,15 @@ static void empty(Tile *tile, const Batch *batch, const Piece *pieces, int64_t g
 /* Return the step of all entries, -1 where they differ. */
 static float even_step(const Batch *batch, const Piece *pieces, const double *rules, float s2) {
     const Piece *p = &pieces[batch->piece];
-    float rate = (float)rules[p->rule * NUM_COLUMNS + RULE_RATE];
+    float rate = (float)rules[p->rule * NUM_PARAMS + PARAM_RATE];
     for (int64_t k = 0; k < batch->num_pieces; k++)
-        if (p[k].second || (float)rules[p[k].rule * NUM_COLUMNS + RULE_RATE] != rate) return -1;
+        if (p[k].second || (float)rules[p[k].rule * NUM_PARAMS + PARAM_RATE] != rate) return -1;
     return rate / (1 + rate * s2);
 }
 
 static void sweep_batch(const Batch *batch, const Piece *pieces, const double *rules, float *room,
                         float *tally) {
-    const double *rule = rules + pieces[batch->piece].rule * NUM_COLUMNS;
+    const double *rule = rules + pieces[batch->piece].rule * NUM_PARAMS;
     Coefficients c = coefficients(rule, 0);
     int64_t rows = batch->across ? batch->size : (batch->size + LANES - 1) / LANES;
     Tile tile = {.z = room, .step = room + rows * LANES, .rows = rows, .across = batch->across};
