@@ -1,35 +1,45 @@
-"""Regularize: penalties for any LightningModule, unchanged."""
+"""RegularizerCallback: penalties for any LightningModule, unchanged."""
 
 import logging
+import math
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from regkit.bound_penalty import Penalties, named
 from regkit.errors import InputError
+from regkit.optim.proximal_step import TargetResult, missed
+from regkit.optim.schedule import Schedule
 from regkit.regularizer import Regularizer
 from regkit.sparsity.measure import density
-from regkit.strength import check_strength
-from regkit.terms import Penalties, named
 
 log = logging.getLogger(__name__)
 
 
-class Regularize(pl.Callback):
+class RegularizerCallback(pl.Callback):
     """Train any LightningModule on F = loss + the sum of its penalties.
 
-        L.Trainer(callbacks=[Regularize([L1(lam=1e-4), TemporalSmoothness(lam=1e-2)])])
+        L.Trainer(callbacks=[RegularizerCallback([L1(lam=1e-4), TemporalSmoothness(lam=1e-2)])])
 
-    Weight penalties act right after each real step of every optimizer. Activation penalties are
-    added to what `training_step` returns (under manual optimization: to what `manual_backward` is
-    given, each time), so accumulation, AMP and DDP scale them as they scale the loss. Gradient
-    clipping sees their gradients, and none of the weight penalties.
+    Weight penalties act right after each real step of every optimizer. The gradients of activation
+    penalties join those of the loss whenever it is differentiated (under manual optimization: at
+    each `manual_backward`), so accumulation, AMP and DDP scale them as they scale the loss, whose
+    value stays the module's own. Gradient clipping sees their gradients, and none of the weight
+    penalties.
+
+    How far training is, a schedule learns from the trainer: from epochs, steps or time, whichever
+    ends it, whatever the optimizers do in between. A second `fit` of the same module goes on where
+    the first one was. When training ends with a target density that is missed, or before a phase
+    that was asked for, a warning says so.
 
     Writes `Regularizer.summary()` to the log "regkit.callback" when `fit` starts.
 
@@ -43,8 +53,8 @@ class Regularize(pl.Callback):
     penalties: one, several, or several by name.
     example: what the module is called with, where groups are found by tracing it; default: its
         `example_input_array`.
-    strength: ramp, ramp_until, target_density, layerwise, freeze_support of
-        `regkit.strength.Strength`; and num_steps, which the trainer gives otherwise.
+    schedule: how strong weight penalties are in the course of training. With `num_steps`, progress
+        is counted in steps, and the trainer is not asked.
     Raises: InputError at the start of `fit`, as `Regularizer` does; under DeepSpeed and FSDP1,
         which train flat copies of the weights; when no optimizer holds a penalised parameter; and
         after the first batch when a penalised module did not run.
@@ -55,17 +65,16 @@ class Regularize(pl.Callback):
         penalties: Penalties,
         *,
         example: Any = None,
-        num_steps: int | None = None,
-        **strength: Any,
+        schedule: Schedule | None = None,
     ) -> None:
-        check_strength(**strength)
         self.penalties = named(penalties)
         self.example = example
-        self.num_steps = num_steps
-        self.strength = strength
+        self.schedule = schedule or Schedule()
         self.regularizer: Regularizer | None = None
+        # Of each optimizer, when training has ended.
+        self.target_results: list[TargetResult] = []
         self._saved: dict[str, Any] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._batches_in_epoch: int | None = None
         self._loss: Tensor | None = None
         self._kkt: Tensor | None = None
         self._checked = False
@@ -73,6 +82,11 @@ class Regularize(pl.Callback):
         self._busy_s = 0.0
         self._num_batches = 0
         self._logged_step = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy goes on from: what was found, without the module it was found on."""
+        return {**vars(self), "regularizer": None, "_saved": self.state_dict() or self._saved,
+                "_loss": None, "_kkt": None}  # fmt: skip
 
     @property
     def state_key(self) -> str:
@@ -88,38 +102,33 @@ class Regularize(pl.Callback):
         self._saved = state_dict or None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find what is penalised and hook into the loss."""
+        """Find what is penalised."""
+        carried = self._state_of(pl_module)
         self._release()
-        self._checked, self._logged_step = False, -1
+        self._checked, self._logged_step, self.target_results = False, -1, []
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise InputError(
-                f"Regularize got {type(trainer.strategy).__name__}, which trains flat copies of "
-                "the weights that have lost their names and shapes. Use DDPStrategy, or FSDP2 by "
-                "ModelParallelStrategy."
+                f"RegularizerCallback got {type(trainer.strategy).__name__}, which trains flat "
+                "copies of the weights that have lost their names and shapes. Use DDPStrategy, or FSDP2 "
+                "by ModelParallelStrategy."
             )
         self.regularizer = Regularizer(
             pl_module,
             self.penalties,
             example=self.example,
-            num_steps=self.num_steps,
-            **self.strength,
+            schedule=self.schedule,
         )
-        self._undo.append(self.regularizer.detach)
         if trainer.is_global_zero:
             log.info("\n%s", self.regularizer.summary())
-        if self._saved is not None:
-            self.regularizer.load_state_dict(self._saved)
-            self._saved = None
-        if pl_module.automatic_optimization:
-            self._wrap(pl_module, "training_step", self._with_penalty)
-        else:
-            self._wrap(pl_module, "manual_backward", self._before_backward)
+        if carried is not None:
+            self.regularizer.load_state_dict(carried)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hang the proximal step on the optimizers, each of which steps its own parameters."""
         reg = self._bound()
-        if reg.strength is not None and self.num_steps is None:
-            reg.strength.num_steps = _num_steps(trainer)
+        if self.schedule.depends_on_progress and self.schedule.num_steps is None:
+            _check_end(trainer)
+            reg.set_progress(0.0)
         penalised = set(reg.penalised())
         for optimizer in trainer.optimizers:
             held = {p for group in optimizer.param_groups for p in group["params"]}
@@ -128,7 +137,7 @@ class Regularize(pl.Callback):
                 penalised -= held
         if penalised and penalised == set(reg.penalised()):
             raise InputError(
-                "Regularize found no penalised parameter in any optimizer of "
+                "RegularizerCallback found no penalised parameter in any optimizer of "
                 f"{type(pl_module).__name__}. Give configure_optimizers these parameters, or "
                 "penalise others with `on`."
             )
@@ -146,8 +155,24 @@ class Regularize(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock."""
+        """Start the clock, and say how far training will be after this batch."""
         self._began = time.perf_counter()
+        if self.schedule.num_steps is None:
+            self._bound().set_progress(self._progress(trainer, batch_idx))
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Let the gradients of the activation penalties join those of the loss.
+
+        What is added to the loss is zero, with their gradient: its value is the module's.
+        """
+        unit = _unit(trainer, pl_module, loss)
+        self._loss = loss.detach() / unit
+        terms = self._bound().activation_terms()
+        if terms:
+            total = torch.stack(list(terms.values())).sum() * unit
+            loss.add_((total - total.detach()).to(loss.dtype).reshape(loss.shape))
 
     def on_train_batch_end(
         self,
@@ -160,7 +185,7 @@ class Regularize(pl.Callback):
         """Check once that every penalised module ran; log at the logging interval."""
         self._busy_s += time.perf_counter() - self._began
         self._num_batches += 1
-        if not self._checked and (silent := self._bound().silent()):
+        if not self._checked and (silent := self._bound().modules_not_run()):
             raise InputError(
                 f"Penalty {silent[0]!r} saw no training pass of its module in the first batch. "
                 "Name a module that runs in training_step, and compile the model before fit or "
@@ -174,8 +199,27 @@ class Regularize(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the state that the checkpoint of this epoch holds."""
+        self._batches_in_epoch = trainer.fit_loop.batch_idx + 1
         if trainer.global_step != self._logged_step:
             self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of what was asked for and is not there."""
+        reg = self._bound()
+        self.target_results = reg.target_results()
+        if not trainer.is_global_zero or self.schedule.num_steps is not None:
+            return
+        for result in self.target_results:
+            if not result.is_met:
+                warnings.warn(missed(result), stacklevel=2)
+        progress = reg.progress.value or 0.0
+        if self.schedule.depends_on_progress and (left := self.schedule.unfinished(progress)):
+            warnings.warn(
+                f"Training ended at {progress:.0%} of its length, before {' and '.join(left)}: "
+                "what its schedule asks for has not been done. Train on (a second fit goes on "
+                "where this one was), or give these a smaller share.",
+                stacklevel=2,
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module and its optimizers as they were."""
@@ -188,60 +232,47 @@ class Regularize(pl.Callback):
         self._release()
 
     def _release(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        if self.regularizer is not None:
+            self.regularizer.detach()
+
+    def _state_of(self, pl_module: pl.LightningModule) -> dict[str, Any] | None:
+        """Return what a checkpoint, or an earlier fit of the same module, has left."""
+        saved, self._saved = self._saved, None
+        if saved is None and self.regularizer is not None and self.regularizer.model is pl_module:
+            saved = self.regularizer.state_dict()
+        return saved
 
     def _bound(self) -> Regularizer:
         assert self.regularizer is not None, "fit has not started"
         return self.regularizer
 
-    def _wrap(self, module: pl.LightningModule, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put `wrapper(original, *args)` before a method of this very instance."""
-        original = getattr(module, name)
-        was_own = name in vars(module)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs)
-
-        def undo() -> None:
-            if was_own:
-                setattr(module, name, original)
-            else:
-                delattr(module, name)
-
-        setattr(module, name, wrapped)
-        self._undo.append(undo)
-
-    def _with_penalty(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        loss = result.get("loss") if isinstance(result, Mapping) else result
-        terms = self._bound().activation_terms()
-        if not isinstance(loss, Tensor):
-            return result
-        self._loss = loss.detach()
-        if not terms:
-            return result
-        total = loss + torch.stack(list(terms.values())).sum()
-        return {**result, "loss": total} if isinstance(result, Mapping) else total
-
-    def _before_backward(
-        self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        self._loss = loss.detach()
-        terms = self._bound().activation_terms()
-        if terms:
-            loss = loss + torch.stack(list(terms.values())).sum()
-        return original(loss, *args, **kwargs)
+    def _progress(self, trainer: pl.Trainer, batch_idx: int) -> float:
+        """Return the share of training that is done after a batch, by whatever ends it."""
+        shares = [0.0]
+        if trainer.max_steps > 0:
+            shares.append((trainer.global_step + 1) / trainer.max_steps)
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            batches = trainer.num_training_batches
+            if math.isinf(batches):
+                # Known once an epoch has ended.
+                batches = self._batches_in_epoch or math.inf
+            done = trainer.current_epoch + min((batch_idx + 1) / max(batches, 1), 1.0)
+            shares.append(done / trainer.max_epochs)
+        timer = _timer(trainer)
+        if timer is not None:
+            passed, left = timer.time_elapsed("train"), timer.time_remaining("train")
+            shares.append(passed / max(passed + (left or 0.0), 1e-9))
+        return max(shares)
 
     @torch.no_grad()
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         reg = self._bound()
         self._logged_step = trainer.global_step
-        left = density(reg.chosen())
-        values = {**reg.values(), **reg.latest}
+        left = density(reg.counted_parameters())
+        values = {**reg.values(), **reg.last_activation_terms}
         metrics: dict[str, Any] = {f"penalty/{name}": v for name, v in values.items()}
-        metrics |= {f"lam/{name}": lam for name, lam in reg.lams().items()}
-        metrics |= {f"lam_layer/{name}": lam for name, lam in reg.layer_lams().items()}
+        metrics |= {f"lam/{name}": lam for name, lam in reg.current_lams().items()}
+        metrics |= {f"lam_layer/{name}": lam for name, lam in reg.current_layer_lams().items()}
         for name, (live, count) in reg.live_groups().items():
             metrics[f"groups/{name}"] = live / max(count, 1)
         if self._kkt is not None:
@@ -254,7 +285,7 @@ class Regularize(pl.Callback):
             metrics["objective/total"] = sum(values.values(), start=self._loss)
         if self._busy_s > 0:
             metrics["speed/steps_per_s"] = self._num_batches / self._busy_s
-            metrics["speed/prox_share"] = reg.seconds() / self._busy_s
+            metrics["speed/prox_share"] = reg.prox_seconds() / self._busy_s
         numbers = _read(metrics)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
@@ -278,16 +309,29 @@ def _log_interval(trainer: pl.Trainer) -> int:
     return getattr(trainer, "log_every_n_steps")  # noqa: B009
 
 
-def _num_steps(trainer: pl.Trainer) -> int:
-    """Return the number of optimizer steps of the whole training.
+def _unit(trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> Tensor:
+    """Return what Lightning has multiplied the loss by: one over accumulation, a scaler's scale."""
+    unit = loss.new_ones(())
+    if pl_module.automatic_optimization:
+        unit = unit / trainer.accumulate_grad_batches
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return unit if scaler is None else scaler.scale(unit)
 
-    Not before training starts: asked earlier, the trainer makes its loaders before it continues
-    from a checkpoint.
-    """
-    total = trainer.estimated_stepping_batches
-    if total == float("inf"):
+
+def _timer(trainer: pl.Trainer) -> Timer | None:
+    """Return what ends training by time, if anything does."""
+    timers = (c for c in getattr(trainer, "callbacks") if isinstance(c, Timer))  # noqa: B009
+    return next((t for t in timers if t.time_remaining("train") is not None), None)
+
+
+def _check_end(trainer: pl.Trainer) -> None:
+    """Refuse a training whose progress cannot be told."""
+    epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+    endless = epochs < 0 and trainer.max_steps < 0
+    unknown = epochs == 1 and trainer.max_steps < 0 and math.isinf(trainer.num_training_batches)
+    if (endless or unknown) and _timer(trainer) is None:
+        why = "the trainer has no end" if endless else "the one epoch has no known length"
         raise InputError(
-            "Regularize got a strength that changes over training, and the trainer has no end. "
-            "Set max_epochs or max_steps, or give num_steps."
+            f"RegularizerCallback got a schedule that depends on progress, and {why}. Set "
+            "max_epochs, max_steps or max_time, or give Schedule(num_steps=...)."
         )
-    return int(total)

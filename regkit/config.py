@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from regkit.errors import InputError
-from regkit.strength import check_strength
+from regkit.optim.schedule import Schedule
 
 # Parts of a configuration that a run may not change when it continues.
 KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed", "strength", "warm_start")
@@ -22,13 +22,14 @@ AUTO, PATH = "auto", "path"  # what lam may be, beside a number
 
 @dataclass
 class StrengthConfig:
-    """How the strength of all penalties changes in training (`regkit.strength.Strength`)."""
+    """How the strength of all weight penalties changes in training (`regkit.Schedule`)."""
 
     ramp: str | None = None
     ramp_until: float = 0.5
     target_density: float | None = None
     layerwise: bool = False
-    freeze_support: float | None = None
+    settle: float | None = None
+    debias: float | None = None
 
 
 @dataclass
@@ -195,7 +196,7 @@ def check(config: Any) -> None:
         raise InputError(
             f"save_every_n_steps={config.save_every_n_steps} was given; it is 1 or more, or null."
         )
-    check_strength(**config.strength)
+    Schedule(**config.strength)
 
 
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

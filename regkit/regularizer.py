@@ -1,6 +1,7 @@
 """Penalties bound to a model: what is penalised, how much it adds, and the step that acts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,15 +10,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.activations import FrameCollector
-from regkit.composition import Composition
+from regkit.bound_penalty import BoundPenalty, Penalties, named
 from regkit.errors import InputError
-from regkit.optim.proximal_step import ProximalStep
+from regkit.optim.density_control import Bracket, Factors
+from regkit.optim.parts import Part, scaled
+from regkit.optim.proximal_step import ProximalStep, TargetResult
 from regkit.optim.residual import kkt_residual
+from regkit.optim.schedule import Progress, Schedule
 from regkit.penalties import ActivationPenalty, WeightPenalty
-from regkit.sparsity.measure import density
-from regkit.strength import make_strength
+from regkit.penalty_set import PenaltySet
+from regkit.ranks import local, summed
 from regkit.targets import declared_embeddings, embedding_module, survey, table, weights
-from regkit.terms import Penalties, Term, named
+
+# How often `meet_target` tries a strength.
+NUM_TRIALS = 60
 
 
 class Regularizer:
@@ -30,13 +36,16 @@ class Regularizer:
         reg.attach(optimizer)
         loss = criterion(model(clip), label) + reg.activation_loss()
 
+    Frozen weights count nowhere, neither in a target nor in a density; once they are trained they
+    are penalised. A copy, and what is pickled, is not attached to any optimizer.
+
     penalties: one, several, or several by name.
     example: what the model is called with (a tensor, or a tuple of arguments), for groups that
         are found by tracing the model; default: `model.example_input_array`.
-    num_steps: number of optimizer steps of the whole training, for the options below.
-    ramp, ramp_until, target_density, layerwise, freeze_support: see `regkit.strength.Strength`.
+    schedule: how strong the weight penalties are in the course of training; None: as they say.
     Raises: InputError when a selector or module name matches nothing, when two penalties meet on
-        one parameter and their proxes do not compose, or when an option is out of range.
+        one parameter and their proxes do not compose, or when the schedule asks for a density that
+        no penalty here can bring about.
     """
 
     def __init__(
@@ -45,32 +54,30 @@ class Regularizer:
         penalties: Penalties,
         *,
         example: Any = None,
-        num_steps: int | None = None,
-        **strength: Any,
+        schedule: Schedule | None = None,
     ) -> None:
         self.model = model
         self.penalties = named(penalties)
-        self.strength = make_strength(
-            strength,
-            num_steps,
-            density=lambda: density(self.chosen()).total,
-            layers=self,
-            sparsifies=any(
-                p.sparsifies and p.lam > 0 for p in self._of_kind(WeightPenalty).values()
-            ),
-        )
+        self.schedule = schedule or Schedule()
+        self.progress = Progress()
+        _check_target(self.schedule, self._of_kind(WeightPenalty))
         self._steps: list[ProximalStep] = []
-        self._pending: dict[str, Any] = {"momentum": {}, "steps": []}
+        # What steps that are not attached now have left, or are to begin with.
+        self._saved: list[dict[str, Any]] = []
         if example is None:
             example = getattr(model, "example_input_array", None)
-        self._weights = Composition(model, self._of_kind(WeightPenalty), example)
+        self._weights = PenaltySet(model, self._of_kind(WeightPenalty), example)
         self._collectors = {
             name: FrameCollector(
                 embedding_module(model, p.of, type(p).__name__), p.layout, p.pooled
             )
             for name, p in self._of_kind(ActivationPenalty).items()
         }
-        self.latest: dict[str, Tensor] = {}
+        self.last_activation_terms: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a regularizer that is attached to nothing."""
+        return {**vars(self), "_saved": self._records(), "_steps": []}
 
     def attach(self, optimizer: Any) -> "Regularizer":
         """Take a proximal step after every real step of this optimizer.
@@ -79,64 +86,97 @@ class Regularizer:
 
         optimizer: a torch Optimizer, or Lightning's wrapper of one.
         Raises: InputError when the optimizer holds none of the penalised parameters, or has a
-            regularizer already.
+            regularizer already; and when the schedule depends on progress that nobody gives.
         """
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper
         if not isinstance(optimizer, Optimizer):
             raise InputError(f"attach got a {type(optimizer).__name__}; give a torch Optimizer.")
-        if self.strength is not None and self.strength.num_steps < 1:
+        known = self.schedule.num_steps is not None or self.progress.value is not None
+        if self.schedule.depends_on_progress and not known:
             raise InputError(
-                "Regularizer does not know num_steps; a ramp, a target density and a frozen "
-                "support need the number of optimizer steps of the whole training, 1 or more."
+                "attach: the schedule depends on how far training is, and nobody says it. Give "
+                "Schedule(num_steps=...), the number of optimizer steps of the whole training, or "
+                "call set_progress(0.0) now and set_progress(share) before each step."
             )
-        self._weights.follow()
-        if self.penalised():
+        self._weights.rebind()
+        if self._weights.penalised():
             step = ProximalStep(
-                optimizer, self._weights.chains, self._weights.bundles, self.strength
+                optimizer,
+                self._weights.elementwise,
+                self._weights.grouped,
+                self.schedule,
+                self.progress,
             )
             self._steps.append(step)
             self._restore(len(self._steps) - 1)
         return self
 
-    @property
-    def terms(self) -> Mapping[str, Term]:
-        """The weight penalties by name, bound to the model."""
-        return self._weights.terms
-
-    def shares(self) -> dict[str, float]:
-        """Return the share of non-zero entries of each layer, or set of channels, by penalty."""
-        return self._weights.shares()
-
-    def weigh(self, factors: Mapping[str, float]) -> None:
-        """Multiply `lam` by a factor in each layer, named as `shares` names them."""
-        self._weights.weigh(factors)
-        for step in self._steps:
-            step.bind(self._weights.chains, self._weights.bundles)
-
     def detach(self) -> None:
-        """Take everything off the optimizers and the model."""
-        self._pending = self._current()
+        """Take everything off the optimizers and the model; what was found is kept."""
+        self._saved = self._records()
         for step in self._steps:
             step.detach()
         for collector in self._collectors.values():
             collector.remove()
         self._steps = []
 
+    def set_progress(self, share: float) -> None:
+        """Say how far training will be after the coming step, from 0 to 1; it never goes back."""
+        self.progress.reach(share)
+
+    @property
+    def bound(self) -> Mapping[str, BoundPenalty]:
+        """The weight penalties by name, bound to the model."""
+        return self._weights.bound
+
+    def named_parameters(self, name: str | None = None) -> dict[str, nn.Parameter]:
+        """Return the parameters of the weight penalty `name`, or of all of them, by name."""
+        return self._weights.named_parameters() if name is None else self.bound[name].parameters()
+
+    def penalised(self) -> list[nn.Parameter]:
+        """Return the parameters that a penalty with lam > 0 chooses, frozen ones among them."""
+        return self._weights.penalised()
+
+    def counted_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that count for density, by name.
+
+        Those that a penalty with lam > 0 chooses and an attached optimizer trains; before the
+        first step, those that are not frozen. Without such a penalty, all weights that are not
+        frozen, for comparison.
+        """
+        members = {name for record in self._records() for name in record["members"]}
+        penalised = set(self._weights.penalised())
+        if not penalised:
+            chosen = self.named_parameters() if self.bound else weights(self.model)
+            return {name: p for name, p in chosen.items() if p.requires_grad} or chosen
+        found = {
+            name: p
+            for name, p in self.named_parameters().items()
+            if p in penalised and (name in members if members else p.requires_grad)
+        }
+        return found or self.named_parameters()
+
+    def layer_density(self) -> dict[str, float]:
+        """Return the share of non-zero entries of each layer, or set of channels, by penalty."""
+        return {
+            key: share for one in self.bound.values() for key, share in one.layer_density().items()
+        }
+
     def value(self) -> Float[Tensor, ""]:
         """Return what the weight penalties add to the objective F, `lam` included.
 
         To be looked at, not trained on: it has no gradient, for the step acts already.
-        `WeightDecay` is no part of F and adds nothing.
+        `WeightDecay` is no part of F and adds nothing, and neither do frozen weights.
         """
         return sum(self.values().values(), start=self._zero())
 
     def values(self) -> dict[str, Float[Tensor, ""]]:
         """Return what each weight penalty adds to F, at the strength of the last step."""
-        strength = self.factor() or 0.0
+        scale = self._scale()
         return {
-            name: term.value(strength)
-            for name, term in self.terms.items()
-            if not term.penalty.decoupled
+            name: one.value(scale).to(self._zero().device)
+            for name, one in self.bound.items()
+            if not one.penalty.decoupled
         }
 
     def kkt_residual(self) -> Float[Tensor, ""]:
@@ -147,28 +187,17 @@ class Regularizer:
         At the strength of the last step, without decoupled weight decay.
         """
         gradients = {p: p.grad for p in self.model.parameters() if p.grad is not None}
-        return kkt_residual(gradients, self._weights.chains, self._weights.bundles, self.factor())
-
-    def parameters(self, name: str | None = None) -> dict[str, nn.Parameter]:
-        """Return the parameters of the weight penalty `name`, or of all of them, by name."""
-        return (self._weights if name is None else self.terms[name]).parameters()
-
-    def penalised(self) -> list[nn.Parameter]:
-        """Return the parameters that the step acts on: chosen by a penalty with lam > 0."""
-        bundles = [bundle for _, bundle in self._weights.bundles]
-        grouped = (piece.parameter for bundle in bundles for piece in bundle.pieces)
-        return list(dict.fromkeys([*self._weights.chains, *grouped]))
+        parts = [now for p in self._weights.grouped if (now := p.trained()) is not None]
+        return kkt_residual(gradients, self._weights.elementwise, parts, self._scale())
 
     def live_groups(self) -> dict[str, tuple[int, int]]:
         """Return by name of each group penalty how many of its groups are not zero, and of all.
 
         Waits for the GPU once.
         """
-        counts = {
-            name: term.num_live() for name, term in self.terms.items() if not term.elementwise
-        }
+        counts = {name: one.num_live() for name, one in self.bound.items() if not one.elementwise}
         live = torch.stack(list(counts.values())).tolist() if counts else []
-        totals = [sum(b.num_groups for _, b in self.terms[name].parts) for name in counts]
+        totals = [sum(p.bundle.num_groups for p in self.bound[name].parts) for name in counts]
         return dict(zip(counts, zip(live, totals, strict=True), strict=True))
 
     def activation_loss(self) -> Float[Tensor, ""]:
@@ -188,7 +217,7 @@ class Regularizer:
         return sum(terms.values(), start=self._zero())
 
     def activation_terms(self) -> dict[str, Float[Tensor, ""]]:
-        """Return the activation penalties of the passes since the last call, by name.
+        """Take the activation penalties of the passes since the last call, by name.
 
         A penalty whose module has not run is left out; several passes are averaged.
         """
@@ -198,82 +227,126 @@ class Regularizer:
             if passes:
                 with torch.autocast(passes[0].device.type, enabled=False):
                     terms[name] = torch.stack([penalty.value(z.float()) for z in passes]).mean()
-        self.latest.update({name: term.detach() for name, term in terms.items()})
+        self.last_activation_terms.update({name: term.detach() for name, term in terms.items()})
         return terms
 
-    def silent(self) -> list[str]:
+    def modules_not_run(self) -> list[str]:
         """Return the names of the activation penalties whose modules never ran in training."""
         return [name for name, c in self._collectors.items() if c.num_calls == 0]
 
-    def chosen(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that count for density: the penalised, else all weights."""
-        return self.parameters() if self.terms else weights(self.model)
+    def current_lams(self) -> dict[str, float]:
+        """Return the strength of every penalty at the last step.
 
-    def factor(self) -> float | None:
-        """Return what every `lam` was multiplied by at the last step; None once they are off."""
-        step = max((step.num_steps for step in self._steps), default=0)
-        step = max([step, *self._pending["steps"]])
-        return 1.0 if self.strength is None or step == 0 else self.strength(step)
+        With several optimizers that need different strengths: of the one that trains most of its
+        weights.
+        """
+        found = {name: penalty.lam for name, penalty in self.penalties.items()}
+        for name, one in self.bound.items():
+            penalty = _at(one.penalty, self._record_of(one.parts)["common"])
+            found[name] = 0.0 if penalty is None else penalty.lam
+        return found
 
-    def lams(self) -> dict[str, float]:
-        """Return the strength of every penalty at the last step."""
-        factor = self.factor() or 0.0
-        weak = {name: term.penalty.at(factor) for name, term in self.terms.items()}
-        return {name: penalty.lam for name, penalty in {**self.penalties, **weak}.items()}
-
-    def layer_lams(self) -> dict[str, float]:
-        """Return the strength in each layer that has one of its own, named as in `shares`."""
-        common = self.lams()
+    def current_layer_lams(self) -> dict[str, float]:
+        """Return the strength in each layer with one of its own, named as in `layer_density`."""
+        scale = self._scale()
         return {
-            f"{name}/{layer}": common[name] * factor
-            for name, term in self.terms.items()
-            for layer, factor in term.factors.items()
+            part.key: 0.0 if (now := scale(part)) is None else now.lam
+            for one in self.bound.values()
+            for part in one.parts
+            if part.key in (self._record_of([part])["layers"] or {})
         }
 
-    def seconds(self) -> float:
+    def target_results(self) -> list[TargetResult]:
+        """Compare what each attached optimizer's weights have left with the target density."""
+        found = (step.target_result() for step in self._steps)
+        return [result for result in found if result is not None]
+
+    @torch.no_grad()
+    def meet_target(self) -> float:
+        """Set to zero what is missing to the target density, and return the density then.
+
+        For a training that ended before its schedule did. What the penalty would zero first goes;
+        what is left is not touched, and wants some training with `debias`. With `layerwise`, layer
+        by layer.
+        Raises: InputError when the schedule has no target.
+        """
+        target = self.schedule.target_density
+        if target is None:
+            raise InputError("meet_target: the schedule has no target_density.")
+        members = set(self.counted_parameters().values())
+        chained = [part for p in members for part in self._weights.elementwise.get(p, ())]
+        grouped = [p for p in map(Part.trained, self._weights.grouped) if p is not None]
+        parts = [*chained, *(p for p in grouped if members.issuperset(p.parameters))]
+        parts = [part for part in parts if part.penalty.sparsifies]
+        for some in [[part] for part in parts] if self.schedule.layerwise else [parts]:
+            _thin(some, target)
+        held = list(members)
+        counts = torch.stack([torch.count_nonzero(local(p)) for p in held])
+        return float(summed(counts, held).sum()) / sum(p.numel() for p in held)
+
+    def prox_seconds(self) -> float:
         """Return the host time that the proximal steps have taken so far, in s."""
-        return sum((step.seconds for step in self._steps), start=0.0)
+        return sum((step.prox_seconds for step in self._steps), start=0.0)
 
     def summary(self) -> str:
         """Return a table: every parameter, its penalties, and why the rest is left out."""
         lines = []
         for name, penalty in self.penalties.items():
             lines.append(f"{name}: {penalty}")
-            lines += self.terms[name].lines() if name in self.terms else []
-        total = sum(p.numel() for p in self.penalised())
+            lines += self.bound[name].describe() if name in self.bound else []
+        penalised = self.penalised()
+        total = sum(p.numel() for p in penalised)
+        frozen = sum(p.numel() for p in penalised if not p.requires_grad)
         everything = sum(p.numel() for p in self.model.parameters())
-        lines.append(f"penalised: {total:,} of {everything:,} parameters")
-        found = {name: term.entries for name, term in self.terms.items()}
+        lines.append(
+            f"penalised: {total:,} of {everything:,} parameters"
+            + (f", {frozen:,} of them frozen: they count once they are trained" if frozen else "")
+        )
+        found = {name: one.entries for name, one in self.bound.items()}
         return "\n".join([*lines, "", *table(survey(self.model), found)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs again: numbers, by parameter name where there is one."""
-        return self._current()
+        return {"progress": self.progress.value, "steps": self._records()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state, before or after `attach`."""
-        self._pending = {"momentum": {}, "steps": [], **state}
-        if self.strength is not None and "strength" in state:
-            self.strength.load_state_dict(state["strength"])
+        self._saved = list(state["steps"])
+        if state["progress"] is not None:
+            self.progress.reach(state["progress"])
         for place in range(len(self._steps)):
             self._restore(place)
 
     def _restore(self, place: int) -> None:
         """Bring one step to where the saved state left it."""
-        step, names = self._steps[place], self._weights.names()
-        saved = self._pending["momentum"]
-        step.momentum |= {p: saved[names[p]] for p in step.members if names[p] in saved}
-        if place < len(self._pending["steps"]):
-            step.num_steps = self._pending["steps"][place]
+        if place < len(self._saved):
+            parameters = {name: p for p, name in self._weights.names().items()}
+            self._steps[place].load_state_dict(self._saved[place], parameters)
 
-    def _current(self) -> dict[str, Any]:
+    def _records(self) -> list[dict[str, Any]]:
+        """Return the state of every step, or what was kept of those that are no more."""
         names = self._weights.names()
-        momentum = {
-            names[p]: c for step in self._steps for p, c in step.momentum.items() if p in names
-        }
-        steps = [step.num_steps for step in self._steps] or self._pending["steps"]
-        state = {"momentum": {**self._pending["momentum"], **momentum}, "steps": steps}
-        return state if self.strength is None else state | {"strength": self.strength.state_dict()}
+        return [step.state_dict(names) for step in self._steps] or self._saved
+
+    def _record_of(self, parts: Any) -> Mapping[str, Any]:
+        """Return the record of the optimizer that trains most weights of some parts."""
+        records = self._records() or [{"common": 1.0, "layers": None, "members": []}]
+        names = {piece.name for part in parts for piece in part.bundle.pieces}
+        return max(records, key=lambda record: len(names.intersection(record["members"])))
+
+    def _scale(self) -> Callable[[Part], WeightPenalty | None]:
+        """Return what gives the penalty of a part at the strength of the last step."""
+        records = self._records()
+        owners = {name: record for record in records for name in record["members"]}
+        default = records[0] if records else {"common": 1.0, "layers": None}
+        scales = {id(r): scaled(Factors(r["common"], r["layers"])) for r in [default, *records]}
+
+        def scale(part: Part) -> WeightPenalty | None:
+            names = (piece.name for piece in part.bundle.pieces)
+            owner = next((owners[name] for name in names if name in owners), default)
+            return scales[id(owner)](part)
+
+        return scale
 
     def _of_kind(self, kind: type) -> dict[str, Any]:
         return {name: p for name, p in self.penalties.items() if isinstance(p, kind)}
@@ -291,3 +364,43 @@ class Regularizer:
                 "or give longer clips."
             )
         return frames
+
+
+def _at(penalty: WeightPenalty, common: float | None) -> WeightPenalty | None:
+    if common is None:
+        return penalty if penalty.constraint else None
+    return penalty.at(common)
+
+
+def _check_target(schedule: Schedule, penalties: Mapping[str, WeightPenalty]) -> None:
+    target = schedule.target_density
+    if target is not None and not any(p.sparsifies and p.lam > 0 for p in penalties.values()):
+        raise InputError(
+            f"target_density={target} was given, and no penalty here makes more zeros when it is "
+            "stronger. Add one that does, such as L1 or GroupLasso, with lam > 0 to start from."
+        )
+
+
+def _thin(parts: list[Part], target: float) -> None:
+    """Zero the entries, or groups, that the penalties zero first, until the target is met."""
+    seen = {part.key: part.bundle.rows() for part in parts}
+    total = sum(rows.numel() for rows in seen.values())
+
+    def zeroed(lam: float) -> dict[str, Tensor]:
+        return {
+            part.key: replace(part.penalty, lam=part.penalty.lam * lam).prox(seen[part.key], 1.0)
+            == 0
+            for part in parts
+        }
+
+    bracket = Bracket(target, target, 1.0)
+    lam = 1.0
+    for _ in range(NUM_TRIALS):
+        alive = total - sum(int(mask.sum()) for mask in zeroed(lam).values())
+        bracket.update(alive / total)
+        if bracket.is_met:
+            break
+        lam = bracket.next()
+    for key, mask in zeroed(bracket.best).items():
+        part = next(part for part in parts if part.key == key)
+        part.bundle.write(seen[key].masked_fill(mask, 0.0))

@@ -11,16 +11,11 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-import regkit.optim.step_plan as passes
 from regkit import Regularizer
-from regkit.ops.gpu import launch as sweeps
-from regkit.ops.gpu import launch_tables as tables
-from regkit.ops.kernel_args import LIBRARY
+from regkit.ops.gpu import launch as triton_backend
+from regkit.ops.prox_pass import BACKENDS
 from regkit.optim.fused_optimizers import ProxAdamW, ProxSGD
 from regkit.penalties import L1, MCP, GroupLasso, SparseGroupLasso, WeightDecay
-
-LIBRARY.impl("sweep_entries", sweeps.sweep_entries, "CPU", allow_override=True)
-LIBRARY.impl("sweep_groups", sweeps.sweep_groups, "CPU", allow_override=True)
 
 
 class Net(nn.Module):
@@ -35,11 +30,9 @@ class Net(nn.Module):
 
 
 def train(penalties: Any, make: Callable[[Any], Optimizer], num_steps: int, kernels: bool) -> Net:
-    passes.TABULATE.clear()
-    passes.REFRESH.clear()
+    BACKENDS.clear()
     if kernels:
-        passes.TABULATE["cpu"] = tables.tabulate
-        passes.REFRESH["cpu"] = tables.refresh
+        BACKENDS["cpu"] = triton_backend
     net = Net()
     optimizer = make(net.parameters())
     reg = Regularizer(net, penalties, example=torch.zeros(1, 2, 3, 5, 5)).attach(optimizer)
@@ -71,10 +64,10 @@ def main() -> None:
     ]
     for penalties, make, num_steps in cases:
         plain = train(penalties, make, num_steps, kernels=False)
-        swept = train(penalties, make, num_steps, kernels=True)
-        for p, q in zip(plain.parameters(), swept.parameters(), strict=True):
+        fused = train(penalties, make, num_steps, kernels=True)
+        for p, q in zip(plain.parameters(), fused.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
-        zeros = [sum(int((p == 0).sum()) for p in net.parameters()) for net in (plain, swept)]
+        zeros = [sum(int((p == 0).sum()) for p in net.parameters()) for net in (plain, fused)]
         print(penalties, *zeros, flush=True)
     print("equal")
 

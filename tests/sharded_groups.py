@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], int | None]] = {
     "debiased": (
         GroupLasso(0.3, groups="input"),
         "sgd",
-        {"ramp": "linear", "freeze_support": 0.7},
+        {"ramp": "linear", "debias": 0.7},
         0,
     ),
     "aimed": (GroupLasso(0.1, groups="input", on="mix"), "adam", {"target_density": 0.6}, None),
@@ -159,10 +159,10 @@ def check_same(net: nn.Module, reg: Regularizer, alone: nn.Module, alone_reg: Re
         assert torch.equal(found[name] == 0, p == 0), name
     torch.testing.assert_close(reg.value(), alone_reg.value(), rtol=1e-7, atol=1e-9)
     assert reg.live_groups() == alone_reg.live_groups()
-    assert reg.shares() == alone_reg.shares()
-    torch.testing.assert_close(reg.layer_lams(), alone_reg.layer_lams())
+    assert reg.layer_density() == alone_reg.layer_density()
+    torch.testing.assert_close(reg.current_layer_lams(), alone_reg.current_layer_lams())
     assert density(net) == density(alone)
-    assert density(reg.chosen()) == density(alone_reg.chosen())
+    assert density(reg.counted_parameters()) == density(alone_reg.counted_parameters())
     torch.testing.assert_close(reg.factor(), alone_reg.factor())
 
 

@@ -1,4 +1,4 @@
-"""Regularize on LightningModules that know nothing of it."""
+"""RegularizerCallback on LightningModules that know nothing of it."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from regkit import InputError, Regularize, density
+from regkit import InputError, RegularizerCallback, density
 from regkit.penalties import L1, GroupLasso, TemporalSmoothness
 
 NUM_CLIPS, BATCH = 12, 2
@@ -122,7 +122,7 @@ def test_the_activation_penalty_is_the_term_written_by_hand(kind: type[Plain], s
         pytest.skip("Lightning leaves these to the user under manual optimization")
     by_hand = fitted(kind(extra=0.7), **SETTINGS[setting]())
     penalty = TemporalSmoothness(0.7, of="encoder")
-    ours = fitted(kind(), Regularize([penalty]), **SETTINGS[setting]())
+    ours = fitted(kind(), RegularizerCallback([penalty]), **SETTINGS[setting]())
     without = fitted(kind(), **SETTINGS[setting]())
     assert_same(ours, by_hand)
     with pytest.raises(AssertionError):
@@ -133,7 +133,9 @@ def test_the_activation_penalty_is_the_term_written_by_hand(kind: type[Plain], s
 @pytest.mark.parametrize("make", [optim.SGD, optim.AdamW])
 def test_no_strength_is_bitwise_no_regkit(kind: type[Plain], make: Callable[..., Any]):
     plain = fitted(kind(make=make))
-    ours = fitted(kind(make=make), Regularize([L1(0.0), TemporalSmoothness(0.0, of="encoder")]))
+    ours = fitted(
+        kind(make=make), RegularizerCallback([L1(0.0), TemporalSmoothness(0.0, of="encoder")])
+    )
     for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -149,7 +151,7 @@ def test_one_prox_for_each_real_step(accumulate: int):
     module = Still()
     with torch.no_grad():
         module.head.weight.fill_(1.0)
-    fitted(module, Regularize(L1(0.1)), max_epochs=1, accumulate_grad_batches=accumulate)
+    fitted(module, RegularizerCallback(L1(0.1)), max_epochs=1, accumulate_grad_batches=accumulate)
     num_steps = -(-NUM_CLIPS // BATCH // accumulate)
     expected = torch.full((1, 3), 1 - num_steps * 0.05 * 0.1)
     torch.testing.assert_close(module.head.weight.detach(), expected)
@@ -157,7 +159,9 @@ def test_one_prox_for_each_real_step(accumulate: int):
 
 def test_the_user_sees_the_own_loss_and_the_module_is_left_as_it_was(tmp_path: Any):
     module = Plain()
-    regularize = Regularize({"sparse": L1(0.3), "smooth": TemporalSmoothness(0.7, of="encoder")})
+    regularize = RegularizerCallback(
+        {"sparse": L1(0.3), "smooth": TemporalSmoothness(0.7, of="encoder")}
+    )
     logger = CSVLogger(tmp_path)
     fitted(module, regularize, logger=logger, log_every_n_steps=1)
     assert "training_step" not in vars(module)
@@ -190,7 +194,7 @@ def test_the_residual_belongs_to_the_weights_and_gradients_of_one_step(tmp_path:
     """By hand: beside zero g + lam sign(w), at zero what of g exceeds lam; biases are free."""
     module, kept = Plain(), Gradients()
     options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 2, "max_epochs": 1}
-    fitted(module, kept, Regularize(L1(0.3)), **options)
+    fitted(module, kept, RegularizerCallback(L1(0.3)), **options)
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("objective/kkt")
     logged = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
@@ -206,7 +210,7 @@ def test_the_residual_belongs_to_the_weights_and_gradients_of_one_step(tmp_path:
 
 def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
     module = Plain()
-    regularize = Regularize(GroupLasso(3.0), ramp="linear", ramp_until=1.0)
+    regularize = RegularizerCallback(GroupLasso(3.0), ramp="linear", ramp_until=1.0)
     fitted(module, regularize, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     table = [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]]
@@ -219,7 +223,7 @@ def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
 
 
 def test_the_strength_of_each_layer_is_logged(tmp_path: Any):
-    regularize = Regularize(L1(0.01), target_density=0.5, layerwise=True)
+    regularize = RegularizerCallback(L1(0.01), target_density=0.5, layerwise=True)
     fitted(Plain(), regularize, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
@@ -236,13 +240,15 @@ def test_the_strength_of_each_layer_is_logged(tmp_path: Any):
 def test_training_without_an_end_needs_its_number_of_steps():
     endless = {"max_epochs": -1, "max_steps": -1}
     with pytest.raises(InputError, match=r"the trainer has no end\. Set max_epochs"):
-        fitted(Plain(), Regularize(L1(0.1), target_density=0.5), **endless)
+        fitted(Plain(), RegularizerCallback(L1(0.1), target_density=0.5), **endless)
 
 
 def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
     module = Plain(make=optim.AdamW)
     checkpoint = ModelCheckpoint(tmp_path, filename="end")
-    fitted(module, Regularize(L1(0.02)), checkpoint, enable_checkpointing=True, max_epochs=4)
+    fitted(
+        module, RegularizerCallback(L1(0.02)), checkpoint, enable_checkpointing=True, max_epochs=4
+    )
     saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"]
     assert 0 < density(module).total < 1
     assert torch.equal(saved["encoder.weight"], module.encoder.weight)
@@ -253,7 +259,7 @@ def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
     "options",
     [
         {},
-        {"target_density": 0.5, "freeze_support": 0.8},
+        {"target_density": 0.5, "debias": 0.8},
         {"target_density": 0.5, "layerwise": True},
     ],
 )
@@ -261,8 +267,8 @@ def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
 def test_resume_is_bitwise_the_uninterrupted_run(
     tmp_path: Any, make: Callable[..., Any], options: dict[str, Any]
 ):
-    def regularize() -> Regularize:
-        return Regularize(L1(0.1), num_steps=4 * NUM_CLIPS // BATCH, **options)
+    def regularize() -> RegularizerCallback:
+        return RegularizerCallback(L1(0.1), num_steps=4 * NUM_CLIPS // BATCH, **options)
 
     def callbacks(folder: str) -> list[pl.Callback]:
         return [
@@ -287,20 +293,20 @@ def test_a_skipped_fp16_step_shrinks_nothing():
 
     module = Exploding()
     before = copy.deepcopy(module)
-    fitted(module, Regularize(L1(100.0)), max_epochs=1, **fp16())
+    fitted(module, RegularizerCallback(L1(100.0)), max_epochs=1, **fp16())
     assert_same(module, before)
 
 
 def test_wrong_use_is_said_at_the_start():
     with pytest.raises(InputError, match="of='encodr', which names no module; close: 'encoder'"):
-        fitted(Plain(), Regularize(TemporalSmoothness(0.1, of="encodr")))
+        fitted(Plain(), RegularizerCallback(TemporalSmoothness(0.1, of="encodr")))
 
     class Frozen(Plain):
         def configure_optimizers(self) -> Any:
             return optim.SGD(self.head.parameters(), lr=0.1)
 
     with pytest.raises(InputError, match="no penalised parameter in any optimizer of Frozen"):
-        fitted(Frozen(), Regularize(L1(0.1, on="encoder")))
+        fitted(Frozen(), RegularizerCallback(L1(0.1, on="encoder")))
 
     class Idle(Plain):
         def __init__(self) -> None:
@@ -308,14 +314,14 @@ def test_wrong_use_is_said_at_the_start():
             self.idle = nn.Linear(4, 4)
 
     with pytest.raises(InputError, match="'temporal' saw no training pass"):
-        fitted(Idle(), Regularize(TemporalSmoothness(0.1, of="idle")))
+        fitted(Idle(), RegularizerCallback(TemporalSmoothness(0.1, of="idle")))
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
 def test_strategies_that_flatten_weights_are_refused(kind: type, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pl.Trainer, "strategy", property(lambda self: kind.__new__(kind)))
     with pytest.raises(InputError, match=f"got {kind.__name__}, .* Use DDPStrategy, or FSDP2"):
-        Regularize(L1(0.1)).on_fit_start(pl.Trainer.__new__(pl.Trainer), Plain())
+        RegularizerCallback(L1(0.1)).on_fit_start(pl.Trainer.__new__(pl.Trainer), Plain())
 
 
 def test_after_a_failure_the_module_is_left_as_it_was():
@@ -325,6 +331,6 @@ def test_after_a_failure_the_module_is_left_as_it_was():
 
     module = Failing()
     with pytest.raises(RuntimeError, match="mine"):
-        fitted(module, Regularize([L1(0.1), TemporalSmoothness(0.1, of="encoder")]))
+        fitted(module, RegularizerCallback([L1(0.1), TemporalSmoothness(0.1, of="encoder")]))
     assert "training_step" not in vars(module)
     assert not module.encoder._forward_hooks

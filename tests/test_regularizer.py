@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from regkit import InputError, Regularizer
 from regkit.activations import as_frames
+from regkit.bound_penalty import named
 from regkit.penalties import L1, L2, ActivationPenalty, ElasticNet, TemporalSmoothness, WeightDecay
-from regkit.terms import named
 
 
 class Clips(nn.Module):

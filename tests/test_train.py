@@ -109,7 +109,7 @@ def test_channels_go_until_the_density_is_met(folder: Path):
     """Which leaves a smaller net: a channel that is zero takes its readers with it."""
     summary = succeed(
         folder, "channels", "penalty=group_lasso", "penalty.group_lasso.groups=channel",
-        "strength.target_density=0.5", "strength.freeze_support=0.9", "trainer.max_epochs=20",
+        "strength.target_density=0.5", "strength.debias=0.9", "trainer.max_epochs=20",
     )  # fmt: skip
     # A channel of the widest layer is 1.2 % of the weights.
     assert summary["density"] == pytest.approx(0.5, abs=0.013)

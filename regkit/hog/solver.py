@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 
+from regkit.bound_penalty import bind
 from regkit.errors import InputError
 from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import L1
 from regkit.regularizer import Regularizer
 from regkit.selection.layers import head_bound
-from regkit.terms import bind
 
 TOLERANCE = 1e-3  # of the optimality conditions, in units of lam
 MOST_STEPS = 100_000  # at one strength; a few hundred to a few thousand are usual

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.broadcast import as_tensor
-from regkit.ops.workspace import scratch
+from regkit.ops.workspace import workspace
 
 # A slope that stands for a jump: two floats differ by so much that, times this, the difference
 # exceeds both. Maximum and minimum of lines spare a `where` on the values, whose branch a CPU
@@ -51,7 +51,7 @@ def mcp_threshold(
     Statistica Sinica 7 (1997), 855-874 (firm threshold).
     """
     step = as_tensor(step, v)
-    zero, share = scratch(step, 2)
+    zero, share = workspace(step, 2)
     torch.sqrt(step, out=zero).mul_(sqrt(gamma))
     torch.minimum(zero, step, out=zero).mul_(lam)
     torch.div(step, gamma, out=share)
@@ -72,7 +72,7 @@ def scad_threshold(
     Source: Fan and Li, JASA 96 (2001), 1348-1360, equation 2.8 (step 1).
     """
     step = as_tensor(step, v)
-    start, other = scratch(step, 2)
+    start, other = workspace(step, 2)
     torch.clamp_min(step, a + 1, out=start).sqrt_().mul_(sqrt(a + 1))
     torch.minimum(start, torch.add(step, 1, out=other), out=start)
     torch.minimum(start, torch.add(step, a + 1, out=other).div_(2), out=start).mul_(lam)
@@ -97,8 +97,8 @@ def log_sum_threshold(
     """
     info = torch.finfo(v.dtype)
     step = as_tensor(step, v)
-    threshold, bend = scratch(step, 2)
-    size, root, x = scratch(v, 3)
+    threshold, bend = workspace(step, 2)
+    size, root, x = workspace(v, 3)
     torch.abs(v, out=size)
     torch.mul(step, lam, out=threshold)
     # |v| - x, the smaller root of a quadratic: without cancellation, and 0 where the step is.
@@ -125,7 +125,7 @@ def half_threshold(
     threshold: >= 0, broadcasts to `v`.
     Source: Xu, Chang, Xu and Zhang, IEEE TNNLS 23 (2012), 1013-1027, equations 12 and 13.
     """
-    q, y, slope = scratch(v, 3)
+    q, y, slope = workspace(v, 3)
     torch.abs(v, out=y).clamp_min_(torch.finfo(v.dtype).tiny)
     torch.div(as_tensor(threshold, v), y, out=q).div_(y.sqrt_()).mul_(0.5)
     # Beyond its end any number will do that is as tame.

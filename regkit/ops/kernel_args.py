@@ -1,23 +1,22 @@
-"""What a kernel works on: weights, the rules that they share, and where their groups lie."""
+"""What a kernel works on: weights, the parameters that they share, and where their groups lie."""
 
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from regkit.ops.formulas import NUM_COEFFICIENTS
+from regkit.ops.formula import NUM_COEFFICIENTS
 
 UPDATES = ("none", "sgd", "adamw")
-# How far the optimizer moves along a constant gradient. flat: RATE; root: RATE / (sqrt(second) /
-# sqrt(1 - beta2^count) + EPS).
-METRICS = ("flat", "root")
+# How far the optimizer moves along a constant gradient. scalar: RATE; adaptive: RATE /
+# (sqrt(exp_avg_sq) / sqrt(1 - beta2^step_count) + EPS).
+METRICS = ("scalar", "adaptive")
 MOST_FORMULAS = 2
 
 
 class Param(enum.IntEnum):
-    """Columns of a table of rules: numbers that many weights share.
+    """Columns of a table of parameters: numbers that many weights share.
 
     RATE: numerator of the metric; LR: learning rate. LOG_BETA1, LOG_BETA2: natural logarithms of
     the decay rates, -inf for none; REST1, REST2: 1 - beta (SGD: REST1 is 1 - momentum, REST2 is
@@ -65,55 +64,35 @@ class GroupAxis(enum.IntEnum):
 
 
 NUM_AXES = len(GroupAxis)
-# What the number of entries of a piece is the product of.
+# What the number of entries of a piece is the product of, and how far apart they are.
 SIZES = (GroupAxis.COUNT1, GroupAxis.COUNT2, GroupAxis.SIZE1, GroupAxis.SIZE2, GroupAxis.SIZE3)
+STRIDES = (GroupAxis.STRIDE1, GroupAxis.STRIDE2, GroupAxis.STEP1, GroupAxis.STEP2, GroupAxis.STEP3)
 
 
 @dataclass(frozen=True, eq=False)
 class KernelArgs:
     """Weights and what an optimizer keeps for them, all dense and with equal strides in one place.
 
-    which: row of the rules for each weight.
-    seconds: second moments (root metric, adamw); maxes: their maxima (amsgrad), which the metric
-        then reads; counts: number of steps taken, 0-d float32, this one included; grads, firsts:
-        for an update only.
+    param_row: row of the parameters for each weight.
+    exp_avg_sqs: second moments (adaptive metric, adamw); max_exp_avg_sqs: their maxima (amsgrad),
+        which the metric then reads; step_counts: number of steps taken, 0-d float32, this one
+        included; exp_avgs: first moments or momentum buffers; grads and exp_avgs: for an update
+        only.
     geometry: (pieces, NUM_AXES) on the CPU; None for entries.
     """
 
     weights: Sequence[Tensor]
-    which: Sequence[int]
-    seconds: Sequence[Tensor] = ()
-    counts: Sequence[Tensor] = ()
-    maxes: Sequence[Tensor] = ()
-    firsts: Sequence[Tensor] = ()
+    param_row: Sequence[int]
+    exp_avg_sqs: Sequence[Tensor] = ()
+    step_counts: Sequence[Tensor] = ()
+    max_exp_avg_sqs: Sequence[Tensor] = ()
+    exp_avgs: Sequence[Tensor] = ()
     grads: Sequence[Tensor] = ()
     geometry: Tensor | None = None
-
-    def lists(self) -> tuple[list[Tensor], ...]:
-        """Return the lists of tensors, in the order of the ops."""
-        lists = (self.weights, self.grads, self.firsts, self.seconds, self.maxes, self.counts)
-        return tuple(map(list, lists))
 
 
 @dataclass(frozen=True, eq=False)
 class LaunchTable:
-    """What a kernel reads: addresses and lengths, as it wants them.
+    """What a kernel reads: addresses and lengths, as it wants them."""
 
-    owners: for each row of the tally, the weight (entries) or the bundle (groups) it belongs to.
-    """
-
-    numbers: Sequence[Tensor]
-    owners: Tensor
-
-
-LIBRARY = torch.library.Library("regkit", "DEF")
-_LISTS = (
-    "Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] firsts, Tensor(c!)[] seconds, "
-    "Tensor(d!)[] maxes, Tensor[] counts, int[] which, Tensor rules, "
-)
-_REST = (
-    "Tensor[]? numbers, Tensor? skip, Tensor? scale, Tensor(e!)? tally, str update, str metric, "
-    "str[] formulas) -> ()"
-)
-LIBRARY.define(f"sweep_entries({_LISTS}{_REST}")
-LIBRARY.define(f"sweep_groups({_LISTS}Tensor geometry, {_REST}")
+    table: Sequence[Tensor]

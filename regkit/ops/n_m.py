@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.broadcast import as_tensor
-from regkit.ops.workspace import scratch
+from regkit.ops.workspace import workspace
 
 
 def keep_n_of_m(
@@ -24,7 +24,7 @@ def keep_n_of_m(
         return v
     step = as_tensor(step, v).expand_as(v)
     blocks = v[:, :whole].unflatten(1, (-1, m))
-    cost, bound = scratch(blocks, 2)
+    cost, bound = workspace(blocks, 2)
     torch.sqrt(step[:, :whole].unflatten(1, (-1, m)), out=bound)
     # The root of the cost neither overflows nor underflows. 0 / sqrt(0) is NaN: it stays, and takes
     # nobody's place, for it compares with none.

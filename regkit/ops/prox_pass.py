@@ -1,69 +1,187 @@
 """One pass over many weights: the optimizer's update, if wanted, then the prox in its metric.
 
-Two ops, registered with torch: `regkit::sweep_entries` and `regkit::sweep_groups`. The bodies here
-are plain torch and the reference. Where a `LaunchTable` was made for the kernels of a device
-(`regkit.ops.native.launch` in C on a CPU, `regkit.ops.gpu` in Triton on CUDA), those run instead.
+`prepare` gives a pass by the kernels that serve the weights where they are: C on a CPU, Triton on
+CUDA (and, interpreted, on a CPU where TRITON_INTERPRET=1). Passes reach them through two ops that
+torch knows, `regkit::prox_entries` and `regkit::prox_groups`.
 """
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from regkit.ops import reference  # noqa: F401  registers the bodies
-from regkit.ops.kernel_args import GroupAxis, KernelArgs, LaunchTable
+from regkit.ops import reference
+from regkit.ops.formula import FORMULAS, Formula
+from regkit.ops.gpu import launch as gpu
+from regkit.ops.kernel_args import KernelArgs, LaunchTable
+from regkit.ops.native import launch as native
+
+
+class Backend(Protocol):
+    """A module that makes the passes over weights of some device."""
+
+    def prepare(
+        self, args: KernelArgs, formulas: Sequence[Formula], metric: str, update: str
+    ) -> LaunchTable | None:
+        """Lay down what the kernels read, None where they do not serve."""
+        ...
+
+    def refresh(self, table: LaunchTable, args: KernelArgs) -> LaunchTable | None:
+        """Lay down where the gradients are now, None where the kernels no longer serve."""
+        ...
+
+    def run(
+        self,
+        args: KernelArgs,
+        table: LaunchTable,
+        params: Tensor,
+        skip: Tensor | None,
+        scale: Tensor | None,
+        update: str,
+        metric: str,
+        formulas: Sequence[Formula],
+    ) -> None:
+        """Make the pass."""
+        ...
+
+
+# Who serves weights on which type of device; no entry: torch does, elsewhere.
+BACKENDS: dict[str, Backend] = {
+    "cpu": gpu if os.environ.get("TRITON_INTERPRET") == "1" else native,
+    "cuda": gpu,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class ProxPass:
-    """A pass that is made again and again, with other rules each time."""
+    """A pass that is made again and again, with other parameters each time.
 
-    work: KernelArgs
-    formulas: tuple[str, ...]
+    table: None for the bodies in plain torch, the reference; addresses: of the weights in it.
+    """
+
+    args: KernelArgs
+    formulas: tuple[Formula, ...]
     metric: str
     update: str = "none"
     table: LaunchTable | None = None
-    # Tallies: non-zero entries, live groups, value; a row for each owner.
-    owners: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.table is not None:
-            owners = self.table.owners
-        elif self.work.geometry is None:
-            owners = torch.arange(len(self.work.weights))
-        else:
-            owners = self.work.geometry[:, GroupAxis.BUNDLE].unique()
-        object.__setattr__(self, "owners", owners)
+    addresses: Tensor | None = None
 
     def __call__(
-        self,
-        rules: Tensor,
-        skip: Tensor | None = None,
-        scale: Tensor | None = None,
-        tally: Tensor | None = None,
+        self, params: Tensor, skip: Tensor | None = None, scale: Tensor | None = None
     ) -> None:
         """Update the weights in place.
 
-        rules: (rules, NUM_PARAMS), float64 on the CPU or float32 on the device of the weights.
+        params: (rows, NUM_PARAMS), float64 on the CPU or float32 on the device of the weights.
         skip: 0-d or (1,) on the device; nothing is written where it is not 0 (found_inf).
         scale: likewise; gradients are divided by it.
-        tally: (len(owners), 3) float32 on the device, to be written: non-zeros, live groups, value.
         """
+        args = self.args
+        lists = (args.weights, args.grads, args.exp_avgs, args.exp_avg_sqs)
+        lists = (*lists, args.max_exp_avg_sqs, args.step_counts)
         ops = torch.ops.regkit
-        op = ops.sweep_entries if self.work.geometry is None else ops.sweep_groups
-        geometry = () if self.work.geometry is None else (self.work.geometry,)
-        # Without a table, or with one of no numbers, the bodies in plain torch run.
-        numbers = (list(self.table.numbers) or None) if self.table is not None else None
+        op, geometry = ops.prox_entries, ()
+        if args.geometry is not None:
+            op, geometry = ops.prox_groups, (args.geometry,)
         op.default(
-            *self.work.lists(),
-            list(self.work.which),
-            rules,
+            *map(list, lists),
+            list(args.param_row),
+            params,
             *geometry,
-            numbers,
+            None if self.table is None else [self.addresses, *self.table.table],
             skip,
             scale,
-            tally,
             self.update,
             self.metric,
-            list(self.formulas),
+            [formula.key for formula in self.formulas],
         )
+
+    def refresh(self, grads: Sequence[Tensor]) -> "ProxPass | None":
+        """Return the pass with the gradients of this step, None where kernels no longer serve."""
+        if self.update == "none":
+            return self
+        args = replace(self.args, grads=grads)
+        if self.table is None:
+            return replace(self, args=args)
+        table = BACKENDS[args.weights[0].device.type].refresh(self.table, args)
+        return None if table is None else replace(self, args=args, table=table)
+
+
+def prepare(
+    args: KernelArgs, formulas: Sequence[Formula], metric: str, update: str = "none"
+) -> ProxPass | None:
+    """Return a pass by kernels, None where there are none that serve these weights.
+
+    formulas: the proxes of entries, one after the other; of groups (`args.geometry`), SHRINK.
+    Raises: InputError for a formula that cannot be translated.
+    """
+    if not args.weights:
+        return None
+    backend = BACKENDS.get(args.weights[0].device.type)
+    table = None if backend is None else backend.prepare(args, formulas, metric, update)
+    if table is None:
+        return None
+    addresses = torch.tensor([weight.data_ptr() for weight in args.weights])
+    return ProxPass(args, tuple(formulas), metric, update, table, addresses)
+
+
+def _entries(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    step_counts: list[Tensor],
+    param_row: list[int],
+    params: Tensor,
+    table: list[Tensor] | None,
+    skip: Tensor | None,
+    scale: Tensor | None,
+    update: str,
+    metric: str,
+    formulas: list[str],
+    geometry: Tensor | None = None,
+) -> None:
+    """Be the body of `regkit::prox_entries` on every device.
+
+    table: addresses of the weights, and what the kernels read. A program traced by torch.compile
+    may hand in copies of the weights, to be written back: kernels would write past those.
+    """
+    args = KernelArgs(
+        *(weights, param_row, exp_avg_sqs, step_counts, max_exp_avg_sqs, exp_avgs, grads),
+        geometry=geometry,
+    )
+    run = reference.run
+    if table is not None and table[0].tolist() == [weight.data_ptr() for weight in weights]:
+        run = BACKENDS[weights[0].device.type].run
+    known, rest = [FORMULAS[key] for key in formulas], LaunchTable((table or [])[1:])
+    run(args, rest, params, skip, scale, update, metric, known)
+
+
+def _groups(*given: object) -> None:
+    """Be the body of `regkit::prox_groups` on every device."""
+    before, geometry, rest = given[:8], given[8], given[9:]
+    _entries(*before, *rest, geometry=geometry)  # pyright: ignore[reportArgumentType]: as torch has checked
+
+
+def _nothing(*given: object) -> None:
+    """Stand for a pass while a program is traced: it returns nothing."""
+
+
+_LISTS = (
+    "Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    "Tensor(d!)[] max_exp_avg_sqs, Tensor[] step_counts, int[] param_row, Tensor params, "
+)
+_REST = (
+    "Tensor[]? table, Tensor? skip, Tensor? scale, str update, str metric, str[] formulas) -> ()"
+)
+LIBRARY = torch.library.Library("regkit", "DEF")
+for _name, _body, _geometry in (
+    ("prox_entries", _entries, ""),
+    ("prox_groups", _groups, "Tensor geometry, "),
+):
+    LIBRARY.define(f"{_name}({_LISTS}{_geometry}{_REST}")
+    LIBRARY.impl(_name, _body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"regkit::{_name}", _nothing, lib=LIBRARY)

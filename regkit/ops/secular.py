@@ -6,7 +6,7 @@ from torch import Tensor
 
 from regkit.ops.broadcast import as_tensor
 from regkit.ops.concave import mcp_threshold
-from regkit.ops.workspace import scratch
+from regkit.ops.workspace import workspace
 
 # Evaluations of the secular equation. The worst error found in double precision over metric spreads
 # of 1e8, relative to the row's norm, is 7e-5 after three, then 5e-6, 2e-8, 5e-12, 6e-16.
@@ -122,7 +122,7 @@ def _multiplier(
     row lie along `dim`.
     """
     info = torch.finfo(rows.dtype)
-    z, r, u = scratch(rows, 3)
+    z, r, u = workspace(rows, 3)
     largest = _largest(rows, dim)
     torch.div(rows, largest, out=z)
     tau = (tau / largest).clamp_max_(info.max)

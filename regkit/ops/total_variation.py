@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.broadcast import as_tensor
-from regkit.ops.workspace import scratch
+from regkit.ops.workspace import workspace
 
 
 def fuse(
@@ -29,10 +29,10 @@ def fuse(
     """
     if v.shape[-1] < 2:
         return v
-    values, steps, means, spans = scratch(v.t(), 4)
+    values, steps, means, spans = workspace(v.t(), 4)
     _columns(v, out=values)
     _columns(as_tensor(step, v).expand_as(v), out=steps)
-    low, high, edge = scratch(values[0], 3)
+    low, high, edge = workspace(values[0], 3)
     for t in range(len(values) - 1, -1, -1):
         _runs(values, steps, t, means, spans, edge)
         # No later entry looks at the value here: its solution takes the place.
@@ -59,10 +59,10 @@ def smooth(
     """
     if v.shape[-1] < 2:
         return v
-    x, pulls = scratch(v.t(), 2)
+    x, pulls = workspace(v.t(), 2)
     _columns(v, out=x)
     _columns(as_tensor(step, v).expand_as(v), out=pulls)
-    slack, stiff = scratch(x[0], 2)
+    slack, stiff = workspace(x[0], 2)
     slack.zero_()
     for t, (rest, pull) in enumerate(zip(x, pulls, strict=True)):
         own = slack.mul_(pull).add_(1)

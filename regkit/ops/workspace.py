@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def scratch(like: Float[Tensor, "*shape"], count: int) -> tuple[Tensor, ...]:
+def workspace(like: Float[Tensor, "*shape"], count: int) -> tuple[Tensor, ...]:
     """Return `count` tensors like `like`, of any content, in one allocation.
 
     The C library hands freed memory back to the system, to be paged in anew at every call, unless

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from regkit.errors import InputError
+from regkit.optim.fused_optimizers import FusedStep
 from regkit.optim.stages import (
     Group,
     averaging_weight,
@@ -31,8 +32,8 @@ State = dict[str, Any]
 class DualAveraging(Optimizer, ABC):
     """Sum all gradients of a stage, and start each step from where the stage began.
 
-    A step writes the averaged point into the parameters, calls `proximal`, which applies the
-    penalties to it in place, and draws the former iterate towards it by the weight `averaging`.
+    A step writes the averaged point into the parameters, lets `proximal_step` apply the penalties
+    to it in place, and draws the former iterate towards it by the weight `averaging`.
     In the last stage that weight rises to 1, so what training ends with is a prox point: its
     zeros are zeros. Before that the iterate is an average, and dense.
 
@@ -48,8 +49,8 @@ class DualAveraging(Optimizer, ABC):
     Raises: InputError when an option is out of range, a parameter complex or a gradient sparse.
     """
 
-    # Applies the penalties to all parameters, in place; set by whoever knows them.
-    proximal: Callable[[], None] | None = None
+    # Applies the penalties to all parameters, in place; set by `attach`.
+    proximal_step: FusedStep | None = None
     # What is summed over a stage.
     sums: ClassVar[tuple[str, ...]] = ("grad_sum",)
 
@@ -93,8 +94,8 @@ class DualAveraging(Optimizer, ABC):
                 former.append((params, self._former(params, weight), weight))
                 self._advance(group, params)
             group["num_done"] += 1
-        if self.proximal is not None:
-            self.proximal()
+        if self.proximal_step is not None:
+            self.proximal_step.finish()
         for params, iterates, weight in former:
             self._average(params, iterates, weight)
         return loss
@@ -284,7 +285,7 @@ class RAMDA(DualAveraging):
         torch._foreach_pow_(scales, 1 / 3)
         torch._foreach_add_(scales, group["eps"] * group["stage_decay"] ** stage_of(group))
         torch._foreach_addcdiv_(targets, self._kept("grad_sum", params), scales, value=-1.0)
-        if self.proximal is not None:
+        if self.proximal_step is not None:
             # For the metric; gone when the step ends.
             for p, scale in zip(params, scales, strict=True):
                 self.state[p]["scale"] = scale

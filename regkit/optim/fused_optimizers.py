@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,18 @@ from torch.optim.sgd import sgd
 from regkit.errors import InputError
 
 Group = dict[str, Any]
+
+
+class FusedStep(Protocol):
+    """What an optimizer of this package calls from within its step."""
+
+    def fused_step(self, update: str) -> set[Tensor]:
+        """Update some parameters in place, together with the prox, and return which."""
+        ...
+
+    def finish(self) -> None:
+        """Apply the penalties to what has been moved; the last call of a step."""
+        ...
 
 
 class FusedOptimizer(Optimizer, ABC):
@@ -29,8 +41,8 @@ class FusedOptimizer(Optimizer, ABC):
 
     # What `regkit.ops.kernel_args.UPDATES` calls the update.
     update: ClassVar[str]
-    # Updates parameters in place and returns which; set by whoever knows the penalties.
-    take_over: Callable[[str], set[Tensor]] | None = None
+    # Applies the penalties, and updates what it can together with them; set by `attach`.
+    proximal_step: FusedStep | None = None
 
     def __init__(self, params: ParamsT, defaults: Group, amp_scaling: bool) -> None:
         torchs = {"maximize": False, "foreach": None, "differentiable": False, "fused": True}
@@ -64,10 +76,13 @@ class FusedOptimizer(Optimizer, ABC):
             for p in params:
                 if not self.state[p]:
                     self.state[p].update(self.begin(p))
-        done = set() if self.take_over is None else self.take_over(self.update)
+        step = self.proximal_step
+        done = set() if step is None else step.fused_step(self.update)
         for group, params in self.moving():
             if left := [p for p in params if p not in done]:
                 self._advance(group, left)
+        if step is not None:
+            step.finish()
         return loss
 
     def moving(self) -> Iterator[tuple[Group, list[Tensor]]]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from regkit.groups import Bundle, View
 from regkit.ops.kernel_args import NUM_AXES, GroupAxis
-from regkit.optim.batch import local
+from regkit.ranks import local
 
 MOST_LEADS = 2
 MOST_INNER = 3

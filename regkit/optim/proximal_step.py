@@ -1,10 +1,11 @@
-"""The proximal step: right after every real update, in the metric of the optimizer that made it."""
+"""The proximal step: right after every real update, with the step size of its optimizer."""
 
+import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import zip_longest
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,39 +13,114 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
-from regkit.groups import Bundle
-from regkit.optim.density_search import density, meet
-from regkit.optim.fused_optimizers import FusedOptimizer
-from regkit.optim.metric import (
-    METRICS,
-    Metric,
-    euclidean,
-    form_of,
-    metric_of,
-    momentum_after,
-    momentum_at_rest,
+from regkit.optim.batching import entry_batches
+from regkit.optim.density_control import (
+    FIRST_TRIALS,
+    GLOBAL,
+    Bounds,
+    Densities,
+    DensityController,
+    Factors,
+    solve,
 )
-from regkit.optim.plan import Chain, Move, entry_batches
-from regkit.optim.sharding import divide, group_batches
-from regkit.optim.step_plan import FIRSTS, Passes, plan, signature
-from regkit.optim.torch_backend import apply_entries, apply_rows, at_strength
-from regkit.penalties.penalty import WeightPenalty
-from regkit.strength import ALL, Bounds, Strength
+from regkit.optim.fused_optimizers import FusedOptimizer
+from regkit.optim.parts import Chain, Part, active, scaled
+from regkit.optim.schedule import Progress, Schedule
+from regkit.optim.sharding import group_batches
+from regkit.optim.step_plan import (
+    FIRST_MOMENT_KEYS,
+    PlanCache,
+    StepPlan,
+    build_plan,
+    signature,
+)
+from regkit.optim.step_size import (
+    SEEN_BY_THEIR_MOVE,
+    Move,
+    StepSizeOf,
+    known_optimizers,
+    learning_rate,
+    momentum_gain,
+    momentum_gain_at_rest,
+    step_size_of,
+)
+from regkit.optim.torch_backend import prox_entries, prox_rows
+from regkit.ranks import local, summed, whole_rows
+
+Moves = dict[nn.Parameter, Move]
+
+
+@dataclass
+class ProxState:
+    """What a step needs again; it advances in `ProximalStep.finish` alone.
+
+    num_steps: real steps so far. progress: of training, after the last of them.
+    gains: momentum gains. num_moves: how often each parameter was moved. factors: of the last step.
+    """
+
+    num_steps: int = 0
+    progress: float = 0.0
+    gains: dict[nn.Parameter, float] = field(default_factory=dict)
+    num_moves: Counter[nn.Parameter] = field(default_factory=Counter)
+    factors: Factors = field(default_factory=Factors)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What is known of a step before the optimizer moves.
+
+    progress: after the step; stride: what it adds to it.
+    bounds: densities that it shall end with. keeps_zeros: zeros stay zero.
+    skip: on a GPU, not 0 where a loss scaler skips the step; is_skipped: it does, and we know.
+    firsts: parameters whose momentum buffer is still empty.
+    before: weights before the move, where something is computed from them.
+    """
+
+    progress: float
+    stride: float
+    factors: Factors
+    bounds: Bounds | None
+    keeps_zeros: bool
+    skip: Tensor | None
+    is_skipped: bool
+    firsts: frozenset[nn.Parameter]
+    before: Mapping[nn.Parameter, Tensor]
+    nonzero: Mapping[nn.Parameter, Tensor]
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """A density that was asked for, and what there is.
+
+    density: of the weights that the optimizer trains and a penalty chooses; with `layerwise`, of
+        the layer that is furthest from the target.
+    reason: why the target is not met; empty where it is.
+    """
+
+    target: float
+    density: float
+    reason: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Say whether the density is the target, to a twentieth of it, and 0.02 at most."""
+        return abs(self.density - self.target) <= min(max(0.05 * self.target, 0.002), 0.02)
 
 
 class ProximalStep:
     """Apply the penalties of each parameter after every real step of one optimizer.
 
-    Hangs on `optimizer.register_step_post_hook`, so a step that a loss scaler skips is none; an
-    optimizer that has to do something after the prox takes it as its attribute `proximal`.
-    Parameters without a gradient were not moved and are left alone, and so is a bundle of which
-    any parameter has none. Nothing here waits for a GPU, unless `strength` changes with time and a
-    loss scaler leaves the skipping to a fused optimizer.
+    The optimizer calls `begin` before it moves and `finish` after it, through torch's step hooks;
+    optimizers of this package call `fused_step` and `finish` themselves, from within. Parameters
+    that did not move are left alone, and so is a group of which any trained parameter did not. A
+    frozen parameter counts nowhere; once it is trained it is penalised. Nothing here waits for a
+    GPU, unless the schedule depends on progress and a loss scaler leaves the skipping to a fused
+    optimizer, or its momentum is not at rest yet.
 
     chains: the element-wise penalties of each parameter, in the order in which they apply.
-    bundles: the group penalties, which apply after them.
-    strength: what every `lam` is multiplied by at a real step, counted from 1; None: the penalties
-        are off, and zeros stay zero. Constraints hold always.
+    parts: the group penalties, which apply after them.
+    schedule: how strong they are; None: always as they say.
+    progress: of training, given by whoever knows it.
     Raises: InputError when the optimizer holds none of these parameters or has a step already.
     """
 
@@ -52,249 +128,512 @@ class ProximalStep:
         self,
         optimizer: Optimizer,
         chains: Mapping[nn.Parameter, Chain],
-        bundles: Sequence[tuple[WeightPenalty, Bundle]] = (),
-        strength: Strength | None = None,
+        parts: Sequence[Part] = (),
+        schedule: Schedule | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        held = {p for group in optimizer.param_groups for p in group["params"]}
-        penalised = [*chains, *(p.parameter for _, bundle in bundles for p in bundle.pieces)]
-        self.members = list(dict.fromkeys(penalised))
-        self._wanted = set(self.members)
-        _check(optimizer, self.members, held, bundles)
-        self.optimizer = optimizer
-        self.bind(chains, bundles)
-        self.strength = strength
-        self.num_steps = 0
-        self.seconds = 0.0
-        # Answers of the momentum buffers; those that are filled already are taken to be at rest.
-        self.momentum = {
-            p: momentum_at_rest(group)
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if optimizer.state.get(p, {}).get("momentum_buffer") is not None
-        }
-        self.metric = _metric_or_warning(optimizer)
-        self.form = form_of(optimizer)
-        # What an update that was taken over has left to do after it.
-        self._begun: tuple[dict[nn.Parameter, Move], Passes | None] | None = None
-        self._before: dict[nn.Parameter, Tensor] = {}
-        self._joint = [p.parameter for pen, b in bundles if pen.joint for p in b.pieces]
-        self._handles = [optimizer.register_step_pre_hook(self._before_step)]
-        if hasattr(optimizer, "proximal"):
-            optimizer.proximal = lambda: self._after_step(optimizer, (), {})  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer, self.chains, self.parts = optimizer, chains, parts
+        self.schedule = schedule or Schedule()
+        self.progress = progress or Progress()
+        grouped = (p for part in parts for p in part.parameters)
+        self.members = dict.fromkeys([*chains, *grouped])
+        _check(optimizer, list(self.members), parts)
+        self.step_size = _step_size_or_warning(optimizer)
+        self.state = ProxState()
+        self.control = None
+        if self.schedule.target_density is not None:
+            self.control = DensityController(self.schedule)
+        self.prox_seconds = 0.0
+        self.plans = PlanCache()
+        self._context: StepContext | None = None
+        self._fused: tuple[Moves, StepPlan] | None = None
+        kept = [p for part in parts if part.penalty.joint for p in part.parameters]
+        self._kept = list(self.members) if self.step_size in SEEN_BY_THEIR_MOVE else kept
+        self._handles = [optimizer.register_step_pre_hook(_uncompiled(self._before))]
+        if hasattr(optimizer, "proximal_step"):
+            optimizer.proximal_step = self  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
-        if isinstance(optimizer, FusedOptimizer):
-            optimizer.take_over = self._take_over
-
-    def bind(
-        self,
-        chains: Mapping[nn.Parameter, Chain],
-        bundles: Sequence[tuple[WeightPenalty, Bundle]],
-    ) -> None:
-        """Take the same penalties, of other strengths, from now on."""
-        self.chains = chains
-        self.bundles, self.shared = divide(bundles)
-        self._passes: dict[str, Passes] = {}
+            self._handles.append(optimizer.register_step_post_hook(_uncompiled(self._after)))
 
     def detach(self) -> None:
         """Take the step off its optimizer."""
         for handle in self._handles:
             handle.remove()
-        if hasattr(self.optimizer, "proximal"):
-            self.optimizer.proximal = None  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(self.optimizer, FusedOptimizer):
-            self.optimizer.take_over = None
+        if hasattr(self.optimizer, "proximal_step"):
+            self.optimizer.proximal_step = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.begin()
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.finish()
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Keep the weights that the next move starts from, where something depends on them."""
-        frozen = self._aim(self.num_steps + 1)[0] is None
-        self._before = {p: p.detach().clone() for p in (self.members if frozen else self._joint)}
-
-    @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        began = time.perf_counter()
-        # Set by a loss scaler during the call of a fused optimizer, which decides on the device.
-        skip: Tensor | None = getattr(optimizer, "found_inf", None)
-        if skip is not None and (skip.device.type == "cpu" or self.strength is not None):
-            if skip.item():
-                return
-            skip = None
-        self.num_steps += 1
-        strength, bounds = self._aim(self.num_steps)
-        moves, passes = self._begun or (_stirring(self._moves()), None)
-        self._begun = None
-        if strength is None or bounds is None or not moves:
-            self._take(moves, strength, skip, passes)
+    def begin(self) -> None:
+        """Look at where a step starts from; nothing of the state changes."""
+        self._fused = None
+        progress = self._coming_progress()
+        stride = max(progress - self.state.progress, 0.0)
+        schedule, control = self.schedule, self.control
+        keeps_zeros = schedule.keeps_zeros(progress)
+        if schedule.is_debiasing(progress):
+            factors, bounds = Factors(None), None
+        elif control is not None:
+            factors, bounds = control.factors, control.bounds(progress, stride)
         else:
-            self._meet(bounds, moves, strength)
-        self.seconds += time.perf_counter() - began
+            factors, bounds = Factors(schedule.strength(self.state.progress)), None
+        skip, is_skipped = self._skipping()
+        self._context = StepContext(
+            progress,
+            stride,
+            factors,
+            bounds,
+            keeps_zeros,
+            skip,
+            is_skipped,
+            frozenset(self._with_empty_buffers()),
+            {p: p.detach().clone() for p in self._kept},
+            {p: local(p.detach()) != 0 for p in self.members} if keeps_zeros else {},
+        )
 
-    def _take_over(self, update: str) -> set[Tensor]:
-        """Update what kernels serve, together with the prox, and return which.
+    @torch.no_grad()
+    def fused_step(self, update: str) -> set[Tensor]:
+        """Update what kernels serve, together with the prox, and return which parameters.
 
-        Nothing while the strength is searched for or the support is frozen: both need the point
-        that the optimizer moved to.
+        None while the strength is searched for or zeros are kept: both need the point that the
+        optimizer moves to.
         """
-        self._begun = None
-        scaling = [getattr(self.optimizer, key, None) for key in ("found_inf", "grad_scale")]
-        strength, bounds = self._aim(self.num_steps + 1)
-        if strength is None or bounds is not None or self.form is None:
-            return set()
-        if self.strength is not None and scaling[0] is not None:
+        context = self._context
+        assert context is not None, "begin comes first"
+        new = self.control is not None and self.control.is_new()
+        if context.is_skipped or context.keeps_zeros or context.bounds is not None or new:
             return set()
         began = time.perf_counter()
-        moves = self._moves(every=True)
-        mine = {p: m for p, m in _stirring(moves).items() if p in self._wanted}
-        self._begun = (mine, None)
-        passes = self._planned(moves, strength, update)
-        if not passes.updated or not all([one.ready() for one in passes.passes]):
+        moves = self._moves(context, every=True)
+        plan = self._plan(moves, context.factors, update)
+        if not plan.updated or not all([launch.take_gradients() for launch in plan.launches]):
             return set()
-        if passes.counts:
-            taken = 1.0 if scaling[0] is None else 1.0 - scaling[0]
-            torch._foreach_add_(list(passes.counts), taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
-        for one in passes.passes:
-            one(self.form, self.momentum, strength, *scaling)
-            for p, first in one.fresh.items():
-                self.optimizer.state[p].setdefault(FIRSTS[update], first)
-        self._begun = (mine, replace(passes, passes=()))
-        self.seconds += time.perf_counter() - began
-        return set(passes.updated)
+        if plan.counts:
+            taken = 1.0 if context.skip is None else 1.0 - context.skip
+            torch._foreach_add_(list(plan.counts), taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
+        scale = scaled(context.factors)
+        grad_scale = getattr(self.optimizer, "grad_scale", None)
+        for launch in plan.launches:
+            launch.run(moves, self.step_size, scale, context.skip, grad_scale)
+            for p, first in launch.fresh.items():
+                self.optimizer.state[p].setdefault(FIRST_MOMENT_KEYS[update], first)
+        left = StepPlan((), plan.chains, plan.alone, plan.together)
+        self._fused = (moves, left)
+        self.prox_seconds += time.perf_counter() - began
+        return set(plan.updated)
 
-    def _take(
-        self,
-        moves: Mapping[nn.Parameter, Move],
-        strength: float | None,
-        skip: Tensor | None,
-        passes: Passes | None = None,
-        tallies: Sequence[Tensor] = (),
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Apply the penalties to what the optimizer has moved, and advance the state."""
+        context = self._context
+        assert context is not None, "begin comes first"
+        self._context = None
+        if context.is_skipped:
+            return
+        began = time.perf_counter()
+        moves, plan = self._fused or (self._moves(context), None)
+        self._advance(context, moves)
+        moves = {p: m for p, m in _stirring(moves).items() if p in self.members}
+        if self.control is not None and context.factors.common is not None and moves:
+            self._controlled(self.control, context, moves, plan)
+        else:
+            self._apply(moves, context.factors, context.skip, plan)
+        for p in moves if context.keeps_zeros else ():
+            local(p).mul_(context.nonzero[p])
+        if self.control is not None and self.control.is_due(context.progress, context.stride):
+            self.control.observe(context.progress, self.densities())
+        self.prox_seconds += time.perf_counter() - began
+        is_last = context.progress >= 1.0 and context.stride > 0
+        if self.schedule.num_steps is not None and is_last:
+            self._warn_of_a_missed_target()
+
+    def _advance(self, context: StepContext, moves: Moves) -> None:
+        state = self.state
+        state.num_steps += 1
+        state.progress = context.progress
+        state.factors = context.factors
+        state.gains |= {p: m.gain for p, m in moves.items() if _is_heavy(m.group)}
+        state.num_moves.update(moves.keys())
+        if self.schedule.num_steps is not None:
+            self.progress.reach(context.progress)
+
+    def _controlled(
+        self, control: DensityController, context: StepContext, moves: Moves, plan: StepPlan | None
     ) -> None:
-        """Apply all penalties at this strength; without one, let zeros stay zero.
+        """Apply the penalties at the strengths that the density asks for."""
+        start = None
+        bounds = context.bounds
+        if control.is_new():
+            start = {p: p.detach().clone() for p in moves}
+            target = self.schedule.target_density or 0.0
+            names = {GLOBAL: 1.0} if not self.schedule.layerwise else self._layer_names()
+            wanted = {name: (target, (1 + target) / 2) for name in names}
+            critical = solve(wanted, names, self._attempts(moves, start), FIRST_TRIALS)
+            num_steps = self.schedule.ramp_until / context.stride if context.stride else 1.0
+            control.begin(context.progress, critical, num_steps)
+            _restore(start)
+            bounds = control.bounds(context.progress, context.stride)
+        if bounds is None:
+            self._apply(moves, control.factors, context.skip, plan)
+        else:
+            start = start or {p: p.detach().clone() for p in moves}
+            named = {name: factor for name, factor in control.named().items() if name in bounds}
+            found = solve(bounds, named, self._attempts(moves, start))
+            control.adopt(found, closing=context.progress > self.schedule.closing[0])
+        self.state.factors = control.factors
 
-        passes: what an update that was taken over has left; default: all.
-        tallies: for each pass, room for what it counts.
+    def _attempts(self, moves: Moves, start: Mapping[nn.Parameter, Tensor]) -> Any:
+        """Return what takes a step at given factors, always from the same start."""
+        assert self.control is not None
+        control = self.control
+
+        def attempt(named: Mapping[str, float]) -> Densities:
+            _restore(start)
+            factors = control.factors
+            if self.schedule.layerwise:
+                factors = Factors(factors.common, {**(factors.layers or {}), **named})
+            else:
+                factors = Factors(named[GLOBAL])
+            self._apply(moves, factors, None)
+            return self.densities()
+
+        return attempt
+
+    def _apply(
+        self,
+        moves: Moves,
+        factors: Factors,
+        skip: Tensor | None,
+        plan: StepPlan | None = None,
+    ) -> None:
+        """Apply all penalties at their strengths; off ones let only constraints act.
+
+        plan: what an update that took the prox along has left; default: all.
         """
-        if passes is None:
-            passes = self._planned(moves, strength)
-        for one, tally in zip_longest(passes.passes, tallies):
-            assert self.form is not None
-            assert strength is not None
-            one(self.form, self.momentum, strength, skip, tally=tally)
+        plan = self._plan(moves, factors) if plan is None else plan
+        scale = scaled(factors)
+        for launch in plan.launches:
+            launch.run(moves, self.step_size, scale, skip)
         taken = None if skip is None else 1.0 - skip
-        for chain, group, batch in entry_batches(passes.chains, moves):
-            if now := at_strength(chain, strength):
-                apply_entries(now, group, batch, self.metric, taken)
-        parts = passes.bundles, self.shared
-        for now, batches in group_batches(*parts, moves, self.metric, strength):
-            apply_rows(now, batches, self.metric, taken, self.num_steps)
-        if strength is None:
-            for p in moves:
-                p.mul_(self._before[p] != 0)
+        kinds = {p: active(chain, scale) for p, chain in plan.chains.items() if p in moves}
+        kinds = {p: penalties for p, penalties in kinds.items() if penalties}
+        for penalties, batch in entry_batches(kinds, moves):
+            prox_entries(penalties, batch, self.step_size, taken)
+        for penalty, batches in group_batches(
+            plan.alone, plan.together, scale, moves, self.step_size
+        ):
+            prox_rows(penalty, batches, self.step_size, taken, self.state.num_steps)
 
-    def _planned(
-        self, moves: Mapping[nn.Parameter, Move], strength: float | None, update: str = "none"
-    ) -> Passes:
-        """Return the passes over what moved: those of the last step, if they serve again."""
-        if strength is None or self.form is None:
-            return Passes((), self.chains, self.bundles)
-        known = self._passes.get(update)
-        if known is None or known.signature != signature(moves, self.form, update):
-            known = plan(self.chains, self.bundles, moves, self.form, update)
-            self._passes[update] = known
-        return known
+    def _plan(self, moves: Moves, factors: Factors, update: str = "none") -> StepPlan:
+        """Return the plan for what moved: a kept one, where it serves again."""
+        off, layered = factors.common is None, factors.layers is not None
+        trained = tuple(p.requires_grad for p in self.members)
+        # Which parameters may share numbers: those that have moved together all along.
+        places: dict[Any, int] = {}
+        alike = tuple(
+            places.setdefault((move.gain, self.state.num_moves[p]), len(places))
+            for p, move in moves.items()
+        )
+        key = (update, off, layered, trained, alike, signature(moves, self.step_size, update))
 
-    def _aim(self, step: int) -> tuple[float | None, Bounds | None]:
-        """Return the strength of a step, and the densities that it has to end with."""
-        if self.strength is None:
-            return 1.0, None
-        return self.strength(step), self.strength.bounds(step)
+        def build() -> StepPlan:
+            chains, parts = self.chains, self.parts
+            if off:
+                chains = {p: tuple(c for c in chain if c.penalty.constraint)
+                          for p, chain in chains.items()}  # fmt: skip
+                chains = {p: chain for p, chain in chains.items() if chain}
+                parts = [part for part in parts if part.penalty.constraint]
+            self._warn_of_split_groups()
+            return build_plan(chains, parts, moves, self.step_size, layered=layered, update=update)
 
-    def _meet(self, bounds: Bounds, moves: Mapping[nn.Parameter, Move], strength: float) -> None:
-        """Apply all penalties at the strengths that leave shares of non-zeros within bounds."""
-        assert self.strength is not None
-        start = {p: p.detach().clone() for p in moves}
-        layers, passes = self.strength.layers, self._planned(moves, strength)
-        counted = layers is None and passes.cover(moves)
+        return self.plans.get(key, build)
 
-        def attempt(factors: Mapping[str, float]) -> Mapping[str, float]:
-            for p, values in start.items():
-                p.copy_(values)
-            if layers is not None:
-                layers.weigh(factors)
-                self._take(moves, strength, None)
-                return layers.shares()
-            tallies = [one.room() for one in passes.passes] if counted else []
-            self._take(moves, factors[ALL], None, passes, tallies)
-            return {ALL: density(list(moves), tallies)}
+    def _moves(self, context: StepContext, every: bool = False) -> Moves:
+        """Return what moves the penalised parameters, or every one, by this step.
 
-        found, searched = meet(bounds, self.strength.factors(), attempt)
-        if searched:
-            self.strength.found(found)
-
-    def _moves(self, every: bool = False) -> dict[nn.Parameter, Move]:
-        """Return what moves the penalised parameters, or every one; without a gradient none is."""
+        Frozen parameters, and those without a gradient, are not moved.
+        """
         moves = {}
         for group in self.optimizer.param_groups:
-            heavy = group.get("momentum", 0.0) > 0
+            heavy = _is_heavy(group)
             for p in group["params"]:
-                if p.grad is None or p.numel() == 0 or not (every or p in self._wanted):
+                if p.grad is None or p.numel() == 0 or not (every or p in self.members):
                     continue
-                self.momentum[p] = momentum_after(group, self.momentum.get(p))
+                first = heavy and p in context.firsts
+                gain = 1.0
+                if heavy:
+                    rest = momentum_gain_at_rest(group)
+                    gain = momentum_gain(group, None if first else self.state.gains.get(p, rest))
                 state = self.optimizer.state[p]
-                fresh = heavy and state.get("momentum_buffer") is None
-                before = self._before.get(p)
-                moves[p] = Move(group, state, self.momentum[p], before, fresh)
+                moves[p] = Move(p, group, state, gain, context.before.get(p), first)
         return moves
 
+    def _with_empty_buffers(self) -> list[nn.Parameter]:
+        """Return the parameters whose momentum buffers the coming step will begin."""
+        return [
+            p
+            for group in self.optimizer.param_groups
+            if _is_heavy(group)
+            for p in group["params"]
+            if self.optimizer.state.get(p, {}).get("momentum_buffer") is None
+        ]
 
-def _stirring(moves: Mapping[nn.Parameter, Move]) -> dict[nn.Parameter, Move]:
+    def _coming_progress(self) -> float:
+        """Return how far training will be after the coming step."""
+        total, given = self.schedule.num_steps, self.progress.value
+        if total is not None:
+            return max(min((self.state.num_steps + 1) / total, 1.0), given or 0.0)
+        if given is None and self.schedule.depends_on_progress:
+            raise InputError(
+                "Regularizer does not know how far training is, and its schedule depends on it. "
+                "Give Schedule(num_steps=...), the steps of the whole training, or call "
+                "set_progress(share) before each step."
+            )
+        return given or 0.0
+
+    def _skipping(self) -> tuple[Tensor | None, bool]:
+        """Return a loss scaler's verdict that only the device knows, or ours that it skips.
+
+        The scaler sets `found_inf` on a fused optimizer for the time of the call. It is read here
+        where that is free, or where the state depends on it.
+        """
+        skip: Tensor | None = getattr(self.optimizer, "found_inf", None)
+        if skip is None:
+            return None, False
+        stirs = any(
+            _is_heavy(group) and not math.isclose(
+                self.state.gains.get(p, 0.0), momentum_gain_at_rest(group), rel_tol=1e-9
+            )
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+        )  # fmt: skip
+        if skip.device.type == "cpu" or self.schedule.depends_on_progress or stirs:
+            return None, bool(skip.item())
+        return skip, False
+
+    def counted(self) -> list[nn.Parameter]:
+        """Return the parameters that count for density: penalised, and trained by this optimizer.
+
+        Before its first step: those that it holds and that are not frozen.
+        """
+        moved = self.state.num_moves or {
+            p: 0 for group in self.optimizer.param_groups for p in group["params"]
+        }
+        return [p for p in self.members if p in moved and p.requires_grad]
+
+    def densities(self) -> dict[str, float]:
+        """Return the share of non-zero entries, under GLOBAL; with `layerwise` by layer too.
+
+        A collective where weights are sharded; waits for a GPU once (twice with groups by layer).
+        """
+        members = self.counted()
+        if not members:
+            return {GLOBAL: 1.0}
+        counts = torch.stack([torch.count_nonzero(local(p.detach())) for p in members])
+        alive = dict(zip(members, summed(counts, members).tolist(), strict=True))
+        found = {GLOBAL: sum(alive.values()) / sum(p.numel() for p in members)}
+        if self.schedule.layerwise:
+            for p in members:
+                for part in self.chains.get(p, ()):
+                    found[part.key] = alive[p] / p.numel()
+            parts = self._counted_parts(set(members))
+            seen = whole_rows([(part.key, part.bundle) for part in parts])
+            shares = {key: (rows != 0).float().mean() for key, rows in seen}
+            if shares:
+                found |= dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
+        return found
+
+    def _layer_names(self) -> dict[str, float]:
+        names = [name for name in self.densities() if name != GLOBAL]
+        return dict.fromkeys(names, 1.0)
+
+    def _counted_parts(self, members: set[nn.Parameter]) -> list[Part]:
+        narrow = (part.trained() for part in self.parts)
+        return [p for p in narrow if p is not None and members.issuperset(p.parameters)]
+
+    def target_result(self) -> TargetResult | None:
+        """Compare the density with the target; None where there is none, or nothing to count."""
+        target = self.schedule.target_density
+        if target is None or not self.counted():
+            return None
+        found = self.densities()
+        if self.schedule.layerwise and len(found) > 1:
+            del found[GLOBAL]
+        worst = max(found.values(), key=lambda share: abs(share - target))
+        result = TargetResult(target, worst)
+        if result.is_met:
+            return result
+        if self.state.progress <= self.schedule.closing[0]:
+            reason = (
+                f"training ended at {self.state.progress:.0%} of its length, and the density is "
+                f"met in the last {1 - self.schedule.closing[0]:.0%}"
+            )
+        else:
+            reason = (
+                "no strength leaves that many: groups are coarse, weights are equal, or zeros "
+                "cannot come back"
+            )
+        return TargetResult(target, worst, reason)
+
+    def _warn_of_a_missed_target(self) -> None:
+        result = self.target_result()
+        if result is not None and not result.is_met:
+            warnings.warn(missed(result), stacklevel=6)
+
+    def _warn_of_split_groups(self) -> None:
+        """Warn of groups that are not penalised, since this optimizer trains them in part."""
+        held = {p for group in self.optimizer.param_groups for p in group["params"]}
+        for part in self.parts:
+            trained = part.trained()
+            if trained is None or held.isdisjoint(trained.parameters):
+                continue
+            outside = [piece.name for piece in trained.bundle.pieces if piece.parameter not in held]
+            if outside:
+                warnings.warn(
+                    f"{type(part.penalty).__name__} leaves {part.bundle.name!r} alone: "
+                    f"{outside[0]!r} belongs to its groups, is trained, and no longer held by this "
+                    f"{type(self.optimizer).__name__}. Give all of them to one optimizer.",
+                    stacklevel=2,
+                )
+                return
+
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """Return what training needs again: numbers, by parameter name."""
+        state = self.state
+        layers = state.factors.layers
+        return {
+            "num_steps": state.num_steps,
+            "progress": state.progress,
+            "gains": {names[p]: gain for p, gain in state.gains.items() if p in names},
+            "num_moves": {names[p]: num for p, num in state.num_moves.items() if p in names},
+            "members": [names[p] for p in self.counted() if p in names],
+            "common": state.factors.common,
+            "layers": None if layers is None else dict(layers),
+            "control": None if self.control is None else self.control.state_dict(),
+        }
+
+    def load_state_dict(
+        self, saved: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Continue from a saved state.
+
+        parameters: of the model, by the names in the state.
+        """
+        known = {p for group in self.optimizer.param_groups for p in group["params"]}
+        found = {name: p for name, p in parameters.items() if p in known}
+        self.state = ProxState(
+            saved["num_steps"],
+            saved["progress"],
+            {found[name]: gain for name, gain in saved["gains"].items() if name in found},
+            Counter(
+                {found[name]: num for name, num in saved["num_moves"].items() if name in found}
+            ),
+            Factors(saved["common"], saved["layers"]),
+        )
+        if self.control is not None and saved["control"] is not None:
+            self.control.load_state_dict(saved["control"])
+
+
+def missed(result: TargetResult) -> str:
+    """Say that a target was missed, and why."""
+    return (
+        f"target_density={result.target:g} was asked for, and {result.density:.4g} of the weights "
+        f"that are trained and penalised are not zero: {result.reason}. "
+        "Regularizer.meet_target() sets to zero what is missing."
+    )
+
+
+def _restore(start: Mapping[nn.Parameter, Tensor]) -> None:
+    for p, values in start.items():
+        p.copy_(values)
+
+
+def _is_heavy(group: Mapping[str, Any]) -> bool:
+    """Say whether the optimizer moves by a momentum buffer that torch does not correct."""
+    return ("dampening" in group and group["momentum"] > 0) or (
+        "centered" in group and group["momentum"] > 0
+    )  # fmt: skip
+
+
+def _stirring(moves: Moves) -> Moves:
     """Leave out what a learning rate of 0 has not moved."""
     return {p: m for p, m in moves.items() if isinstance(m.group["lr"], Tensor) or m.group["lr"]}
 
 
-def _check(
-    optimizer: Optimizer,
-    members: Sequence[nn.Parameter],
-    held: set[nn.Parameter],
-    bundles: Sequence[tuple[WeightPenalty, Bundle]],
-) -> None:
+def _uncompiled(hook: Any) -> Any:
+    """Keep a hook out of torch.compile(optimizer.step): it runs beside the compiled update."""
+    return torch.compiler.disable(hook)
+
+
+def _check(optimizer: Optimizer, members: Sequence[nn.Parameter], parts: Sequence[Part]) -> None:
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    who = type(optimizer).__name__
     if held.isdisjoint(members):
         raise InputError(
-            f"attach got a {type(optimizer).__name__} that holds none of the penalised "
-            "parameters. Make it from the parameters of the very model that is penalised."
+            f"attach got a {who} that holds none of the penalised parameters. Make it from the "
+            "parameters of the very model that is penalised."
         )
-    for _, bundle in bundles:
-        inside = [piece.name for piece in bundle.pieces if piece.parameter in held]
-        outside = [piece.name for piece in bundle.pieces if piece.parameter not in held]
+    for part in parts:
+        pieces = [p for p in part.bundle.pieces if p.parameter.requires_grad]
+        inside = [piece.name for piece in pieces if piece.parameter in held]
+        outside = [piece.name for piece in pieces if piece.parameter not in held]
         if inside and outside:
             raise InputError(
-                f"attach got a {type(optimizer).__name__} that holds {inside[0]!r} but not "
-                f"{outside[0]!r}, which live and die together. Give them to one optimizer, or "
-                "freeze the latter (requires_grad_(False)) before the Regularizer is made."
+                f"attach got a {who} that holds {inside[0]!r} but not {outside[0]!r}, which live "
+                "and die together. Give them to one optimizer, or freeze the latter "
+                "(requires_grad_(False))."
             )
-    joint = [type(penalty).__name__ for penalty, _ in bundles if penalty.joint]
-    if joint and hasattr(optimizer, "proximal"):
+    joint = [type(part.penalty).__name__ for part in parts if part.penalty.joint]
+    if joint and hasattr(optimizer, "proximal_step") and not isinstance(optimizer, FusedOptimizer):
         raise InputError(
-            f"{joint[0]} needs one step for a whole matrix, and {type(optimizer).__name__} sums "
-            "its steps over a stage. Use SGD, Adam or AdamW."
+            f"{joint[0]} needs one step for a whole matrix, and {who} sums its steps over a "
+            "stage. Use SGD, Adam or AdamW."
         )
+    for group in optimizer.param_groups:
+        if group.get("centered") and group.get("momentum", 0.0) > 0:
+            raise InputError(
+                f"attach got {who} with momentum={group['momentum']} and centered=True: the "
+                "variance under its root vanishes where gradients settle, and what it then moves "
+                "along depends on all steps before, so that no prox has the minimiser of the "
+                "objective. Use one of the two options, or AdamW."
+            )
     hooks = optimizer._optimizer_step_pre_hooks.values()
-    if any(isinstance(getattr(hook, "__self__", None), ProximalStep) for hook in hooks):
+    taken = [getattr(hook, "__wrapped__", hook) for hook in hooks]
+    if any(isinstance(getattr(hook, "__self__", None), ProximalStep) for hook in taken):
         raise InputError(
-            f"This {type(optimizer).__name__} has a regularizer attached already. Detach it "
-            "first, or give one Regularizer all penalties."
+            f"This {who} has a regularizer attached already. Detach it first, or give one "
+            "Regularizer all penalties."
+        )
+    _warn_of_half_precision([p for p in members if p in held])
+
+
+def _warn_of_half_precision(members: Sequence[nn.Parameter]) -> None:
+    coarse = {p.dtype for p in members if p.dtype in (torch.bfloat16, torch.float16)}
+    if coarse:
+        warnings.warn(
+            f"Penalised weights are stored in {', '.join(map(str, coarse))}: what a step moves "
+            "them by is lost below a 256th (bfloat16) or 2048th (float16) of their size, and with "
+            "it most of a penalty. Keep weights in float32 and compute in half precision "
+            '(torch.autocast; Trainer(precision="bf16-mixed")).',
+            stacklevel=5,
         )
 
 
-def _metric_or_warning(optimizer: Optimizer) -> Metric:
-    metric = metric_of(optimizer)
-    if metric is None:
+def _step_size_or_warning(optimizer: Optimizer) -> StepSizeOf:
+    known = step_size_of(optimizer)
+    if known is None:
         warnings.warn(
-            f"regkit does not know the metric of {type(optimizer).__name__}: the prox is taken "
-            "with its learning rate as the step, so training converges to something else than "
-            "the minimiser of the stated objective where this optimizer rescales or averages "
-            f"gradients. Known: {', '.join(known.__name__ for known in METRICS)}.",
+            f"regkit does not know how far {type(optimizer).__name__} moves along a gradient: the "
+            "prox is taken with its learning rate as the step, so training converges to something "
+            "else than the minimiser of the stated objective where this optimizer rescales or "
+            "averages gradients; and where it evaluates averaged weights (schedule-free), zeros "
+            f"are none there. Known: {known_optimizers()}.",
             stacklevel=4,
         )
-        return euclidean
-    return metric
+        return learning_rate
+    return known

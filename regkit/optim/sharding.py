@@ -6,37 +6,35 @@ the same prox of the same numbers, and keeps its own rows of the result. So noth
 agreed upon, and the prox is the one of a single process.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
 from regkit.groups import Bundle, View
-from regkit.optim.batch import Batch, Slice
-from regkit.optim.metric import Metric
-from regkit.optim.plan import Group, Move, row_batches
-from regkit.optim.torch_backend import at_strength
+from regkit.optim.batching import Batch, row_batches
+from regkit.optim.parts import Part
+from regkit.optim.step_size import Move, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import buckets, gathered, local, parameters_of, put_back, rows_of, shared_rows
+from regkit.ranks import buckets, gathered, parameters_of, put_back, rows_of, shared_rows
 
-Part = tuple[WeightPenalty, Bundle]
-Batches = Iterator[tuple[WeightPenalty, list[tuple[Group, Batch]]]]
+Batches = Iterator[tuple[WeightPenalty, list[Batch]]]
 
 
 def divide(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-    """Return group penalties as this rank sees them by itself, and those that need the others.
+    """Return groups as this rank sees them by itself, and those that it needs the others for.
 
     Of the former a rank has the groups whose rows it holds; of the latter every rank has all.
     Raises: InputError when weights are sharded otherwise than by rows.
     """
     alone, together = [], []
-    for penalty, bundle in parts:
-        here = bundle if shared_rows(bundle) is None else _here(penalty, bundle)
+    for part in parts:
+        bundle = part.bundle
+        here = bundle if shared_rows(bundle) is None else _here(part.penalty, bundle)
         if here is None:
-            together.append((penalty, bundle))
+            together.append(part)
         elif here.num_groups > 0:
-            alone.append((penalty, here))
+            alone.append(replace(part, bundle=here))
     return alone, together
 
 
@@ -72,38 +70,47 @@ def local_view(view: View, parameter: Tensor) -> View | None:
 def group_batches(
     alone: Sequence[Part],
     together: Sequence[Part],
+    scale: Callable[[Part], WeightPenalty | None],
     moves: Mapping[nn.Parameter, Move],
-    metric: Metric,
-    strength: float | None,
+    step_size: StepSizeOf,
 ) -> Batches:
-    """Yield the penalties at this strength, each with rows of the groups that it acts on.
+    """Yield penalties at their strength, each with rows of the groups that it acts on.
 
     alone, together: as `divide` returns them.
     """
-    yield from row_batches(_at(alone, strength), moves)
-    yield from _gathered_batches(_at(together, strength), moves, metric)
+    yield from row_batches(_at(alone, scale), moves)
+    yield from _gathered_batches(together, scale, moves, step_size)
 
 
-def _at(parts: Sequence[Part], strength: float | None) -> list[Part]:
-    return [(now, bundle) for penalty, bundle in parts for now in at_strength((penalty,), strength)]
+def _at(
+    parts: Sequence[Part], scale: Callable[[Part], WeightPenalty | None]
+) -> list[tuple[WeightPenalty, Bundle, bool]]:
+    return [(now, part.bundle, now.joint) for part in parts if (now := scale(part)) is not None]
 
 
 def _gathered_batches(
-    parts: Sequence[Part], moves: Mapping[nn.Parameter, Move], metric: Metric
+    parts: Sequence[Part],
+    scale: Callable[[Part], WeightPenalty | None],
+    moves: Mapping[nn.Parameter, Move],
+    step_size: StepSizeOf,
 ) -> Batches:
     """Yield `row_batches` of whole tensors, and keep this rank's rows of what is written there.
 
     One collective a bucket, so `moves` has to name the same parameters on all ranks. It does:
     FSDP2 reduces a gradient on all ranks or on none, and gives one to a rank without rows too.
     """
-    moved = [part for part in parts if all(p.parameter in moves for p in part[1].pieces)]
+    moved = [
+        (part, part.bundle)
+        for part in parts
+        if scale(part) is not None and all(p in moves for p in part.parameters)
+    ]
     for bucket in buckets(moved):
         parameters = parameters_of(bucket)
-        joint = set(parameters_of([part for part in bucket if part[0].joint]))
+        joint = set(parameters_of([pair for pair in bucket if pair[0].penalty.joint]))
         wanted: list[dict[str, Tensor]] = []
         for p in parameters:
             before = {"before": moves[p].before} if p in joint else {}
-            found = {"values": p.detach(), **_states(p, moves[p], metric), **before}
+            found = {"values": p.detach(), **_states(moves[p], step_size), **before}
             wanted.append({key: t for key, t in found.items() if t is not None})
         tensors = iter(gathered([t for each in wanted for t in each.values()]))
         wholes, whole_moves = {}, {}
@@ -112,24 +119,13 @@ def _gathered_batches(
             wholes[p], before = whole.pop("values"), whole.pop("before", None)
             state = {**moves[p].state, **whole}
             whole_moves[p] = replace(moves[p], state=state, before=before)
-        yield from row_batches(bucket, whole_moves, wholes.__getitem__)
+        yield from row_batches(
+            _at([part for part, _ in bucket], scale), whole_moves, wholes.__getitem__
+        )
         put_back(wholes, {p: p.detach() for p in parameters})
 
 
-def _states(p: nn.Parameter, move: Move, metric: Metric) -> dict[str, Tensor]:
-    """Return the tensors of the state that the metric reads, found by asking it for no entries."""
-    state = _Asked(move.state)
-    metric(move.group, Batch([Slice(local(p.detach()), None, 0, 0, state, move.momentum)]))
-    return {key: state[key] for key in sorted(state.asked) if hasattr(state[key], "placements")}
-
-
-class _Asked(dict[str, Any]):
-    """What an optimizer keeps, and which of it was asked for."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        super().__init__(state)
-        self.asked: set[str] = set()
-
-    def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
-        return super().__getitem__(key)
+def _states(move: Move, step_size: StepSizeOf) -> dict[str, Tensor]:
+    """Return the tensors of the state that the step is computed of, where they are shards."""
+    keys = [key for key in step_size(move).keys if key is not None]
+    return {key: move.state[key] for key in keys if hasattr(move.state[key], "placements")}

@@ -5,57 +5,56 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regkit.optim.batch import Batch, Step, beside
-from regkit.optim.metric import Metric
-from regkit.optim.plan import Chain, Group
+from regkit.optim.batching import Batch, beside
+from regkit.optim.step_size import Number, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
 
 
-def apply_entries(
-    chain: Chain, group: Group, batch: Batch, metric: Metric, taken: Tensor | None
+def prox_entries(
+    penalties: Sequence[WeightPenalty], batch: Batch, step_size: StepSizeOf, taken: Tensor | None
 ) -> None:
-    """Apply penalties to entries, one after the other.
+    """Apply penalties to entries, one after the other; the weights are changed in place.
 
     taken: 1, or 0 where a loss scaler skips the step; None where it cannot.
     """
     rows = batch.values()
     step = None
-    for penalty in chain:
+    for penalty in penalties:
         if penalty.decoupled:
-            rows = penalty.prox(rows, _unless_skipped(group["lr"], taken))
+            rows = penalty.prox(rows, _unless_skipped(batch.lr, taken))
         else:
             if step is None:
-                step = _unless_skipped(metric(group, batch), taken)
+                step = _unless_skipped(batch.step(step_size), taken)
             rows = penalty.prox(rows, step)
     batch.write(rows)
 
 
-def apply_rows(
+def prox_rows(
     penalty: WeightPenalty,
-    batches: Sequence[tuple[Group, Batch]],
-    metric: Metric,
+    batches: Sequence[Batch],
+    step_size: StepSizeOf,
     taken: Tensor | None,
     num_steps: int,
 ) -> None:
-    """Apply a penalty to groups, of which each batch holds a part.
+    """Apply a penalty to groups, of which each batch holds a part; changed in place.
 
     num_steps: number of this step.
     """
-    values = [batch.values() for _, batch in batches]
-    steps = [_unless_skipped(metric(g, batch), taken) for g, batch in batches]
+    values = [batch.values() for batch in batches]
+    steps = [_unless_skipped(batch.step(step_size), taken) for batch in batches]
     rows = torch.cat(values, dim=1) if len(values) > 1 else values[0]
     step = beside(steps, values)
     if penalty.joint:
-        rows = _jointly(penalty, rows, step, batches[0][1], num_steps)
+        rows = _jointly(penalty, rows, step, batches[0], num_steps)
     else:
         rows = penalty.prox(rows, step)
     parts = rows.split([v.shape[1] for v in values], dim=1)
-    for (_, batch), part in zip(batches, parts, strict=True):
+    for batch, part in zip(batches, parts, strict=True):
         batch.write(part)
 
 
 def _jointly(
-    penalty: WeightPenalty, rows: Tensor, step: Step, batch: Batch, num_steps: int
+    penalty: WeightPenalty, rows: Tensor, step: Number, batch: Batch, num_steps: int
 ) -> Tensor:
     """Take the move again in a scalar metric, and the prox at every `every`-th step.
 
@@ -64,8 +63,8 @@ def _jointly(
     """
     (part,) = batch.slices
     if isinstance(step, Tensor) and step.ndim > 0:
-        assert part.before is not None
-        old = part.rows(part.before).to(rows.dtype)
+        assert part.move.before is not None
+        old = part.rows(part.move.before).to(rows.dtype)
         moved = step > 0
         inverse = torch.where(moved, 1 / step, 0.0)
         scalar = torch.where(moved.any(), inverse.square().mean().rsqrt(), 0.0)
@@ -75,13 +74,6 @@ def _jointly(
     return penalty.prox(rows, step * every) if num_steps % every == 0 else rows
 
 
-def at_strength(chain: Chain, strength: float | None) -> Chain:
-    """Return the penalties at this strength; without one, only the constraints."""
-    if strength is None:
-        return tuple(p for p in chain if p.constraint)
-    return tuple(p.at(strength) for p in chain)
-
-
-def _unless_skipped(step: Step, taken: Tensor | None) -> Step:
+def _unless_skipped(step: Number, taken: Tensor | None) -> Number:
     """Make the step 0, with which a prox changes nothing, where the scaler skipped it."""
     return step if taken is None else step * taken

@@ -10,8 +10,13 @@ from torch import Tensor
 
 from regkit.errors import InputError
 from regkit.ops.broadcast import as_tensor
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import Coefficients, Formula, formula, maximum, minimum, where
 from regkit.penalties.penalty import Step, WeightPenalty
+
+
+@formula
+def _box(v, step, lam, low, high):
+    return where(step > 0, minimum(maximum(v, low), high), v)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Box(WeightPenalty):
 
     constraint: ClassVar[bool] = True
     sparsifies: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "box"
+    kernel: ClassVar[Formula | None] = _box
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +65,8 @@ class Box(WeightPenalty):
         return low, math.inf if self.high is None else self.high
 
     def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (0.0, 0.0, 0.0, *self._bounds)
+        """Return lam and the bounds."""
+        return (self.lam, *self._bounds)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return 0 where all entries are inside, else infinity."""

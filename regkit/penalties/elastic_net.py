@@ -6,9 +6,14 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import Coefficients, Formula, formula, soft
 from regkit.ops.threshold import soft_threshold
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
+
+
+@formula
+def _elastic_net(v, step, lam, l1_ratio, l2_ratio):
+    return soft(v, step * lam * l1_ratio) / (1 + step * lam * l2_ratio)
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class ElasticNet(WeightPenalty):
 
     l1_ratio: float = 0.5
 
-    formula: ClassVar[str | None] = "elastic"
+    kernel: ClassVar[Formula | None] = _elastic_net
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,8 +41,8 @@ class ElasticNet(WeightPenalty):
         return self.l1_ratio > 0
 
     def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (self.lam * self.l1_ratio, self.lam * (1 - self.l1_ratio), 0.0, 0.0, 0.0)
+        """Return lam and both shares: 1 - l1_ratio would lose digits in float32."""
+        return self.lam, self.l1_ratio, 1 - self.l1_ratio
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam (l1_ratio ||rows||_1 + (1 - l1_ratio)/2 ||rows||^2)."""

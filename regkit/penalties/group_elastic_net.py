@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import SHRINK, Coefficients, Formula
 from regkit.ops.secular import shrink_rows
 from regkit.penalties.penalty import GroupPenalty, Step, check_number
 
@@ -30,21 +30,16 @@ class GroupElasticNet(GroupPenalty):
 
     l1_ratio: float = 0.5
 
-    formula: ClassVar[str | None] = "shrink"
+    kernel: ClassVar[Formula | None] = SHRINK
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "l1_ratio", check_number(self, "l1_ratio", 0.0, 1.0))
 
     def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (
-            0.0,
-            self.lam * self.l1_ratio * math.sqrt(size),
-            self.lam * (1 - self.l1_ratio),
-            0.0,
-            0.0,
-        )
+        """Return those of SHRINK for groups of this size."""
+        norm = self.lam * self.l1_ratio * math.sqrt(size)
+        return 0.0, norm, self.lam * (1 - self.l1_ratio)
 
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
         """Return lam (l1_ratio sum_g sqrt(n_g) ||w_g|| + (1 - l1_ratio)/2 ||w||^2)."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import SHRINK, Coefficients, Formula
 from regkit.ops.secular import shrink_rows
 from regkit.penalties.penalty import GroupPenalty, Step
 
@@ -28,11 +28,11 @@ class GroupLasso(GroupPenalty):
     the secular equation of `regkit.ops.secular`.
     """
 
-    formula: ClassVar[str | None] = "shrink"
+    kernel: ClassVar[Formula | None] = SHRINK
 
     def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (0.0, self.lam * math.sqrt(size), 0.0, 0.0, 0.0)
+        """Return those of SHRINK for groups of this size."""
+        return 0.0, self.lam * math.sqrt(size), 0.0
 
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
         """Return lam sum_g sqrt(n_g) ||w_g||."""

@@ -7,8 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import hard_threshold
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import STEEP, Formula, formula, sqrt, within
 from regkit.penalties.penalty import Step, WeightPenalty
+
+
+@formula
+def _l0(v, step, lam):
+    return within(v, (abs(v) - sqrt(2 * lam * step)) * STEEP)
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,7 @@ class L0(WeightPenalty):
     """
 
     convex: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "hard"
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (self.lam, 0.0, 0.0, 0.0, 0.0)
+    kernel: ClassVar[Formula | None] = _l0
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam times the number of non-zeros."""

@@ -6,9 +6,14 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import Formula, formula, soft
 from regkit.ops.threshold import soft_threshold
 from regkit.penalties.penalty import Step, WeightPenalty
+
+
+@formula
+def _l1(v, step, lam):
+    return soft(v, step * lam)
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,7 @@ class L1(WeightPenalty):
     """
 
     composes: ClassVar[bool] = True
-    formula: ClassVar[str | None] = "elastic"
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (self.lam, 0.0, 0.0, 0.0, 0.0)
+    kernel: ClassVar[Formula | None] = _l1
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam ||rows||_1."""

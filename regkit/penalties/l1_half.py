@@ -6,9 +6,23 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.concave import half_threshold
-from regkit.ops.formulas import Coefficients
+from regkit.ops.concave import HALF_END, HALF_START, half_threshold
+from regkit.ops.formula import STEEP, TINY, Formula, formula, maximum, minimum, rsqrt
 from regkit.penalties.penalty import Step, WeightPenalty
+
+# One Newton step from the start of `half_threshold` is exact to 6e-9.
+_START1, _START2, _START3, _START4 = HALF_START
+
+
+@formula
+def _l1_half(v, step, lam):
+    root = rsqrt(maximum(abs(v), TINY))
+    q = minimum(lam * step * 0.5 * root * root * root, HALF_END + 1e-3)
+    y = (((q * _START4 + _START3) * q + _START2) * q + _START1) * q + 1
+    square = y * y
+    y = (2 * square * y - q) / (3 * square - 1)
+    y = minimum(y, maximum((HALF_END - q) * STEEP, 0))
+    return v * (y * y)
 
 
 @dataclass(frozen=True)
@@ -25,11 +39,7 @@ class L1Half(WeightPenalty):
     """
 
     convex: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "half"
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (self.lam, 0.0, 0.0, 0.0, 0.0)
+    kernel: ClassVar[Formula | None] = _l1_half
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam times the sum of |w|^(1/2)."""

@@ -6,8 +6,13 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import Formula, formula
 from regkit.penalties.penalty import Step, WeightPenalty
+
+
+@formula
+def _l2(v, step, lam):
+    return v / (1 + step * lam)
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,7 @@ class L2(WeightPenalty):
     """
 
     sparsifies: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "elastic"
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (0.0, self.lam, 0.0, 0.0, 0.0)
+    kernel: ClassVar[Formula | None] = _l2
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam/2 ||rows||^2."""

@@ -8,8 +8,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import log_sum_threshold
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import (
+    LARGEST,
+    Formula,
+    formula,
+    log1p_share,
+    maximum,
+    minimum,
+    sqrt,
+    where,
+    within,
+)
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
+
+
+@formula
+def _log_sum(v, step, lam, eps):
+    size = abs(v)
+    threshold = minimum(step * lam, LARGEST)
+    bend = sqrt(threshold) * (2 * sqrt(eps))
+    root = sqrt(maximum(size - bend + eps, 0) * (size + bend + eps)) + size + eps
+    x = maximum(size - threshold / root * (2 * eps), 0)
+    start = log1p_share(x * (1 / eps)) * threshold + x * 0.5
+    return within(v, where(size < start, 0, x))
 
 
 @dataclass(frozen=True)
@@ -29,15 +50,11 @@ class LogSum(WeightPenalty):
     eps: float = 0.01
 
     convex: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "log_sum"
+    kernel: ClassVar[Formula | None] = _log_sum
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "eps", check_number(self, "eps", 1e-12))
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (self.lam, 0.0, 0.0, self.eps, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam eps times the sum of log(1 + |w| / eps)."""

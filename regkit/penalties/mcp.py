@@ -7,8 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import mcp_threshold
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import STEEP, Formula, formula, maximum, minimum, sqrt, within
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
+
+
+@formula
+def _mcp(v, step, lam, gamma):
+    zero = minimum(sqrt(step) * sqrt(gamma), step) * lam
+    slope = 1 / maximum(1 - step * (1 / gamma), 1 / STEEP)
+    return within(v, (abs(v) - zero) * slope)
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,11 @@ class MCP(WeightPenalty):
     gamma: float = 3.0
 
     convex: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "mcp"
+    kernel: ClassVar[Formula | None] = _mcp
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "gamma", check_number(self, "gamma", 1e-12))
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (self.lam, 0.0, 0.0, self.gamma, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return the sum of lam |w| - w^2 / (2 gamma), |w| cut at gamma lam."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.groups import KINDS
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import Coefficients, Formula
 
 Step = float | Float[Tensor, "..."]
 Selector = str | type[nn.Module]
@@ -81,9 +81,9 @@ class WeightPenalty(Penalty):
     # True for a set that the weights have to stay in: any lam > 0 means it, and debiasing keeps it.
     constraint: ClassVar[bool] = False
     convex: ClassVar[bool] = True
-    # What kernels know the prox as, with `coefficients` (`regkit.ops.formulas`); None: they do not,
-    # and it is taken by torch on every device.
-    formula: ClassVar[str | None] = None
+    # The prox of one entry as kernels are made of it (`regkit.ops.formula`), or SHRINK for groups;
+    # None: there is no kernel, and torch takes the prox on every device.
+    kernel: ClassVar[Formula | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,11 +101,13 @@ class WeightPenalty(Penalty):
         return replace(self, lam=self.lam * strength)
 
     def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula.
+        """Return the coefficients of the kernel's formula, by default the fields of their names.
 
         size: of a group; 1 for entries.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no formula")
+        if self.kernel is None:
+            raise NotImplementedError(f"{type(self).__name__} has no kernel")
+        return tuple(float(getattr(self, name)) for name in self.kernel.coefficients)
 
     @abstractmethod
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:

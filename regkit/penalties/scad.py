@@ -7,8 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regkit.ops.concave import scad_threshold
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import STEEP, Formula, formula, maximum, minimum, sqrt, where, within
 from regkit.penalties.penalty import Step, WeightPenalty, check_number
+
+
+@formula
+def _scad(v, step, lam, a):
+    size = abs(v)
+    start = minimum(sqrt(maximum(step, a + 1)) * sqrt(a + 1), step + 1)
+    start = minimum(start, (step + (a + 1)) * 0.5) * lam
+    slope = 1 / maximum(1 - step * (1 / (a - 1)), 1 / STEEP)
+    line = (size - start) * slope + where(step < a - 1, lam, 0)
+    return within(v, maximum(line, size - step * lam))
 
 
 @dataclass(frozen=True)
@@ -30,15 +40,11 @@ class SCAD(WeightPenalty):
     a: float = 3.7
 
     convex: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "scad"
+    kernel: ClassVar[Formula | None] = _scad
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "a", check_number(self, "a", 2.0))
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (self.lam, 0.0, 0.0, self.a, 0.0)
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return the sum of the L1 part up to lam and of the bend up to a lam."""

@@ -6,8 +6,13 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.formulas import Coefficients
+from regkit.ops.formula import Formula, formula
 from regkit.penalties.penalty import Step, WeightPenalty
+
+
+@formula
+def _weight_decay(v, lr, lam):
+    return v * (1 - lr * lam)
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,7 @@ class WeightDecay(WeightPenalty):
 
     decoupled: ClassVar[bool] = True
     sparsifies: ClassVar[bool] = False
-    formula: ClassVar[str | None] = "decay"
-
-    def coefficients(self, size: int) -> Coefficients:
-        """Return the coefficients of the formula."""
-        return (0.0, 0.0, 0.0, self.lam, 0.0)
+    kernel: ClassVar[Formula | None] = _weight_decay
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam/2 ||rows||^2, the ridge it resembles under plain SGD."""

@@ -116,10 +116,13 @@ def budget(
     psi = sum(
         (_activity(regularizer, name, p, clip) for name, p in chosen if _active(p)), start=0.0
     )
-    terms = [(regularizer.terms[name], p.lam) for name, p in chosen if not _active(p)]
+    bound = [(regularizer.bound[name], p.lam) for name, p in chosen if not _active(p)]
 
     def cost(lam: float) -> float:
-        return lam * psi + sum(float(term.value(lam / own)) for term, own in terms)
+        weighed = (
+            one.value(lambda part, factor=lam / own: part.penalty.at(factor)) for one, own in bound
+        )
+        return lam * psi + sum(map(float, weighed))
 
     who = ", ".join(name for name, _ in chosen)
     if not 0 < cost(1.0) < math.inf:

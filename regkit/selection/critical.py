@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regkit.bound_penalty import BoundPenalty
 from regkit.errors import InputError
 from regkit.penalties import WeightPenalty
-from regkit.terms import Term
 
 PRECISION = 1e-6  # relative
 # Of zero weights: short of the scales of concave penalties, far above the rounding of float64.
@@ -19,14 +19,14 @@ MOVE = 1e-6
 BEYOND = 1e12
 
 
-def critical(term: Term, gradients: Mapping[nn.Parameter, Tensor]) -> float:
+def critical(bound: BoundPenalty, gradients: Mapping[nn.Parameter, Tensor]) -> float:
     """Return the smallest strength at which zero is a fixed point, for gradients at zero weights.
 
     min { lam : prox(-t g; t, lam) = 0 }  for a step t so small that it is the limit. For L1 that is
     max |g|, for the group lasso max ||g_g|| / sqrt(n_g), for the nuclear norm the spectral norm.
     Where the loss is convex, zero weights then minimise F; elsewhere they are stationary.
 
-    gradients: of the loss, by parameter, where the term's weights are zero; those of a group of
+    gradients: of the loss, by parameter, where the bound's weights are zero; those of a group of
         which some have none count as zero.
     Raises: InputError when gradients are not finite, when no strength makes all weights zero (L2),
         or when any does (L0: zero is a local minimum whatever the gradient).
@@ -35,18 +35,19 @@ def critical(term: Term, gradients: Mapping[nn.Parameter, Tensor]) -> float:
     scale = max((float(g.abs().max()) for g in gradients.values() if g.numel()), default=0.0)
     if not math.isfinite(scale):
         raise InputError(
-            f"critical got gradients for {term.name!r} that are not finite; check the data, "
+            f"critical got gradients for {bound.name!r} that are not finite; check the data, "
             "lower the learning rate, or compute them in float32."
         )
     step = MOVE / max(scale, 1.0)
-    for penalty, bundle in term.parts:
+    for part in bound.parts:
+        penalty, bundle = part.penalty, part.bundle
         if penalty.lam == 0:  # a factor of 0: left alone
             continue
         rows = bundle.rows(lambda p: gradients.get(p, torch.zeros_like(p))).detach().double()
-        scaled = penalty.lam / term.penalty.lam
+        scaled = penalty.lam / bound.penalty.lam
         found = smallest(penalty, -step * rows, step, most * scaled)
         if found > most * scaled:
-            _check_limit(term.name, penalty, rows, step, found)
+            _check_limit(bound.name, penalty, rows, step, found)
         most = max(most, found / scaled)
     return most
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from regkit.bound_penalty import BoundPenalty
 from regkit.errors import InputError
 from regkit.groups import Bundle
 from regkit.optim.proximal_step import ProximalStep
@@ -18,7 +19,6 @@ from regkit.selection.bounds import Bound
 from regkit.selection.critical import critical
 from regkit.selection.untouched import untouched
 from regkit.targets import clean_name
-from regkit.terms import Term
 
 # Of what the model is called with and what its scores are held against.
 Batches = Iterable[tuple[Any, Tensor]]
@@ -29,24 +29,26 @@ PRECISION = 1e-4
 NUM_ITERATIONS = 500  # of L-BFGS, for a few hundred numbers at most
 
 
-def head_bound(model: nn.Module, term: Term, batches: Batches, loss: Loss = cross_entropy) -> Bound:
+def head_bound(
+    model: nn.Module, bound: BoundPenalty, batches: Batches, loss: Loss = cross_entropy
+) -> Bound:
     """Return the strength from which on zero weights of the last linear layer are a fixed point.
 
     Its inputs are computed once, in evaluation mode; its weights are zero and its bias is at its
     own optimum (for cross-entropy: the logarithms of the shares of the classes). Exact where all
-    weights of the term are that layer's and no other parameter of the model is trained: this is
+    weights of the bound are that layer's and no other parameter of the model is trained: this is
     then lam_max of F, of which zero weights are a minimiser from there on.
 
-    Raises: InputError when the scores come from no linear layer, when the term leaves that layer
+    Raises: InputError when the scores come from no linear layer, when the bound leaves that layer
         alone, or when there is no batch.
     """
     with untouched(model), torch.no_grad():
         model.eval()
         name, head, inputs, targets = _seen(model, batches)
-    chosen = set(term.parameters().values())
+    chosen = set(bound.parameters().values())
     if head.weight not in chosen:
         raise InputError(
-            f"head_bound: {term.name!r} does not act on {name!r}, the last linear layer. Ask for "
+            f"head_bound: {bound.name!r} does not act on {name!r}, the last linear layer. Ask for "
             "layer_bounds, or choose the layer with `on`."
         )
     bias = _best_bias(head, inputs, targets, loss, free=head.bias not in chosen)
@@ -56,7 +58,7 @@ def head_bound(model: nn.Module, term: Term, batches: Batches, loss: Loss = cros
     for x, y in zip(inputs, targets, strict=True):
         (loss(nn.functional.linear(x, zero, shift), y) * (len(y) / total)).backward()
     gradients = {head.weight: zero.grad, head.bias: shift.grad}
-    lam = critical(term, {p: g for p, g in gradients.items() if p in chosen and g is not None})
+    lam = critical(bound, {p: g for p, g in gradients.items() if p in chosen and g is not None})
     trained = {p for p in model.parameters() if p.requires_grad}
     if trained | chosen <= {head.weight, head.bias}:
         return Bound("exact", f"{name}.weight", lam, "zero weights minimise F (lam_max)")
@@ -65,7 +67,7 @@ def head_bound(model: nn.Module, term: Term, batches: Batches, loss: Loss = cros
 
 
 def layer_bounds(
-    model: nn.Module, term: Term, batches: Batches, loss: Loss = cross_entropy
+    model: nn.Module, bound: BoundPenalty, batches: Batches, loss: Loss = cross_entropy
 ) -> list[Bound]:
     """Return for each penalised weight the strength from which on it stays zero, set to zero alone.
 
@@ -81,19 +83,18 @@ def layer_bounds(
     found = []
     with untouched(model):
         model.eval()
-        for part in term.parts:
-            _, bundle = part
-            parameters = list(dict.fromkeys(piece.parameter for piece in bundle.pieces))
+        for part in bound.parts:
+            bundle, parameters = part.bundle, part.parameters
             with _at_zero(bundle):
                 gradients = _gradients(model, parameters, batches, loss)
-            lam = critical(replace(term, parts=[part]), gradients)
+            lam = critical(replace(bound, parts=[part]), gradients)
             found.append(Bound("per layer", bundle.name, lam, "zero alone, it stays zero"))
     return found
 
 
 def step_bound(
     model: nn.Module,
-    term: Term,
+    bound: BoundPenalty,
     make_optimizer: Callable[[Any], Optimizer],
     batches: Batches,
     loss: Loss = cross_entropy,
@@ -119,13 +120,13 @@ def step_bound(
                     p.copy_(value)
                     p.grad = gradients[p].clone()
             optimizer = make_optimizer(model.parameters())
-            step = ProximalStep(optimizer, *_at(term, lam / term.penalty.lam))
+            step = ProximalStep(optimizer, *_at(bound, lam / bound.penalty.lam))
             optimizer.step()
             step.detach()
-            return not any(bool(bundle.rows().any()) for _, bundle in term.parts)
+            return not any(bool(part.bundle.rows().any()) for part in bound.parts)
 
-        lam = _first(dies, term)
-    return Bound("one step", term.name, lam, "the first step makes all weights zero")
+        lam = _first(dies, bound)
+    return Bound("one step", bound.name, lam, "the first step makes all weights zero")
 
 
 def _seen(model: nn.Module, batches: Batches) -> tuple[str, nn.Linear, list[Tensor], list[Tensor]]:
@@ -221,22 +222,22 @@ def _at_zero(bundle: Bundle) -> Iterator[None]:
             bundle.write(kept)
 
 
-def _at(term: Term, strength: float) -> tuple[Mapping[nn.Parameter, Any], Sequence[Any]]:
+def _at(bound: BoundPenalty, strength: float) -> tuple[Mapping[nn.Parameter, Any], Sequence[Any]]:
     """Return the element-wise penalties of each parameter, and the group penalties."""
-    parts = [(penalty.at(strength), bundle) for penalty, bundle in term.parts]
-    if term.elementwise:
-        return {b.pieces[0].parameter: (penalty,) for penalty, b in parts}, ()
+    parts = [replace(part, penalty=part.penalty.at(strength)) for part in bound.parts]
+    if bound.elementwise:
+        return {part.bundle.pieces[0].parameter: (part,) for part in parts}, ()
     return {}, parts
 
 
-def _first(dies: Callable[[float], bool], term: Term) -> float:
+def _first(dies: Callable[[float], bool], bound: BoundPenalty) -> float:
     """Return the strength from which on everything dies."""
     low = high = 1.0
     while not dies(high):
         low, high = high, 4 * high
         if high > 1e18:
             raise InputError(
-                f"step_bound: no strength of {type(term.penalty).__name__} makes all weights zero "
+                f"step_bound: no strength of {type(bound.penalty).__name__} makes all weights zero "
                 "in one step. Use the budget, or give lam as a number."
             )
     while dies(low):

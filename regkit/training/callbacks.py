@@ -9,16 +9,17 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
-from regkit.callback import Regularize
+from regkit.callback import RegularizerCallback
 from regkit.predictions import Predictions
 from regkit.pruning import StopDominated
 from regkit.sparsity.measure import density
+from regkit.training.cost import CostOfZeros
 from regkit.watch.pictures import Pictures
 from regkit.watch.scalars import log_hparams, log_layout
 
 
 def callbacks(
-    config: DictConfig, folder: Path, regularize: Regularize, validated: bool
+    config: DictConfig, folder: Path, regularize: RegularizerCallback, validated: bool
 ) -> list[pl.Callback]:
     """Make what the configuration asks for.
 
@@ -37,6 +38,7 @@ def callbacks(
         checkpoint(filename="last"),
     ]
     if validated:
+        made.append(CostOfZeros(lambda: _density(regularize)))
         made.append(checkpoint(filename="best", monitor="val/acc", mode="max"))
     if config.save_every_n_steps is not None:
         made.append(checkpoint(filename="last", every_n_train_steps=config.save_every_n_steps))
@@ -63,12 +65,20 @@ def log_start(logger: TensorBoardLogger, config: DictConfig) -> None:
     log_layout(logger)
 
 
+def cost_of_zeros(trainer: pl.Trainer, num_videos: int) -> dict[str, float]:
+    """Return what zeros have cost in validation accuracy and its noise, where that was seen."""
+    every: list[Any] = getattr(trainer, "callbacks")  # noqa: B009  # unseen by type checkers
+    watch = next((one for one in every if isinstance(one, CostOfZeros)), None)
+    found = None if watch is None else watch.cost(num_videos)
+    return {} if found is None else {"zeros_cost": found[0], "zeros_cost_noise": found[1]}
+
+
 def was_pruned(trainer: pl.Trainer) -> bool:
     """Say whether the run was stopped because others left it behind."""
     every: list[Any] = getattr(trainer, "callbacks")  # noqa: B009  # unseen by type checkers
     return any(isinstance(one, StopDominated) and one.pruned for one in every)
 
 
-def _density(regularize: Regularize) -> float:
+def _density(regularize: RegularizerCallback) -> float:
     assert regularize.regularizer is not None
-    return density(regularize.regularizer.chosen()).total
+    return density(regularize.regularizer.counted_parameters()).total

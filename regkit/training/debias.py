@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from regkit.callback import Regularize
+from regkit.callback import RegularizerCallback
 from regkit.config import make, make_penalties
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.module import VideoClassifier
+from regkit.optim.schedule import Schedule
 
 # Share of the learning rate that debiasing begins with; it falls linearly to END of that.
 BEGIN, END = 0.3, 0.03
@@ -37,8 +38,8 @@ def debias(
     model.make_scheduler = lambda optimizer: _falling(optimizer, epochs)
     recipe = OmegaConf.to_container(config, resolve=True)
     assert isinstance(recipe, dict)
-    regularize = Regularize(
-        make_penalties(recipe["penalty"]), example=data.example(), freeze_support=0.0
+    regularize = RegularizerCallback(
+        make_penalties(recipe["penalty"]), example=data.example(), schedule=Schedule(debias=0.0)
     )
     keep = ModelCheckpoint(
         folder / "checkpoints", filename="debiased", enable_version_counter=False

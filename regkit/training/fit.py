@@ -11,16 +11,17 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from regkit.callback import Regularize
+from regkit.callback import RegularizerCallback
 from regkit.checkpoints import start_from
 from regkit.config import check, make, make_penalties
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.module import VideoClassifier
+from regkit.optim.schedule import Schedule
 from regkit.pace import Pace
 from regkit.regularizer import Regularizer
 from regkit.training import sums
-from regkit.training.callbacks import callbacks, log_start, was_pruned
+from regkit.training.callbacks import callbacks, cost_of_zeros, log_start, was_pruned
 from regkit.training.debias import debias
 from regkit.training.folder import RunFolder, adopt
 from regkit.training.smaller import smaller
@@ -63,7 +64,8 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     if config.debias_epochs:
         summary |= debias(config, folder, model, data)
     if config.shrink:
-        summary |= smaller(config, folder, model, data)
+        whole = summary.get("debiased_accuracy", summary["test_accuracy"])
+        summary |= smaller(config, folder, model, data, whole)
     if trainer is None or trainer.is_global_zero:
         held.finish(summary)
     return summary
@@ -105,7 +107,9 @@ def _train_and_test(
     checkpoint: dict[str, Any] | None,
 ) -> tuple[pl.Trainer, dict[str, Any]]:
     penalties = make_penalties(_recipe(config)["penalty"])
-    regularize = Regularize(penalties, example=data.example(), **config.strength)
+    regularize = RegularizerCallback(
+        penalties, example=data.example(), schedule=Schedule(**config.strength)
+    )
     logger = TensorBoardLogger(
         str(held.path),
         name="",
@@ -123,7 +127,8 @@ def _train_and_test(
     trainer.fit(model, datamodule=data, ckpt_path=start)
     reg = regularize.regularizer
     assert reg is not None
-    summary = sums.trained(config, trainer, model, reg)
+    summary = sums.trained(config, trainer, model, reg) | sums.targets(regularize)
+    summary |= cost_of_zeros(trainer, len(data.known_splits().val))
     summary["train_s"] = round(time.perf_counter() - began, 2)
     summary["data_share"] = pace.data_share
     summary["num_val"] = len(data.known_splits().val)

@@ -106,11 +106,11 @@ def _bounds(
 
     ways: list[tuple[str, Callable[[], list[Bound]]]] = [("budget", cost)]
     if not isinstance(reg.penalties[name], ActivationPenalty):
-        term = reg.terms[name]
+        bound = reg.bound[name]
         ways += [
-            ("exact", lambda: [head_bound(model, term, batches)]),
-            ("per layer", partial(layer_bounds, model, term, batches)),
-            ("one step", lambda: [step_bound(model, term, optimizer, batches)]),
+            ("exact", lambda: [head_bound(model, bound, batches)]),
+            ("per layer", partial(layer_bounds, model, bound, batches)),
+            ("one step", lambda: [step_bound(model, bound, optimizer, batches)]),
         ]
     found = []
     for kind, compute in ways:

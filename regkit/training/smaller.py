@@ -13,14 +13,22 @@ from regkit.config import make
 from regkit.data.video_data import VideoData
 from regkit.module import VideoClassifier
 from regkit.sparsity.shrink import ShrinkReport, report_of, shrink
+from regkit.training.cost import warn_of_a_cut
 
 NUM_CLIPS = 32  # real ones that outputs are compared on
 
 
 def smaller(
-    config: DictConfig, folder: Path, model: VideoClassifier, data: VideoData
+    config: DictConfig,
+    folder: Path,
+    model: VideoClassifier,
+    data: VideoData,
+    whole: float | None = None,
 ) -> dict[str, Any]:
-    """Shrink the net, keep it as `folder`/checkpoints/shrunk.ckpt, and return what it reaches."""
+    """Shrink the net, keep it as `folder`/checkpoints/shrunk.ckpt, and return what it reaches.
+
+    whole: test accuracy of the net as it is; a warning tells if the small one has less.
+    """
     trainer = make(config.trainer, logger=False, enable_checkpointing=False)
     device = trainer.strategy.root_device
     device = device if device.type == "cuda" else torch.device("cpu")  # others lack float64
@@ -35,6 +43,8 @@ def smaller(
         named = {str(key): value for key, value in recipe.items()}
         save_shrunk(net.cpu(), named, model.classes, folder / "checkpoints" / "shrunk.ckpt")
         print(f"shrunk: {folder / 'checkpoints' / 'shrunk.ckpt'}\n{report}", flush=True)
+    if whole is not None:
+        warn_of_a_cut(whole, tested["test/acc"], len(data.known_splits().test))
     return {"shrunk_accuracy": tested["test/acc"], **_numbers(report)}
 
 

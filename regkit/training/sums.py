@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from regkit.callback import RegularizerCallback
 from regkit.errors import InputError
 from regkit.module import VideoClassifier
 from regkit.ranks import plain
@@ -26,12 +27,12 @@ def trained(
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     loss = measured["train/loss"]
     with torch.no_grad():
-        penalties = float(reg.value() + sum(reg.latest.values()))
+        penalties = float(reg.value() + sum(reg.last_activation_terms.values()))
     return {
         "name": config.name,
         "penalty": "+".join(reg.penalties) or "none",
         "lam": config.lam if reg.penalties else 0.0,
-        "lams": reg.lams(),
+        "lams": reg.current_lams(),
         "seed": config.seed,
         "optimizer": config.optimizer._target_.rpartition(".")[2],
         "lr": config.optimizer.get("lr"),
@@ -45,9 +46,19 @@ def trained(
     }
 
 
+def targets(regularize: RegularizerCallback) -> dict[str, Any]:
+    """Say whether the density that was asked for is there; null where it is not known any more."""
+    target = regularize.schedule.target_density
+    if target is None:
+        return {}
+    results = regularize.target_results
+    met = all(result.is_met for result in results) if results else None
+    return {"target_density": target, "target_met": met}
+
+
 def left(reg: Regularizer) -> dict[str, Any]:
     """Count what is not zero."""
-    measured = density(reg.chosen())
+    measured = density(reg.counted_parameters())
     return {
         "density": measured.total,
         "live_groups": measured.live_groups,
@@ -87,7 +98,7 @@ def write_groups(reg: Regularizer, path: Path, write: bool) -> None:
 
     write: on one rank; all of them have to ask, where the weights are spread.
     """
-    whole = {name: plain(w) for name, w in reg.chosen().items() if w.ndim > 1}
+    whole = {name: plain(w) for name, w in reg.counted_parameters().items() if w.ndim > 1}
     norms = {
         name: torch.linalg.vector_norm(w.float().flatten(1), dim=1).cpu().numpy()
         for name, w in whole.items()

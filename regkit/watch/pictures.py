@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from regkit.callback import Regularize
+from regkit.callback import RegularizerCallback
 from regkit.errors import InputError
 from regkit.ranks import plain
 from regkit.targets import clean_name, weights
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Pictures(pl.Callback):
     """Show what a run's penalties left of its weights, in TensorBoard and in files.
 
-        L.Trainer(callbacks=[Regularize([L1(lam=1e-4)]), Pictures("runs/mine")])
+        L.Trainer(callbacks=[RegularizerCallback([L1(lam=1e-4)]), Pictures("runs/mine")])
 
     Writes, at the end of training, density.png (share of non-zero weights, layers by epochs),
     filters.png (the first convolution, filter by filter) and survivors.png (channels, filters and
@@ -33,7 +33,7 @@ class Pictures(pl.Callback):
     IMAGES of every TensorBoardLogger. What a net lacks is left out: filters.png without a 2-D or
     3-D convolution.
 
-    Of the parameters that the trainer's Regularize penalises, else of all weights.
+    Of the parameters that the trainer's RegularizerCallback penalises, else of all weights.
 
     every_n_epochs: draw after so many epochs too, to watch a run that goes on.
     Raises: InputError when every_n_epochs < 1.
@@ -125,6 +125,6 @@ def first_filters(
 def _chosen(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Tensor]:
     """Return the parameters that count for density."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]: set by a connector
-        if isinstance(callback, Regularize) and callback.regularizer is not None:
-            return dict(callback.regularizer.chosen())
+        if isinstance(callback, RegularizerCallback) and callback.regularizer is not None:
+            return dict(callback.regularizer.counted_parameters())
     return dict(weights(pl_module))

@@ -54,7 +54,7 @@ TOPICS: dict[str, dict[str, list[str]]] = {
 
 @rank_zero_only
 def log_layout(logger: TensorBoardLogger) -> None:
-    """Sort the curves of Regularize and VideoClassifier by topic: once a run, at its start."""
+    """Sort the curves of a run by topic: once, at its start."""
     layout = {
         topic: {chart: ["Multiline", tags] for chart, tags in charts.items()}
         for topic, charts in TOPICS.items()

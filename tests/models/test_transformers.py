@@ -175,13 +175,13 @@ def test_a_step_of_l1_ends_at_exact_zeros(kind: type[VideoModel]):
 @pytest.mark.parametrize("groups", ["filter", "head", "channel"])
 def test_a_step_empties_the_groups_that_are_small(kind: type[VideoModel], groups: str):
     def weaken(regularizer: Regularizer) -> None:
-        for _, bundle in regularizer.terms["p"].parts:
+        for bundle in (part.bundle for part in regularizer.bound["p"].parts):
             rows = bundle.rows().clone()
             rows[::2] *= 1e-3
             bundle.write(rows)
 
     regularizer = stepped(kind(num_classes=3), GroupLasso(lam=5.0, groups=groups), weaken)
-    for _, bundle in regularizer.terms["p"].parts:
+    for bundle in (part.bundle for part in regularizer.bound["p"].parts):
         alive = bundle.rows().any(1)
         assert not alive[::2].any(), bundle.name
         assert alive[1::2].all(), bundle.name

@@ -13,16 +13,18 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from regkit.ops.gpu.entries import sweep_entries
-from regkit.ops.gpu.groups import sweep_groups
+from regkit.ops.gpu.entries import prox_entries
+from regkit.ops.gpu.formula_kernel import kernel_of
+from regkit.ops.gpu.groups import prox_groups
 from regkit.ops.gpu.jit import OPTIONS
-from regkit.ops.gpu.rows import sweep_long, sweep_tiles
+from regkit.ops.gpu.rows import prox_long, prox_tiles
+from regkit.penalties import MCP, SCAD, Box, ElasticNet, WeightDecay
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TARGET = GPUTarget("cuda", 90, 32)
 POINTERS = {
-    "pointers": "*i64", "items": "*i64", "pieces": "*i64", "rules": "*fp32", "skip": "*fp32",
-    "scale": "*fp32", "tally": "*fp32",
+    "pointers": "*i64", "items": "*i64", "pieces": "*i64", "params": "*fp32", "skip": "*fp32",
+    "scale": "*fp32",
 }  # fmt: skip
 
 
@@ -89,32 +91,33 @@ def _loop(program: list[tuple[int, str]]) -> int:
 F32, B16 = tl.float32, tl.bfloat16
 ENTRIES = {
     "types": (F32,) * 5, "update": "adamw", "states": 2, "root": 0, "counted": True,
-    "formula1": "elastic", "formula2": "", "block": 1024, "num_blocks": 4,
+    "formula1": kernel_of(ElasticNet.kernel), "formula2": None, "block": 1024, "num_blocks": 4,
 }  # fmt: skip
-# A logging step of AdamW under AMP, in its metric: all there is.
-FULL = {"root": 1, "skip": "*", "scale": "*", "tally": "*"}
+# A step of AdamW under AMP, in its metric: all there is.
+FULL = {"root": 1, "skip": "*", "scale": "*"}
 NONE = {"update": "none", "states": 0}
 VARIANTS = {
-    "adamw elastic": (sweep_entries, 4, {}),
-    "adamw elastic, full": (sweep_entries, 4, FULL),
+    "adamw elastic": (prox_entries, 4, {}),
+    "adamw elastic, full": (prox_entries, 4, FULL),
     "amsgrad decay box, full": (
-        sweep_entries, 4, {**FULL, "states": 3, "root": 2, "formula1": "decay", "formula2": "box"},
+        prox_entries, 4, {**FULL, "states": 3, "root": 2, "formula1": kernel_of(WeightDecay.kernel),
+         "formula2": kernel_of(Box.kernel)},
     ),
-    "adamw mcp root": (sweep_entries, 4, {"formula1": "mcp", "root": 1}),
-    "sgd elastic": (sweep_entries, 4, {"update": "sgd", "states": 1}),
-    "scad root": (sweep_entries, 4, {**NONE, "formula1": "scad", "root": 1}),
-    "bfloat16": (sweep_entries, 4, {"types": (B16, B16, F32, F32, F32)}),
-    "tile 16 x 128 adamw root": (sweep_tiles, 8, {**FULL, "rows": (16,), "columns": (128,)}),
+    "adamw mcp root": (prox_entries, 4, {"formula1": kernel_of(MCP.kernel), "root": 1}),
+    "sgd elastic": (prox_entries, 4, {"update": "sgd", "states": 1}),
+    "scad root": (prox_entries, 4, {**NONE, "formula1": kernel_of(SCAD.kernel), "root": 1}),
+    "bfloat16": (prox_entries, 4, {"types": (B16, B16, F32, F32, F32)}),
+    "tile 16 x 128 adamw root": (prox_tiles, 8, {**FULL, "rows": (16,), "columns": (128,)}),
     "tile 1 x 2048 sgd": (
-        sweep_tiles, 8, {"update": "sgd", "states": 1, "rows": (1,), "columns": (2048,)},
+        prox_tiles, 8, {"update": "sgd", "states": 1, "rows": (1,), "columns": (2048,)},
     ),
-    "long 7 x 2048 adamw root": (sweep_long, 16, {**FULL, "nums": (7,)}),
-    "long 4 x 2048 adamw": (sweep_long, 16, {"nums": (4,)}),
+    "long 7 x 2048 adamw root": (prox_long, 16, {**FULL, "nums": (7,)}),
+    "long 4 x 2048 adamw": (prox_long, 16, {"nums": (4,)}),
     "one group": (
-        sweep_groups, 8, {"metric": False, "groups": (1,), "entries": (2048,), "across": (0,)},
+        prox_groups, 8, {"metric": False, "groups": (1,), "entries": (2048,), "across": (0,)},
     ),
     "groups across root": (
-        sweep_groups, 8,
+        prox_groups, 8,
         {"root": 1, "metric": True, "groups": (8,), "entries": (128,), "across": (1,)},
     ),
 }  # fmt: skip
@@ -127,9 +130,9 @@ def main(wanted: list[str]) -> None:
         if wanted and name not in wanted:
             continue
         usual = {**ENTRIES, "classes": 1, "tile": 2048, "vector": 4, "skip": None, "scale": None}
-        given = {**usual, "tally": None, **own}
+        given = {**usual, **own}
         constants = {k: v for k, v in given.items() if k in kernel.arg_names and v != "*"}
-        per_thread = 8 if kernel is sweep_entries else 0
+        per_thread = 8 if kernel is prox_entries else 0
         found[name] = measured(compiled(kernel, num_warps, constants), per_thread)
     print(json.dumps(found))
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from regkit.ops.gpu import launch_tables as tables
-from regkit.ops.kernel_args import LIBRARY, KernelArgs
+from regkit.ops.kernel_args import KernelArgs
+from regkit.penalties import L1
 
 ROOT = Path(__file__).parents[2]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -86,29 +87,34 @@ def test_machine_code_is_wide_and_keeps_to_registers():
 
 
 def test_nothing_is_served_without_triton_or_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
-    work = KernelArgs([torch.randn(5)], [0])
+    args = KernelArgs([torch.randn(5)], [0])
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert tables.tabulate(work, ("elastic",), "flat") is None
+    assert tables.prepare(args, (L1.kernel,), "scalar") is None
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert tables.tabulate(work, ("elastic",), "flat") is None
+    assert tables.prepare(args, (L1.kernel,), "scalar") is None
 
 
 def test_importing_regkit_needs_no_triton():
     script = (
         "import sys; sys.modules['triton'] = None\n"
-        "import regkit, regkit.ops.gpu.launch, regkit.ops.gpu.launch_tables, torch\n"
+        "import regkit, regkit.ops.gpu.launch, torch\n"
         "from regkit.ops.kernel_args import KernelArgs\n"
-        "work = KernelArgs([torch.ones(3)], [0])\n"
-        "assert regkit.ops.gpu.launch_tables.tabulate(work, (), 'flat') is None"
+        "args = KernelArgs([torch.ones(3)], [0])\n"
+        "assert regkit.ops.gpu.launch.prepare(args, (), 'scalar') is None"
     )
     done = run("-c", script)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_bodies_stand_registered_for_cuda():
-    from regkit.ops.gpu import launch  # noqa: F401  registers them
-
-    assert LIBRARY.ns == "regkit"
-    for op in ("regkit::sweep_entries", "regkit::sweep_groups"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA")
+def test_importing_the_ops_and_the_penalties_loads_no_triton():
+    """Without `regkit/__init__.py`, which loads Lightning, and that whatever it likes."""
+    script = (
+        "import sys, types\n"
+        "package = types.ModuleType('regkit'); package.__path__ = ['regkit']\n"
+        "sys.modules['regkit'] = package\n"
+        "import regkit.ops.prox_pass, regkit.penalties\n"
+        "assert 'triton' not in sys.modules"
+    )
+    done = run("-c", script)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -7,9 +7,11 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,82 +20,102 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regkit.ops.formulas import FORMULAS, NUM_COEFFICIENTS
+from regkit.ops.formula import NUM_COEFFICIENTS, SHRINK, formula, maximum
 from regkit.ops.kernel_args import NUM_PARAMS, GroupAxis, KernelArgs, Param
 from regkit.ops.native import build
 from regkit.ops.native import launch as native
-from regkit.ops.prox_pass import ProxPass
-from regkit.ops.reference import reference_entries
+from regkit.ops.native.formula_source import source_of
+from regkit.ops.prox_pass import ProxPass, prepare
+from regkit.penalties import (
+    L0,
+    L1,
+    L2,
+    MCP,
+    SCAD,
+    Box,
+    ElasticNet,
+    L1Half,
+    LogSum,
+    WeightDecay,
+    WeightPenalty,
+)
 
 pytestmark = pytest.mark.skipif(build.kernels() is None, reason="no C compiler with OpenMP here")
 
-ENTRIES = [name for name, formula in FORMULAS.items() if not formula.grouped]
-METRICS = ("flat", "root")
-# s0, s1, s2, c0, c1
-COEFFICIENTS = {
-    "elastic": (0.7, 0.3, 0.0, 0.0, 0.0),
-    "decay": (0.0, 0.0, 0.0, 0.2, 0.0),
-    "mcp": (0.7, 0.0, 0.0, 2.5, 0.0),
-    "scad": (0.7, 0.0, 0.0, 3.7, 0.0),
-    "hard": (0.7, 0.0, 0.0, 0.0, 0.0),
-    "half": (0.7, 0.0, 0.0, 0.0, 0.0),
-    "log_sum": (0.7, 0.0, 0.0, 0.4, 0.0),
-    "box": (0.0, 0.0, 0.0, -0.3, 0.8),
+PENALTIES: dict[str, WeightPenalty] = {
+    "l1": L1(0.7),
+    "l2": L2(0.3),
+    "elastic_net": ElasticNet(1.0, l1_ratio=0.7),
+    "weight_decay": WeightDecay(0.2),
+    "mcp": MCP(0.7, gamma=2.5),
+    "scad": SCAD(0.7),
+    "l0": L0(0.7),
+    "l1_half": L1Half(0.7),
+    "log_sum": LogSum(0.7, eps=0.4),
+    "box": Box(1.0, low=-0.3, high=0.8),
 }
+FORMULAS = {
+    "shrink": SHRINK,
+    **{name: p.kernel for name, p in PENALTIES.items() if p.kernel is not None},
+}
+ENTRIES = list(PENALTIES)
+METRICS = ("scalar", "adaptive")
+COEFFICIENTS = {name: p.coefficients(1) for name, p in PENALTIES.items()}
 NONE = (0.0,) * NUM_COEFFICIENTS
 
 
-def rule(rate: float, *chain: Sequence[float], eps: float = 1e-8, beta2: float = 0.99) -> Tensor:
+def param(rate: float, *chain: Sequence[float], eps: float = 1e-8, beta2: float = 0.99) -> Tensor:
     row = torch.zeros(NUM_PARAMS, dtype=torch.float64)
     row[Param.RATE], row[Param.LR], row[Param.EPS] = rate, 0.1, eps
     row[Param.LOG_BETA2] = math.log(beta2)
     for k, c in enumerate(chain):
         begin = Param.FIRST + k * NUM_COEFFICIENTS
-        row[begin : begin + NUM_COEFFICIENTS] = torch.tensor(c, dtype=torch.float64)
+        row[begin : begin + len(c)] = torch.tensor(c, dtype=torch.float64)
     return row
 
 
-def work_on(
-    *weights: Tensor, which: Sequence[int] = (), geometry: Tensor | None = None
+def args_on(
+    *weights: Tensor, param_row: Sequence[int] = (), geometry: Tensor | None = None
 ) -> KernelArgs:
     """Give every weight second moments over many scales, and counts."""
     seconds = [torch.empty_like(w).copy_(10 ** (4 * torch.rand(w.shape) - 4)) for w in weights]
     counts = [torch.tensor(3.0 + place) for place in range(len(weights))]
-    rows = list(which or [0] * len(weights))
+    rows = list(param_row or [0] * len(weights))
     return KernelArgs(list(weights), rows, seconds, counts, geometry=geometry)
 
 
-def swept(
-    work: KernelArgs, rules: Tensor, formulas: Sequence[str], metric: str, **given: Tensor
+def prepared(args: KernelArgs, names: Sequence[str], metric: str) -> ProxPass:
+    once = prepare(args, [FORMULAS[name] for name in names], metric)
+    assert once is not None
+    return once
+
+
+def by_kernel(
+    args: KernelArgs, params: Tensor, names: Sequence[str], metric: str, **given: Tensor
 ) -> None:
-    """ProxPass by the kernel."""
-    table = native.tabulate(work, formulas, metric)
-    assert table is not None
-    ProxPass(work, tuple(formulas), metric, table=table)(rules, **given)
+    prepared(args, names, metric)(params, **given)
 
 
-def referred(work: KernelArgs, rules: Tensor, formulas: Sequence[str], metric: str) -> list[Tensor]:
+def by_reference(
+    args: KernelArgs, params: Tensor, names: Sequence[str], metric: str
+) -> list[Tensor]:
     """Return what the reference makes of the weights in double precision."""
-    weights, seconds, maxes = (
-        [t.double() for t in tensors] for tensors in (work.weights, work.seconds, work.maxes)
-    )
-    reference_entries(
-        *(weights, [], [], seconds, maxes, list(work.counts), list(work.which), rules),
-        *(None, None, None, None, "none", metric, list(formulas)),
-    )
-    return weights
+    lists = ("weights", "exp_avg_sqs", "max_exp_avg_sqs")
+    double = {name: [t.double() for t in getattr(args, name)] for name in lists}
+    exact = replace(args, **double)
+    ProxPass(exact, tuple(FORMULAS[name] for name in names), metric)(params)
+    return list(exact.weights)
 
 
-def check_entries(work: KernelArgs, rules: Tensor, formulas: Sequence[str], metric: str) -> None:
+def check_entries(args: KernelArgs, params: Tensor, formulas: Sequence[str], metric: str) -> None:
     """Every prox rises in its weight: so the exact ones of a little more and less enclose it."""
     bounds = []
     for factor in (1 - 4e-6, 1 + 4e-6):
-        near = KernelArgs([w.double() * factor for w in work.weights], work.which, work.seconds)
-        near = KernelArgs(near.weights, near.which, near.seconds, work.counts, work.maxes)
-        bounds.append(referred(near, rules, formulas, metric))
-    before = [w.clone() for w in work.weights]
-    swept(work, rules, formulas, metric)
-    for x, v, one, other in zip(work.weights, before, *bounds, strict=True):
+        near = replace(args, weights=[w.double() * factor for w in args.weights])
+        bounds.append(by_reference(near, params, formulas, metric))
+    before = [w.clone() for w in args.weights]
+    by_kernel(args, params, formulas, metric)
+    for x, v, one, other in zip(args.weights, before, *bounds, strict=True):
         low, high = torch.minimum(one, other), torch.maximum(one, other)
         slack = 1e-6 * v.abs() + 1e-37
         assert ((low - slack <= x) & (x <= high + slack)).all()
@@ -112,8 +134,8 @@ def test_entries_in_units_of_the_threshold(
     name: str, metric: str, ratios: list[float], scale: float, rate: float
 ):
     v = torch.tensor(ratios) * scale
-    rules = rule(rate, COEFFICIENTS[name], eps=0.5)[None]
-    check_entries(work_on(v), rules, [name], metric)
+    params = param(rate, COEFFICIENTS[name], eps=0.5)[None]
+    check_entries(args_on(v), params, [name], metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -121,33 +143,16 @@ def test_entries_in_units_of_the_threshold(
 def test_entries_on_a_grid(name: str, metric: str):
     """Steps on each side of where a concave penalty jumps, weights on each side of the jump."""
     for rate in (0.03, 1.0, 2.4, 2.6, 3.3, 4.5, 20.0):
-        rules = rule(rate, COEFFICIENTS[name], eps=0.99)[None]
-        check_entries(work_on(torch.linspace(-20, 20, 4001)), rules, [name], metric)
+        params = param(rate, COEFFICIENTS[name], eps=0.99)[None]
+        check_entries(args_on(torch.linspace(-20, 20, 4001)), params, [name], metric)
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(ENTRIES, repeat=2)), ids="-".join)
 def test_chains_of_two(pair: tuple[str, str]):
     v = torch.randn(3000) * 10 ** (3 * torch.rand(3000) - 2)
-    rules = rule(0.02, *(COEFFICIENTS[name] for name in pair))[None]
+    params = param(0.02, *(COEFFICIENTS[name] for name in pair))[None]
     for metric in METRICS:
-        check_entries(work_on(v.clone()), rules, pair, metric)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", ENTRIES)
-def test_tally_of_entries(name: str, metric: str):
-    weights = [torch.randn(n) for n in (1, 70000, 1500)]
-    rules = torch.stack([rule(0.02, COEFFICIENTS[name]), rule(0.01, COEFFICIENTS[name])])
-    work = work_on(*weights, which=(1, 0, 1))
-    table = native.tabulate(work, [name], metric)
-    assert table is not None
-    tally = torch.full((len(table.owners), 3), torch.nan)
-    ProxPass(work, (name,), metric, table=table)(rules, tally=tally)
-    found = torch.zeros(3, 3).double().index_add_(0, table.owners, tally.double())
-    for row, w in zip(found, work.weights, strict=True):
-        value = FORMULAS[name].value(w.double(), COEFFICIENTS[name]).sum()
-        expected = torch.stack([(w != 0).sum().double(), torch.zeros(()).double(), value])
-        torch.testing.assert_close(row, expected, rtol=2e-6, atol=1e-7)
+        check_entries(args_on(v.clone()), params, pair, metric)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -155,30 +160,32 @@ def test_memory_formats_and_odd_addresses(name: str):
     v = torch.randn(6, 5, 3, 3, 3)
     plain, last = v.clone(), v.clone().contiguous(memory_format=torch.channels_last_3d)
     odd = torch.empty(v.numel() + 3)[3:].view(v.shape).copy_(v)
-    rules = rule(0.02, COEFFICIENTS[name])[None]
+    params = param(0.02, COEFFICIENTS[name])[None]
     second = torch.rand_like(v)
     for weight in (plain, last, odd):
         state = torch.empty_like(weight).copy_(second)
-        swept(KernelArgs([weight], [0], [state], [torch.tensor(2.0)]), rules, [name], "root")
+        by_kernel(
+            KernelArgs([weight], [0], [state], [torch.tensor(2.0)]), params, [name], "adaptive"
+        )
     assert torch.equal(plain, last)
     assert torch.equal(plain, odd)
     assert not torch.equal(plain, v)
 
 
-def test_rules_counts_and_maxima_belong_to_their_weight():
+def test_params_counts_and_maxima_belong_to_their_weight():
     weights = [torch.randn(4), torch.randn(()), torch.randn(0), torch.randn(70000)]
-    work = work_on(*weights, which=(0, 1, 0, 1))
-    maxes = [2 * s for s in work.seconds]
-    rules = torch.stack([rule(0.02, COEFFICIENTS["elastic"]), rule(0.2, (0.1, 0.0, 0, 0, 0))])
-    check_entries(work, rules, ["elastic"], "root")
-    amsgrad = KernelArgs(work.weights, work.which, work.seconds, work.counts, maxes)
-    check_entries(amsgrad, rules, ["elastic"], "root")
+    args = args_on(*weights, param_row=(0, 1, 0, 1))
+    maxes = [2 * s for s in args.exp_avg_sqs]
+    params = torch.stack([param(0.02, COEFFICIENTS["elastic_net"]), param(0.2, (0.1, 0.9, 0.1))])
+    check_entries(args, params, ["elastic_net"], "adaptive")
+    amsgrad = replace(args, max_exp_avg_sqs=maxes)
+    check_entries(amsgrad, params, ["elastic_net"], "adaptive")
 
 
 def test_without_counts_nothing_is_corrected():
-    work = work_on(torch.randn(100))
-    work = KernelArgs(work.weights, work.which, work.seconds)
-    check_entries(work, rule(0.02, COEFFICIENTS["elastic"])[None], ["elastic"], "root")
+    args = args_on(torch.randn(100))
+    args = replace(args, step_counts=())
+    check_entries(args, param(0.02, COEFFICIENTS["elastic_net"])[None], ["elastic_net"], "adaptive")
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -187,18 +194,17 @@ def test_nothing_to_do_changes_no_bit(name: str, metric: str):
     """Not even where the second moment and eps are 0, and the step is infinite."""
     v = torch.randn(40, 50) * 10 ** (60 * torch.rand(40, 50) - 30)
     v[3] = 0
-    quiet = {"decay": NONE, "box": (0.0, 0.0, 0.0, -math.inf, math.inf)}.get(name)
-    idle = (0.0, 0.0, 0.0, *COEFFICIENTS.get(name, NONE)[3:])
-    calm = quiet if quiet is not None else idle
-    strong = COEFFICIENTS.get(name, (0.1, 0.5, 0.2, 0.0, 0.0))
+    strong = COEFFICIENTS.get(name, (0.1, 0.5, 0.2))
+    calm = NONE if name == "shrink" else (0.0, *strong[1:])
     for rate, c in ((1.0, calm), (0.0, strong)):
-        if name == "decay" and rate == 0:
-            continue  # its step is the learning rate
+        # The step of a decoupled formula is the learning rate.
+        row = param(rate, c, eps=0.0)
+        row[Param.LR] = rate
         weight = v.clone()
         geometry = rows_of(0, 0, 40, 50) if name == "shrink" else None
-        work = work_on(weight, geometry=geometry)
-        work.seconds[0][:7] = 0
-        swept(work, rule(rate, c, eps=0.0)[None], [name], metric)
+        args = args_on(weight, geometry=geometry)
+        args.exp_avg_sqs[0][:7] = 0
+        by_kernel(args, row[None], [name], metric)
         assert torch.equal(weight, v)
 
 
@@ -207,41 +213,38 @@ def test_nothing_to_do_changes_no_bit(name: str, metric: str):
 def test_no_number_stays_none(name: str, metric: str):
     v = torch.randn(37)
     v[5], v[36], v[7], v[8] = torch.nan, torch.nan, torch.inf, -torch.inf
-    work = work_on(v)
-    swept(work, rule(0.02, COEFFICIENTS[name])[None], [name], metric)
+    args = args_on(v)
+    by_kernel(args, param(0.02, COEFFICIENTS[name])[None], [name], metric)
     assert v.isnan().nonzero().flatten().tolist() == [5, 36]
     assert name == "box" or v[7:9].isinf().all()
-    if metric == "root" and name not in ("decay", "box"):
-        broken = work_on(torch.randn(37))
-        broken.seconds[0][4] = torch.nan
-        swept(broken, rule(0.02, COEFFICIENTS[name])[None], [name], metric)
+    if metric == "adaptive" and name not in ("weight_decay", "box"):
+        broken = args_on(torch.randn(37))
+        broken.exp_avg_sqs[0][4] = torch.nan
+        by_kernel(broken, param(0.02, COEFFICIENTS[name])[None], [name], metric)
         assert broken.weights[0].isnan().nonzero().flatten().tolist() == [4]
 
 
-@pytest.mark.parametrize("name", ["elastic", "mcp", "scad", "hard", "half", "log_sum"])
+@pytest.mark.parametrize("name", ["l1", "elastic_net", "mcp", "scad", "l0", "l1_half", "log_sum"])
 def test_an_infinite_step_kills(name: str):
-    work = work_on(torch.cat([torch.randn(20), torch.zeros(3)]))
-    work.seconds[0].zero_()
-    swept(work, rule(0.1, COEFFICIENTS[name], eps=0.0)[None], [name], "root")
-    x = work.weights[0]
+    args = args_on(torch.cat([torch.randn(20), torch.zeros(3)]))
+    args.exp_avg_sqs[0].zero_()
+    by_kernel(args, param(0.1, COEFFICIENTS[name], eps=0.0)[None], [name], "adaptive")
+    x = args.weights[0]
     assert (x == 0).all()
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_skip_writes_nothing(grouped: bool):
     weight = torch.randn(20, 5)
-    work = work_on(weight, geometry=rows_of(0, 0, 20, 5) if grouped else None)
-    name = "shrink" if grouped else "elastic"
-    rules = rule(0.1, (0.3, 0.3, 0, 0, 0))[None]
+    args = args_on(weight, geometry=rows_of(0, 0, 20, 5) if grouped else None)
+    name = "shrink" if grouped else "elastic_net"
+    params = param(0.1, (0.3, 0.3, 0))[None]
     before, version = weight.clone(), weight._version
-    tally = torch.full((1, 3), 7.0)
-    swept(work, rules, [name], "root", skip=torch.ones(1), tally=tally)
+    by_kernel(args, params, [name], "adaptive", skip=torch.ones(1))
     assert torch.equal(weight, before)
-    assert (tally == 7).all()
     assert weight._version == version
-    swept(work, rules, [name], "root", skip=torch.zeros(()), tally=tally)
+    by_kernel(args, params, [name], "adaptive", skip=torch.zeros(()))
     assert not torch.equal(weight, before)
-    assert (tally != 7).any()
     assert weight._version > version
 
 
@@ -288,49 +291,35 @@ def by_bisection(v: Tensor, step: Tensor, s0: float, s1: float, s2: float) -> Te
     return torch.where(alive, z * high / (high + s1 * step), 0.0)
 
 
-def steps_of(work: KernelArgs, place: int, rules: Tensor, metric: str) -> Tensor:
-    r = rules[work.which[place]]
-    if metric == "flat":
-        return torch.full_like(work.weights[place], float(r[Param.RATE]), dtype=torch.float64)
-    second = (work.maxes or work.seconds)[place].double()
-    correction = 1 - math.exp(float(work.counts[place]) * float(r[Param.LOG_BETA2]))
+def steps_of(args: KernelArgs, place: int, params: Tensor, metric: str) -> Tensor:
+    r = params[args.param_row[place]]
+    if metric == "scalar":
+        return torch.full_like(args.weights[place], float(r[Param.RATE]), dtype=torch.float64)
+    second = (args.max_exp_avg_sqs or args.exp_avg_sqs)[place].double()
+    correction = 1 - math.exp(float(args.step_counts[place]) * float(r[Param.LOG_BETA2]))
     return r[Param.RATE] / ((second / correction).sqrt() + r[Param.EPS])
 
 
-def check_groups(work: KernelArgs, rules: Tensor, metric: str) -> None:
-    """Compare weights and tally with bisection, bundle by bundle."""
-    assert work.geometry is not None
+def check_groups(args: KernelArgs, params: Tensor, metric: str) -> None:
+    """Compare weights with bisection, bundle by bundle."""
+    assert args.geometry is not None
     rows, exact = {}, {}
-    bundles = work.geometry[:, GroupAxis.BUNDLE].unique().tolist()
+    bundles = args.geometry[:, GroupAxis.BUNDLE].unique().tolist()
     for b in bundles:
-        pieces = work.geometry[work.geometry[:, GroupAxis.BUNDLE] == b].tolist()
+        pieces = args.geometry[args.geometry[:, GroupAxis.BUNDLE] == b].tolist()
         places = [p[GroupAxis.WEIGHT] for p in pieces]
-        v = torch.cat([seen(work.weights[w], p) for w, p in zip(places, pieces, strict=True)], 1)
+        v = torch.cat([seen(args.weights[w], p) for w, p in zip(places, pieces, strict=True)], 1)
         steps = [
-            seen(steps_of(work, w, rules, metric), p) for w, p in zip(places, pieces, strict=True)
+            seen(steps_of(args, w, params, metric), p) for w, p in zip(places, pieces, strict=True)
         ]
-        c = rules[work.which[places[0]], Param.FIRST : Param.FIRST + 3].tolist()
+        c = params[args.param_row[places[0]], Param.FIRST : Param.FIRST + 3].tolist()
         rows[b], exact[b] = v, by_bisection(v, torch.cat(steps, 1), *c)
-    table = native.tabulate(work, ["shrink"], metric)
-    assert table is not None
-    tally = torch.full((len(table.owners), 3), torch.nan)
-    ProxPass(work, ("shrink",), metric, table=table)(rules, tally=tally)
-    sums = torch.zeros(max(bundles) + 1, 3).double()
-    sums.index_add_(0, table.owners, tally.double())
+    by_kernel(args, params, ["shrink"], metric)
     for b in bundles:
-        row = sums[b]
-        pieces = work.geometry[work.geometry[:, GroupAxis.BUNDLE] == b].tolist()
-        x = torch.cat([seen(work.weights[p[GroupAxis.WEIGHT]], p) for p in pieces], 1).double()
+        pieces = args.geometry[args.geometry[:, GroupAxis.BUNDLE] == b].tolist()
+        x = torch.cat([seen(args.weights[p[GroupAxis.WEIGHT]], p) for p in pieces], 1).double()
         error = (x - exact[b]).norm(dim=1)
         assert (error <= 1e-5 * rows[b].double().norm(dim=1)).all()
-        s0, s1, s2 = rules[
-            work.which[pieces[0][GroupAxis.WEIGHT]], Param.FIRST : Param.FIRST + 3
-        ].tolist()
-        length = x.norm(dim=1)
-        value = s0 * x.abs().sum() + s1 * length.sum() + s2 / 2 * length.square().sum()
-        live = torch.stack([(x != 0).sum(), (x != 0).any(1).sum()]).double()
-        torch.testing.assert_close(row[:2], live, rtol=0, atol=0)
-        torch.testing.assert_close(row[2], value, rtol=1e-5, atol=1e-30)
 
 
 # (weight's shape, piece): rows, inputs, kernels, taps, neighbours with one or more axes apart.
@@ -366,13 +355,13 @@ STRENGTHS = {
 def test_groups_wherever_they_lie(place: str, kind: str, metric: str):
     shape, piece = PLACES[place]
     for rate in (1e-4, 0.01, 0.1):
-        work = work_on(torch.randn(shape), geometry=geometry(piece))
-        untouched = work.weights[0].clone()
-        seen_mask = torch.zeros(work.weights[0].numel(), dtype=torch.bool)
+        args = args_on(torch.randn(shape), geometry=geometry(piece))
+        untouched = args.weights[0].clone()
+        seen_mask = torch.zeros(args.weights[0].numel(), dtype=torch.bool)
         seen_mask[seen(torch.arange(seen_mask.numel()), piece).flatten()] = True
-        check_groups(work, rule(rate, STRENGTHS[kind])[None], metric)
+        check_groups(args, param(rate, STRENGTHS[kind])[None], metric)
         outside = ~seen_mask.view(shape)
-        assert torch.equal(work.weights[0][outside], untouched[outside])
+        assert torch.equal(args.weights[0][outside], untouched[outside])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 16, 100, 700])
@@ -404,11 +393,11 @@ def test_groups_over_all_metrics_and_scales(
     weight = (z * scale).float()
     second = (1 / step**2).float()
     tau = scale / (1 + 10**alive_by)
-    work = KernelArgs([weight], [0], [second], geometry=rows_of(0, 0, groups, size))
-    rules = rule(1.0, (0.0, tau, 0.0, 0.0, 0.0), eps=0.0)[None]
+    args = KernelArgs([weight], [0], [second], geometry=rows_of(0, 0, groups, size))
+    params = param(1.0, (0.0, tau, 0.0, 0.0, 0.0), eps=0.0)[None]
     exact = by_bisection(weight, 1 / second.double().sqrt(), 0.0, tau, 0.0)
     norm = weight.double().norm(dim=1)
-    swept(work, rules, ["shrink"], "root")
+    by_kernel(args, params, ["shrink"], "adaptive")
     assert ((weight.double() - exact).norm(dim=1) <= 1e-5 * norm).all()
     if 10**alive_by > 1e-5:
         assert (weight != 0).any(1).all()
@@ -420,10 +409,10 @@ def test_groups_die_at_the_boundary(size: int, metric: str):
     """A group that is alive by less than rounding is put to zero, not to a speck."""
     for _ in range(40):
         v = torch.randn(1, size)
-        work = work_on(v, geometry=rows_of(0, 0, 1, size))
-        step = steps_of(work, 0, rule(0.1)[None], metric)
+        args = args_on(v, geometry=rows_of(0, 0, 1, size))
+        step = steps_of(args, 0, param(0.1)[None], metric)
         tau = float((v.double() / step).norm()) * (1 - 2e-7)
-        swept(work, rule(0.1, (0.0, tau, 0.0, 0.0, 0.0))[None], ["shrink"], metric)
+        by_kernel(args, param(0.1, (0.0, tau, 0.0, 0.0, 0.0))[None], ["shrink"], metric)
         assert (v == 0).all()
 
 
@@ -440,12 +429,11 @@ def test_bundles_of_several_pieces(metric: str, longer: int):
         (4, 4, 0, 1, 0, 20, 1, 1, 0, 1, 0, 1, 1),
         (7, 3, 0, 1, 0, 6, 100, 1, 0, 1, 0, 100, 1),
     )
-    rules = torch.stack([rule(0.02, STRENGTHS["all"]), rule(0.004, NONE, eps=0.1, beta2=0.9)])
-    work = work_on(*weights, which=(0, 1, 0, 0, 1), geometry=table)
-    check_groups(work, rules, metric)
-    maxes = [3 * s for s in work.seconds]
-    amsgrad = KernelArgs(work.weights, work.which, work.seconds, work.counts, maxes, geometry=table)
-    check_groups(amsgrad, rules, metric)
+    params = torch.stack([param(0.02, STRENGTHS["all"]), param(0.004, NONE, eps=0.1, beta2=0.9)])
+    args = args_on(*weights, param_row=(0, 1, 0, 0, 1), geometry=table)
+    check_groups(args, params, metric)
+    amsgrad = replace(args, max_exp_avg_sqs=[3 * s for s in args.exp_avg_sqs])
+    check_groups(amsgrad, params, metric)
 
 
 def test_an_entry_of_step_zero_stays_beside_others():
@@ -456,8 +444,10 @@ def test_an_entry_of_step_zero_stays_beside_others():
     table = geometry(
         (0, 0, 0, 1, 0, 20, 5, 1, 0, 1, 0, 5, 1), (0, 1, 0, 1, 0, 20, 1, 1, 0, 1, 0, 1, 1)
     )
-    work = work_on(*weights, which=(0, 1), geometry=table)
-    swept(work, torch.stack([rule(1e6, (0, 1e3, 0, 0, 0)), rule(0, NONE)]), ["shrink"], "root")
+    args = args_on(*weights, param_row=(0, 1), geometry=table)
+    by_kernel(
+        args, torch.stack([param(1e6, (0, 1e3, 0, 0, 0)), param(0, NONE)]), ["shrink"], "adaptive"
+    )
     assert torch.equal(weights[1], before[1])
     assert (weights[0][:3] == 0).all()
     assert (weights[0][3:].abs() < 1e-3 * before[0][3:].abs()).all()
@@ -469,7 +459,7 @@ def test_an_entry_of_step_zero_stays_beside_others():
 def test_groups_with_no_numbers_and_without_entries(size: int, metric: str):
     v = torch.randn(40, size)
     v[2, 1], v[9, 4], v[12], v[20] = torch.nan, torch.inf, 0.0, 0.0
-    work = work_on(
+    args = args_on(
         v,
         torch.randn(0, 4),
         geometry=geometry(
@@ -477,11 +467,11 @@ def test_groups_with_no_numbers_and_without_entries(size: int, metric: str):
             (1, 1, 0, 1, 0, 0, 4, 1, 0, 1, 0, 4, 1),
         ),
     )
-    if metric == "root":
-        work.seconds[0][30, 2] = torch.nan
-        work.seconds[0][20] = 0
-    swept(work, rule(0.01, STRENGTHS["lasso"], eps=0.0)[None], ["shrink"], metric)
-    lost = {2, 9, 30} if metric == "root" else {2, 9}
+    if metric == "adaptive":
+        args.exp_avg_sqs[0][30, 2] = torch.nan
+        args.exp_avg_sqs[0][20] = 0
+    by_kernel(args, param(0.01, STRENGTHS["lasso"], eps=0.0)[None], ["shrink"], metric)
+    lost = {2, 9, 30} if metric == "adaptive" else {2, 9}
     for group, row in enumerate(v):
         assert row.isnan().all() if group in lost else row.isfinite().all()
     assert (v[12] == 0).all()
@@ -491,9 +481,9 @@ def test_groups_with_no_numbers_and_without_entries(size: int, metric: str):
 def test_a_group_that_an_infinite_step_thins():
     """Entries of step infinity go, the others of the group live on."""
     v = torch.randn(4, 80)
-    work = work_on(v, geometry=rows_of(0, 0, 4, 80))
-    work.seconds[0][:, ::2] = 0
-    swept(work, rule(0.001, STRENGTHS["lasso"], eps=0.0)[None], ["shrink"], "root")
+    args = args_on(v, geometry=rows_of(0, 0, 4, 80))
+    args.exp_avg_sqs[0][:, ::2] = 0
+    by_kernel(args, param(0.001, STRENGTHS["lasso"], eps=0.0)[None], ["shrink"], "adaptive")
     assert (v[:, ::2] == 0).all()
     assert (v[:, 1::2] != 0).all()
 
@@ -508,14 +498,14 @@ def test_groups_in_channels_last_are_the_same_groups():
         assert (t, h, w) == tuple(k * inner[1] for k in (9, 3, 1))
         table = geometry((0, 0, 0, 1, 0, 24, i, 1, 0, 32, o, *inner))
         second = torch.empty_like(weight).copy_(torch.linspace(0, 1, v.numel()).view(v.shape))
-        work = KernelArgs([weight], [0], [second], [torch.tensor(2.0)], geometry=table)
-        swept(work, rule(0.01, STRENGTHS["all"])[None], ["shrink"], "root")
+        args = KernelArgs([weight], [0], [second], [torch.tensor(2.0)], geometry=table)
+        by_kernel(args, param(0.01, STRENGTHS["all"])[None], ["shrink"], "adaptive")
         found.append(weight)
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
     assert not torch.equal(found[0], v)
 
 
-def big_work(grouped: bool) -> KernelArgs:
+def big_args(grouped: bool) -> KernelArgs:
     torch.manual_seed(1)
     shapes = [(64, 700), (300, 27), (900, 300), (5,)]
     weights = [torch.randn(shape) for shape in shapes]
@@ -524,26 +514,24 @@ def big_work(grouped: bool) -> KernelArgs:
         (1, 1, 0, 1, 0, 300, 27, 1, 0, 1, 0, 27, 1),
         (2, 2, 0, 1, 0, 300, 1, 1, 0, 1, 0, 900, 300),
     )
-    return work_on(*weights, geometry=table if grouped else None)
+    return args_on(*weights, geometry=table if grouped else None)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_bits_do_not_depend_on_the_number_of_threads(grouped: bool):
     name = "shrink" if grouped else "log_sum"
-    rules = rule(0.01, STRENGTHS["all"] if grouped else COEFFICIENTS[name])[None]
+    params = param(0.01, STRENGTHS["all"] if grouped else COEFFICIENTS[name])[None]
     before, found = torch.get_num_threads(), []
     for threads in (1, 2, 3, 2):
-        work = big_work(grouped)
-        table = native.tabulate(work, [name], "root")
-        assert table is not None
-        tally = torch.empty(len(table.owners), 3)
+        args = big_args(grouped)
+        once = prepared(args, [name], "adaptive")
         try:
             torch.set_num_threads(threads)
-            ProxPass(work, (name,), "root", table=table)(rules, tally=tally)
+            once(params)
         finally:
             torch.set_num_threads(before)
-        found.append([*work.weights, tally])
-    assert not torch.equal(found[0][0], big_work(grouped).weights[0])
+        found.append(args.weights)
+    assert not torch.equal(found[0][0], big_args(grouped).weights[0])
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 
@@ -552,23 +540,23 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(grouped: bool):
 
 
 def test_other_weights_go_another_way(monkeypatch: pytest.MonkeyPatch):
-    plain = work_on(torch.randn(6, 4))
-    assert native.tabulate(plain, ["elastic"], "root") is not None
-    assert native.tabulate(plain, ["elastic"], "root", "adamw") is None
-    assert native.tabulate(plain, ["shrink"], "root") is None
-    assert native.tabulate(plain, ["elastic", "n_m"], "root") is None
-    assert native.tabulate(KernelArgs(plain.weights, [0]), ["elastic"], "root") is None
-    assert native.tabulate(KernelArgs(plain.weights, [0]), ["elastic"], "flat") is not None
+    plain = args_on(torch.randn(6, 4))
+    assert native.prepare(plain, [L1.kernel], "adaptive") is not None
+    assert native.prepare(plain, [L1.kernel], "adaptive", "adamw") is None
+    assert native.prepare(plain, [SHRINK], "adaptive") is None
+    assert native.prepare(plain, [L1.kernel, SHRINK], "adaptive") is None
+    assert native.prepare(KernelArgs(plain.weights, [0]), [L1.kernel], "adaptive") is None
+    assert native.prepare(KernelArgs(plain.weights, [0]), [L1.kernel], "scalar") is not None
     twice = KernelArgs([*plain.weights, *plain.weights], [0, 0])
-    assert native.tabulate(twice, ["elastic"], "flat") is None
+    assert native.prepare(twice, [L1.kernel], "scalar") is None
     other = KernelArgs(plain.weights, [0], [torch.rand(4, 6).t()])
-    assert native.tabulate(other, ["elastic"], "root") is None
+    assert native.prepare(other, [L1.kernel], "adaptive") is None
     for weight in (torch.randn(6, 8)[:, ::2], torch.randn(6).double(), torch.randn(6).bfloat16()):
-        assert native.tabulate(KernelArgs([weight], [0]), ["elastic"], "flat") is None
+        assert native.prepare(KernelArgs([weight], [0]), [L1.kernel], "scalar") is None
     grouped = KernelArgs(plain.weights, [0], geometry=rows_of(0, 0, 6, 4))
-    assert native.tabulate(grouped, ["elastic"], "flat") is None
+    assert native.prepare(grouped, [L1.kernel], "scalar") is None
     monkeypatch.setenv("REGKIT_NATIVE", "0")
-    assert native.tabulate(plain, ["elastic"], "root") is None
+    assert native.prepare(plain, [L1.kernel], "adaptive") is None
 
 
 def test_groups_that_share_entries_go_another_way():
@@ -576,25 +564,25 @@ def test_groups_that_share_entries_go_another_way():
     upper, lower = (0, 0, 0, 1, 0, 3, 4, 1, 0, 1, 0, 4, 1), (1, 1, 12, 1, 0, 3, 4, 1, 0, 1, 0, 4, 1)
     columns = (1, 1, 0, 1, 0, 4, 1, 1, 0, 1, 0, 6, 4)
     apart = KernelArgs([weight, weight], [0, 0], geometry=geometry(upper, lower))
-    assert native.tabulate(apart, ["shrink"], "flat") is not None
+    assert native.prepare(apart, [SHRINK], "scalar") is not None
     crossed = KernelArgs([weight, weight], [0, 0], geometry=geometry(upper, columns))
-    assert native.tabulate(crossed, ["shrink"], "flat") is None
+    assert native.prepare(crossed, [SHRINK], "scalar") is None
 
 
 def test_without_a_table_the_reference_runs():
     weight = torch.randn(6, 4)
-    rules = rule(0.1, COEFFICIENTS["elastic"])[None]
-    work = KernelArgs([weight], [0])
-    (expected,) = referred(work, rules, ["elastic"], "flat")
-    ProxPass(work, ("elastic",), "flat")(rules)
+    params = param(0.1, COEFFICIENTS["elastic_net"])[None]
+    args = KernelArgs([weight], [0])
+    (expected,) = by_reference(args, params, ["elastic_net"], "scalar")
+    ProxPass(args, (FORMULAS["elastic_net"],), "scalar")(params)
     torch.testing.assert_close(weight, expected.float())
     assert (weight == 0).any()
-    grouped = work_on(weight.double(), geometry=rows_of(0, 0, 6, 4))
+    grouped = args_on(weight.double(), geometry=rows_of(0, 0, 6, 4))
     exact = by_bisection(
-        grouped.weights[0], steps_of(grouped, 0, rules, "root"), *COEFFICIENTS["elastic"][:3]
+        grouped.weights[0], steps_of(grouped, 0, params, "adaptive"), 0.7, 0.3, 0.0
     )
-    rules = rule(0.1, (0.7, 0.3, 0.0, 0.0, 0.0))[None]
-    ProxPass(grouped, ("shrink",), "root")(rules)
+    params = param(0.1, (0.7, 0.3, 0.0, 0.0, 0.0))[None]
+    ProxPass(grouped, (SHRINK,), "adaptive")(params)
     torch.testing.assert_close(grouped.weights[0], exact)
 
 
@@ -623,10 +611,11 @@ def test_a_broken_file_in_the_cache_is_replaced(
 ):
     folder = tmp_path / "regkit"
     folder.mkdir()
-    path = folder / f"{build._fingerprint(shutil.which('cc') or '')}.so"
+    texts = [file.read_text() for file in (*build.SOURCES, *build.HEADERS)]
+    path = folder / f"passes-{build._fingerprint(shutil.which('cc') or '', texts)}.so"
     path.write_bytes(b"half a library")
     assert quick() is not None
-    assert ctypes.CDLL(str(path)).regkit_formula(b"decay") == 1
+    assert ctypes.CDLL(str(path)).regkit_entries
 
 
 def test_a_folder_that_cannot_be_written(
@@ -634,10 +623,7 @@ def test_a_folder_that_cannot_be_written(
 ):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    library = quick()
-    assert library is not None
-    assert library.regkit_formula(b"box") >= 0
-    assert library.regkit_formula(b"shrink") == -1
+    assert quick() is not None
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
@@ -651,37 +637,80 @@ def test_without_a_compiler_a_line_in_the_log(
     with caplog.at_level(logging.INFO, logger="regkit.ops.native.launch"):
         assert quick() is None
     (record,) = caplog.records
-    assert "swept by torch" in record.getMessage()
+    assert "taken by torch" in record.getMessage()
     monkeypatch.setattr(native, "kernels", lambda: None)
-    assert native.tabulate(work_on(torch.randn(3)), ["elastic"], "root") is None
+    assert native.prepare(args_on(torch.randn(3)), [L1.kernel], "adaptive") is None
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_formulas_are_vectorised(name: str, tmp_path: Path):
+    """A select that becomes a branch would leave the loop scalar: several times slower."""
+    compiler = shutil.which(os.environ.get("CC") or "cc") or ""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    if "Free Software Foundation" not in version.stdout:
+        pytest.skip("only GCC is asked here")
+    source = tmp_path / "formula.c"
+    source.write_text(source_of(FORMULAS[name]))
+    flags = (*build.FLAGS, *build.FORMULA_FLAGS, "-fopt-info-vec", "-c", "-o", "/dev/null")
+    done = subprocess.run([compiler, *flags, source], capture_output=True, text=True, check=True)
+    assert "loop vectorized" in done.stderr
+
+
+def test_a_formula_is_a_library_of_its_own(
+    quick: Callable[[], ctypes.CDLL | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another one builds nothing again; without a compiler for it torch takes the prox."""
+
+    @formula
+    def grown(v, step, lam):
+        return v * (1 + step * lam)
+
+    assert quick() is not None
+    (passes,) = (tmp_path / "regkit").iterdir()
+    written = passes.stat().st_mtime_ns
+    args, params = args_on(torch.tensor([1.0, -2.0, math.nan])), param(0.5, (3.0,))[None]
+    once = prepare(args, [grown], "scalar")
+    assert once is not None
+    once(params)
+    torch.testing.assert_close(args.weights[0], torch.tensor([2.5, -5.0, math.nan]), equal_nan=True)
+    assert passes.stat().st_mtime_ns == written
+    (other,) = set((tmp_path / "regkit").iterdir()) - {passes}
+    assert other.name.startswith("grown-")
+
+    @formula
+    def uncompiled(v, step, lam):
+        return maximum(v, step * lam)
+
+    monkeypatch.setenv("CC", "false")
+    assert native.prepare(args, [uncompiled], "scalar") is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_does_not_hang():
     weight, before = torch.ones(300000), torch.get_num_threads()
-    work, rules = KernelArgs([weight], [0]), rule(0.25, (1.0, 0.0, 0.0, 0.0, 0.0))[None]
-    sweep = ProxPass(work, ("elastic",), "flat", table=native.tabulate(work, ["elastic"], "flat"))
+    args, params = KernelArgs([weight], [0]), param(0.25, (1.0,))[None]
+    once = prepared(args, ["l1"], "scalar")
     try:
         torch.set_num_threads(2)
-        sweep(rules)
-        child = forked(sweep, rules)
+        once(params)
+        child = forked(once, params)
         status = waited(child, seconds=20)
-        sweep(rules)
+        once(params)
     finally:
         torch.set_num_threads(before)
     assert status == 0
     assert (weight == 0.5).all()
 
 
-def forked(sweep: ProxPass, rules: Tensor) -> int:
+def forked(once: ProxPass, params: Tensor) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python warns of any fork beside other threads
         child = os.fork()
     if child == 0:
         try:
-            sweep(rules)
+            once(params)
             # A few entries: torch itself, with more than one thread, would wait for ever here.
-            os._exit(0 if sweep.work.weights[0][-3:].tolist() == [0.5] * 3 else 1)
+            os._exit(0 if once.args.weights[0][-3:].tolist() == [0.5] * 3 else 1)
         finally:
             os._exit(2)
     return child

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from regkit.optim.metric import metric_of
 from sklearn.linear_model import ElasticNet as SkElasticNet
 from sklearn.linear_model import Lasso as SkLasso
 from torch import Tensor, nn
 
 from regkit import InputError, Regularizer
 from regkit.optim.dual_averaging import RAMDA, RMDA
-from regkit.optim.metric import metric_of
 from regkit.penalties import L1, ElasticNet, GroupLasso, WeightPenalty
 
 BOTH = pytest.mark.parametrize("make", [RMDA, RAMDA])

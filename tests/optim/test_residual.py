@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import Lasso as SkLasso
 from torch import nn, optim
 
-from regkit import Regularizer
+from regkit import Regularizer, Schedule
 from regkit.penalties import L1, L2, GroupLasso, WeightDecay
 
 LAM, NUM_INPUTS = 0.1, 12
@@ -93,10 +93,11 @@ def test_frozen_zeros_do_not_count():
     double = {"dtype": torch.float64}
     model = with_gradient(torch.tensor([[0.5, 0.0]], **double), torch.ones(1, 2, **double))
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    reg = Regularizer(model, L1(0.2), num_steps=10, freeze_support=0.5).attach(optimizer)
+    schedule = Schedule(debias=0.5, num_steps=10)
+    reg = Regularizer(model, L1(0.2), schedule=schedule).attach(optimizer)
     for _ in range(6):
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
     model.weight.grad = torch.tensor([[0.3, 9.0]], **double)
-    assert reg.lams() == {"l1": 0.0}
+    assert reg.current_lams() == {"l1": 0.0}
     assert float(reg.kkt_residual()) == pytest.approx(0.3, rel=1e-6)

@@ -16,6 +16,7 @@ from sklearn.linear_model._coordinate_descent import _alpha_grid
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer
+from regkit.bound_penalty import BoundPenalty, bind
 from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import (
     L0,
@@ -35,13 +36,12 @@ from regkit.penalties import (
 )
 from regkit.selection.critical import critical, smallest
 from regkit.selection.layers import head_bound, layer_bounds, step_bound
-from regkit.terms import Term, bind
 
 YAMLS = sorted((Path(__file__).parents[2] / "configs" / "penalty").glob("*.yaml"))
 G = torch.tensor(np.random.default_rng(3).normal(size=(5, 7)) * 0.1, dtype=torch.float32)
 
 
-def term_of(model: nn.Module, penalty: WeightPenalty) -> Term:
+def term_of(model: nn.Module, penalty: WeightPenalty) -> BoundPenalty:
     return bind(model, "it", penalty, example=None)
 
 
@@ -98,9 +98,9 @@ def test_zero_is_the_best_weight_nearby_from_there_on(path: Path):
     if not isinstance(penalty, WeightPenalty) or penalty.layout not in ("entries", "filter"):
         return
     model = nn.Linear(7, 5)
-    term = term_of(model, penalty)
+    bound = term_of(model, penalty)
     try:
-        lam = critical(term, {model.weight: G})
+        lam = critical(bound, {model.weight: G})
     except InputError:
         assert not penalty.sparsifies or not penalty.convex
         return
@@ -152,8 +152,8 @@ def test_the_head_of_a_regression_has_the_top_of_sklearns_grid(ratio: float):
     model = nn.Linear(12, 1).double()
     data = torch.tensor(x), torch.tensor(y)[:, None]
     batches = list(zip(*(part.split(40) for part in data), strict=True))
-    term = term_of(model, ElasticNet(1.0, l1_ratio=ratio))
-    found = head_bound(model, term, batches, lambda s, t: (s - t).square().mean() / 2)
+    bound = term_of(model, ElasticNet(1.0, l1_ratio=ratio))
+    found = head_bound(model, bound, batches, lambda s, t: (s - t).square().mean() / 2)
     assert found.kind == "exact"
     assert found.lam == pytest.approx(expected, rel=1e-6)
 

@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from regkit import Regularizer
+from regkit.bound_penalty import bind
 from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import L1, ElasticNet, GroupLasso, WeightPenalty
 from regkit.selection.choose import choose
@@ -20,7 +21,6 @@ from regkit.selection.critical import critical
 from regkit.selection.grid import log_grid
 from regkit.selection.layers import head_bound
 from regkit.selection.path import cross_validate, path
-from regkit.terms import bind
 
 # Full-batch steps at each strength, from the weights of the one before.
 NUM_STEPS = 60

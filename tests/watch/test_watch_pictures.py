@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from regkit import InputError, Regularize
+from regkit import InputError, RegularizerCallback
 from regkit.penalties import L1, GroupLasso
 from regkit.targets import weights
 from regkit.watch import density_map, filters, survivors
@@ -95,7 +95,7 @@ def fit(
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    found = callbacks or (Regularize([L1(0.05)]), Pictures(folder))
+    found = callbacks or (RegularizerCallback([L1(0.05)]), Pictures(folder))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=max_epochs,
@@ -154,7 +154,7 @@ def test_without_tensorboard_there_are_the_files(make: Callable[..., Any] | None
 
 def test_the_history_is_what_counting_gives(tmp_path: Path):
     module, pictures = Module(), Pictures(tmp_path)
-    fit(module, tmp_path, Regularize([L1(0.05)]), pictures)
+    fit(module, tmp_path, RegularizerCallback([L1(0.05)]), pictures)
     state = pictures.state_dict()
     assert state["epochs"] == [0, 1, 2]
     assert [dict(zip(state["names"], row, strict=True)) for row in state["shares"]] == module.seen
@@ -164,7 +164,7 @@ def test_the_history_is_what_counting_gives(tmp_path: Path):
 
 def test_only_what_is_penalised_counts(tmp_path: Path):
     pictures = Pictures(tmp_path)
-    fit(Module(), tmp_path, Regularize([L1(0.05, on="Linear")]), pictures)
+    fit(Module(), tmp_path, RegularizerCallback([L1(0.05, on="Linear")]), pictures)
     assert pictures.state_dict()["names"] == ["net.3.weight"]
     fit(Module(), tmp_path, pictures)
     assert pictures.state_dict()["names"] == ["net.0.weight", "net.3.weight"]
@@ -176,7 +176,7 @@ def kept(folder: Path, name: str) -> list[pl.Callback]:
         "best": ModelCheckpoint(folder, filename="best", monitor="val", mode="max"),
         "within": ModelCheckpoint(folder, filename="within", every_n_train_steps=7),
     }[name]
-    return [Regularize([L1(0.05)]), Pictures(folder), checkpoint]
+    return [RegularizerCallback([L1(0.05)]), Pictures(folder), checkpoint]
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
@@ -211,12 +211,12 @@ def test_a_run_continued_within_an_epoch_has_each_epoch_once(tmp_path: Path):
 def test_another_fit_starts_anew(tmp_path: Path):
     pictures = Pictures(tmp_path)
     for epochs in (3, 2):
-        fit(Module(), tmp_path, Regularize([L1(0.05)]), pictures, max_epochs=epochs)
+        fit(Module(), tmp_path, RegularizerCallback([L1(0.05)]), pictures, max_epochs=epochs)
         assert pictures.state_dict()["epochs"] == list(range(epochs))
 
 
 def test_a_running_run_is_drawn_every_n_epochs(tmp_path: Path):
-    callbacks = Regularize([L1(0.05)]), Pictures(tmp_path, every_n_epochs=2)
+    callbacks = RegularizerCallback([L1(0.05)]), Pictures(tmp_path, every_n_epochs=2)
     fit(Module(), tmp_path, *callbacks, max_epochs=5, **tensorboard(tmp_path))
     for name in NAMES:
         assert [image.step for image in shown(tmp_path)[f"pictures/{name}"]] == [6, 12, 15]
@@ -225,14 +225,14 @@ def test_a_running_run_is_drawn_every_n_epochs(tmp_path: Path):
 
 
 def test_the_end_is_drawn_once(tmp_path: Path):
-    callbacks = Regularize([L1(0.05)]), Pictures(tmp_path, every_n_epochs=2)
+    callbacks = RegularizerCallback([L1(0.05)]), Pictures(tmp_path, every_n_epochs=2)
     fit(Module(), tmp_path, *callbacks, max_epochs=2, **tensorboard(tmp_path))
     assert len(shown(tmp_path)["pictures/density"]) == 1
 
 
 def test_a_diverged_run_says_so(tmp_path: Path):
     module, pictures = Module(spoil=True), Pictures(tmp_path)
-    fit(module, tmp_path, Regularize([L1(0.05)]), pictures, **tensorboard(tmp_path))
+    fit(module, tmp_path, RegularizerCallback([L1(0.05)]), pictures, **tensorboard(tmp_path))
     assert set(shown(tmp_path)) == {f"pictures/{name}" for name in NAMES}
     history = density_map.History(**pictures.state_dict())
     assert np.isnan(history.shares[1][0])
@@ -250,7 +250,7 @@ def test_a_diverged_run_says_so(tmp_path: Path):
 def test_a_net_without_convolution_has_no_filters(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, logger="regkit.watch"):
         pictures = Pictures(tmp_path, every_n_epochs=1)
-        fit(Module(linear_net), tmp_path, Regularize([L1(0.05)]), pictures)
+        fit(Module(linear_net), tmp_path, RegularizerCallback([L1(0.05)]), pictures)
     assert {path.name for path in tmp_path.glob("*.png")} == {"density.png", "survivors.png"}
     assert caplog.text.count("filters.png is left out: Module has no 2-D or 3-D convolution") == 1
 
@@ -398,7 +398,7 @@ def test_names_are_short_and_distinct():
 
 def test_group_penalties_leave_whole_filters_dead(tmp_path: Path):
     module = Module()
-    fit(module, tmp_path, Regularize([GroupLasso(0.5, on="Conv3d")]), Pictures(tmp_path))
+    fit(module, tmp_path, RegularizerCallback([GroupLasso(0.5, on="Conv3d")]), Pictures(tmp_path))
     chosen = {"net.0.weight": module.net[0].weight}
     (layer,) = survivors.measure(module, chosen)
     alive = [bool(row.any()) for row in module.net[0].weight]

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-from regkit import Regularize
+from regkit import RegularizerCallback
 from regkit.module import VideoClassifier
 from regkit.penalties import L1, GroupLasso
 from regkit.watch.scalars import METRICS, TOPICS, log_end, log_hparams, log_layout
@@ -179,7 +179,9 @@ def test_every_curve_of_a_run_stands_under_its_topic(tmp_path: Path):
         logger=logger,
         log_every_n_steps=1,
         callbacks=[
-            Regularize({"l1": L1(1e-3, on="head"), "group_lasso": GroupLasso(1e-3, on="embed")}),
+            RegularizerCallback(
+                {"l1": L1(1e-3, on="head"), "group_lasso": GroupLasso(1e-3, on="embed")}
+            ),
             pl.callbacks.LearningRateMonitor("step"),
         ],
         enable_checkpointing=False,

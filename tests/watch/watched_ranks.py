@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader
 
-from regkit import Regularize
+from regkit import RegularizerCallback
 from regkit.penalties import L1
 from regkit.targets import weights
 from regkit.watch import density_map, survivors
@@ -73,7 +73,7 @@ def data_parallel(folder: Path) -> None:
         max_epochs=2,
         strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"),
         logger=TensorBoardLogger(str(folder), name="", version=""),
-        callbacks=[Regularize([L1(1e-2)]), Pictures(folder)],
+        callbacks=[RegularizerCallback([L1(1e-2)]), Pictures(folder)],
         enable_progress_bar=False,
         enable_checkpointing=False,
         enable_model_summary=False,

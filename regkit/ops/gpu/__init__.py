@@ -1,1 +1,1 @@
-"""The sweeps in Triton: one launch over many weights, driven by a table of addresses."""
+"""The passes in Triton: a few launches over many weights, driven by a table of addresses."""

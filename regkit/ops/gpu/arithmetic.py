@@ -2,7 +2,11 @@
 
 import triton.language as tl
 
+from regkit.ops.formula import LARGEST, TINY
 from regkit.ops.gpu.jit import jit
+
+_TINY = tl.constexpr(TINY)
+_LARGEST = tl.constexpr(LARGEST)
 
 
 @jit
@@ -50,3 +54,10 @@ def log_one_more(x):
     series = 1 / 7.0 + square * (1 / 9.0 + square * (1 / 11.0))
     series = 2.0 + 2.0 * square * (1 / 3.0 + square * (1 / 5.0 + square * series))
     return tl.where(x < 0.5, z * series, tl.log(1.0 + x))
+
+
+@jit
+def log1p_share(s):
+    """Return log(1 + s) / s for s >= 0, which is 1 at 0."""
+    s = minimum(maximum(s, _TINY), _LARGEST)
+    return log_one_more(s) / s

@@ -1,4 +1,4 @@
-"""The kernel of `regkit::sweep_entries`: update and prox of 4096 entries a program, in one pass."""
+"""The kernel of `regkit::prox_entries`: update and prox of 4096 entries a program, in one pass."""
 
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
@@ -7,7 +7,7 @@
 
 import triton.language as tl
 
-from regkit.ops.gpu.formulas import coefficients, prox, value
+from regkit.ops.gpu.formula_kernel import coefficients
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import inverse_scale, moved, rates
 from regkit.ops.kernel_args import NUM_PARAMS
@@ -92,7 +92,7 @@ def updated(  # noqa: C901  all but the loads is decided while compiling
 
 
 @jit
-def _swept(
+def _write(
     p,
     offsets,
     mask,
@@ -106,27 +106,25 @@ def _swept(
     formula1: tl.constexpr,
     formula2: tl.constexpr,
 ):
-    """Write entries after update and prox; return how many are not 0, and their value."""
+    """Write entries after update and prox."""
     x, step = updated(p, offsets, mask, r, unscale, update, states, root)
-    x = prox(x, step, r[1], c, formula1)
-    x = prox(x, step, r[1], d, formula2)
+    if formula1 is not None:
+        x = formula1(x, step, r[1], c)
+    if formula2 is not None:
+        x = formula2(x, step, r[1], d)
     tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
-    if mask is not None:
-        x = tl.where(mask, x, 0.0)
-    return (x != 0.0).to(tl.float32), value(x, c, formula1) + value(x, d, formula2)
 
 
 @jit(
     do_not_specialize=["num_weights"],
-    do_not_specialize_on_alignment=["pointers", "items", "rules", "skip", "scale", "tally"],
+    do_not_specialize_on_alignment=["pointers", "items", "params", "skip", "scale"],
 )
-def sweep_entries(
+def prox_entries(
     pointers,
     items,
-    rules,
+    params,
     skip,
     scale,
-    tally,
     num_weights,
     types: tl.constexpr,
     update: tl.constexpr,
@@ -138,47 +136,37 @@ def sweep_entries(
     block: tl.constexpr,
     num_blocks: tl.constexpr,
 ):
-    """ProxPass the entries of one item: (weight, rule, start, count)."""
+    """Work on the entries of one item: (weight, row of params, start, count).
+
+    formula1, formula2: functions made by `kernel_of`, or None.
+    """
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
     item = items + tl.program_id(0).to(tl.int64) * 4
-    rule = rules + tl.load(item + 1) * _COLUMNS
+    param = params + tl.load(item + 1) * _COLUMNS
     start = tl.load(item + 2)
     count = tl.load(item + 3).to(tl.int32)
     at = addresses(pointers, tl.load(item), num_weights, types)
-    r = rates(rule, at[5], counted)
-    c, d = coefficients(rule, 0), coefficients(rule, 1)
+    r = rates(param, at[5], counted)
+    c, d = coefficients(param, 0), coefficients(param, 1)
     unscale = 1.0
     if scale is not None:
         unscale = 1.0 / tl.load(scale).to(tl.float32)
     lane = tl.arange(0, block)
-    alive = tl.zeros((block,), tl.float32)
-    worth = tl.zeros((block,), tl.float32)
     if (count == block * num_blocks) & are_aligned(at):
         p = past(at, start, True)
         for k in range(num_blocks):
-            a, v = _swept(
+            _write(
                 p, k * block + lane, None, r, c, d, unscale,
                 update, states, root, formula1, formula2,
             )  # fmt: skip
-            if tally is not None:
-                alive += a
-                worth += v
     else:
         p = past(at, start, False)
         done = 0
         while done < count:
-            a, v = _swept(
+            _write(
                 p, done + lane, done + lane < count, r, c, d, unscale,
                 update, states, root, formula1, formula2,
             )  # fmt: skip
-            if tally is not None:
-                alive += a
-                worth += v
             done += block
-    if tally is not None:
-        out = tally + tl.program_id(0).to(tl.int64) * 3
-        tl.store(out, tl.sum(alive, 0))
-        tl.store(out + 1, 0.0)
-        tl.store(out + 2, tl.sum(worth, 0))

@@ -22,7 +22,7 @@ class Piece:
     """
 
     weight: int
-    rule: int
+    param_row: int
     offset: int
     leads: Axes
     inner: Axes
@@ -60,17 +60,17 @@ class Piece:
         return whole and self.is_rows and self.stride == self.length
 
     def axes(self) -> list[int]:
-        """Return it as a row of geometry, and its rule."""
+        """Return it as a row of geometry, and its row of params."""
         leads = ((1, 0),) * (MOST_LEADS - len(self.leads)) + self.leads
         inner = ((1, 0),) * (MOST_INNER - len(self.inner)) + self.inner
         flat = [number for axis in (*leads, *inner) for number in axis]
-        return [0, self.weight, self.offset, *flat, self.rule]
+        return [0, self.weight, self.offset, *flat, self.param_row]
 
 
 NUM_NUMBERS = NUM_AXES + 1
 
 
-def bundles(geometry: Tensor, which: Sequence[int]) -> list[list[Piece]]:
+def bundles(geometry: Tensor, param_row: Sequence[int]) -> list[list[Piece]]:
     """Return the pieces of every bundle, in order."""
     found: dict[int, list[Piece]] = {}
     for row in geometry.tolist():
@@ -84,7 +84,7 @@ def bundles(geometry: Tensor, which: Sequence[int]) -> list[list[Piece]]:
         ordered = tuple(sorted(inner, key=lambda axis: -axis[1]))
         weight = row[GroupAxis.WEIGHT]
         piece = Piece(
-            weight, which[weight], row[GroupAxis.OFFSET], _merged(leads), _merged(ordered)
+            weight, param_row[weight], row[GroupAxis.OFFSET], _merged(leads), _merged(ordered)
         )
         found.setdefault(row[GroupAxis.BUNDLE], []).append(piece)
     return [found[number] for number in sorted(found)]

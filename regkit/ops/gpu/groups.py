@@ -1,4 +1,4 @@
-"""The kernel of `regkit::sweep_groups` for groups of any geometry, in one weight or several.
+"""The kernel of `regkit::prox_groups` for groups of any geometry, in one weight or several.
 
 A program goes over its groups again and again: what it read once comes from the L2 cache.
 """
@@ -11,7 +11,7 @@ A program goes over its groups again and again: what it read once comes from the
 import triton.language as tl
 
 from regkit.ops.gpu.entries import addresses
-from regkit.ops.gpu.formulas import coefficients
+from regkit.ops.gpu.formula_kernel import coefficients
 from regkit.ops.gpu.group_layout import NUM_NUMBERS
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import inverse_scale, rates
@@ -33,7 +33,7 @@ _SIZE2 = tl.constexpr(int(GroupAxis.SIZE2))
 _STEP2 = tl.constexpr(int(GroupAxis.STEP2))
 _SIZE3 = tl.constexpr(int(GroupAxis.SIZE3))
 _STEP3 = tl.constexpr(int(GroupAxis.STEP3))
-_RULE = tl.constexpr(NUM_NUMBERS - 1)
+_PARAM_ROW = tl.constexpr(NUM_NUMBERS - 1)
 _EPS = tl.constexpr(2.0**-23)
 _TINY = tl.constexpr(2.0**-126)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -92,15 +92,15 @@ def _sums(
     size: largest entry, sum of squares; scaled: z^2 with z in units; start: z^2 / (step scale +
     eps^2)^k; moments: (z / (1 + step scale))^2 / (1 + step scale)^k; k = 0, 1, 2.
     """
-    pointers, pieces, rules, num_weights = tables
+    pointers, pieces, params, num_weights = tables
     none = tl.zeros_like(entry + group).to(tl.float32)
     a, b, d = none, none, none
     place = 0
     while place < own[1]:
         piece = pieces + (own[0] + place) * _NUMBERS
-        rule = rules + tl.load(piece + _RULE) * _COLUMNS
+        param = params + tl.load(piece + _PARAM_ROW) * _COLUMNS
         at = addresses(pointers, tl.load(piece + _WEIGHT), num_weights, types)
-        r = rates(rule, at[5], counted)
+        r = rates(param, at[5], counted)
         base = _bases(piece, group)
         length = _length(piece)
         done = 0
@@ -137,19 +137,17 @@ def _sums(
 @jit
 def _write(
     tables, own, group, entry, there, c, mu, dead, share, broken,
-    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, axis: tl.constexpr,
+    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr,
     entries: tl.constexpr, metric: tl.constexpr,
 ):  # fmt: skip
-    """Write all entries of the groups; return non-zeros, sum of sizes and of squares for each."""
-    pointers, pieces, rules, num_weights = tables
-    none = tl.zeros_like(entry + group).to(tl.float32)
-    alive, sizes, squares = none, none, none
+    """Write all entries of the groups."""
+    pointers, pieces, params, num_weights = tables
     place = 0
     while place < own[1]:
         piece = pieces + (own[0] + place) * _NUMBERS
-        rule = rules + tl.load(piece + _RULE) * _COLUMNS
+        param = params + tl.load(piece + _PARAM_ROW) * _COLUMNS
         at = addresses(pointers, tl.load(piece + _WEIGHT), num_weights, types)
-        r = rates(rule, at[5], counted)
+        r = rates(param, at[5], counted)
         base = _bases(piece, group)
         length = _length(piece)
         done = 0
@@ -162,14 +160,8 @@ def _write(
             else:
                 x = x * share
             tl.store(at[0] + offsets, x.to(at[0].dtype.element_ty), mask)
-            x = tl.where(mask, x, 0.0)
-            alive += (x != 0.0).to(tl.float32)
-            sizes += tl.abs(x)
-            squares += x * x
             done += entries
         place += 1
-    alive, sizes = tl.sum(alive, axis, keep_dims=True), tl.sum(sizes, axis, keep_dims=True)
-    return alive, sizes, tl.sum(squares, axis, keep_dims=True)
 
 
 @jit
@@ -178,7 +170,7 @@ def _shrunk(
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
     groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr,
 ):  # fmt: skip
-    """Shrink some groups; return non-zeros, live groups and value."""
+    """Shrink some groups."""
     if across:
         axis: tl.constexpr = 0
         lane = tl.arange(0, groups)[None, :]
@@ -220,25 +212,21 @@ def _shrunk(
                 types, root, counted, axis, entries,
             )  # fmt: skip
             norm = tl.sqrt(norm) * tl.maximum(largest, _TINY)
-        rule = tables[2] + tl.load(tables[1] + own[0] * _NUMBERS + _RULE) * _COLUMNS
-        step = tl.load(rule + _RATE)
+        param = tables[2] + tl.load(tables[1] + own[0] * _NUMBERS + _PARAM_ROW) * _COLUMNS
+        step = tl.load(param + _RATE)
         share = factor(norm, step / (1.0 + step * c[2]), c[1])
-    alive, sizes, squares = _write(
+    _write(
         tables, own, group, entry, there, c, mu, dead, share, broken,
-        types, root, counted, axis, entries, metric,
+        types, root, counted, entries, metric,
     )  # fmt: skip
-    value = c[0] * sizes + c[1] * tl.sqrt(squares) + c[2] * 0.5 * squares
-    live = ((alive > 0.0) & there).to(tl.float32)
-    value = tl.where(there, value, 0.0)
-    return tl.sum(tl.sum(alive, 1), 0), tl.sum(tl.sum(live, 1), 0), tl.sum(tl.sum(value, 1), 0)
 
 
 @jit(
-    do_not_specialize=["num_weights", "before", "evaluations"],
-    do_not_specialize_on_alignment=["pointers", "items", "pieces", "rules", "skip", "tally"],
+    do_not_specialize=["num_weights", "evaluations"],
+    do_not_specialize_on_alignment=["pointers", "items", "pieces", "params", "skip"],
 )
-def sweep_groups(
-    pointers, items, pieces, rules, skip, tally, num_weights, before, evaluations,
+def prox_groups(
+    pointers, items, pieces, params, skip, num_weights, evaluations,
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
     groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr, classes: tl.constexpr,
 ):  # fmt: skip
@@ -253,18 +241,12 @@ def sweep_groups(
     own = (tl.load(item), tl.load(item + 1).to(tl.int32))
     first, num = tl.load(item + 2).to(tl.int32), tl.load(item + 3).to(tl.int32)
     kind = tl.load(item + 4)
-    rule = rules + tl.load(pieces + own[0] * _NUMBERS + _RULE) * _COLUMNS
-    c = coefficients(rule, 0)
-    tables = (pointers, pieces, rules, num_weights)
-    alive, live, value = 0.0, 0.0, 0.0
+    param = params + tl.load(pieces + own[0] * _NUMBERS + _PARAM_ROW) * _COLUMNS
+    c = coefficients(param, 0)
+    tables = (pointers, pieces, params, num_weights)
     for k in tl.static_range(classes):
         if kind == k:
-            alive, live, value = _shrunk(
+            _shrunk(
                 tables, own, first, num, c, evaluations, types, root, counted, metric,
                 groups[k], entries[k], across[k],
             )  # fmt: skip
-    if tally is not None:
-        out = tally + (before + tl.program_id(0)).to(tl.int64) * 3
-        tl.store(out, alive)
-        tl.store(out + 1, live)
-        tl.store(out + 2, value)

@@ -3,21 +3,20 @@
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regkit.errors import InputError
-from regkit.ops.formulas import FORMULAS
+from regkit.ops.formula import SHRINK, Formula
 from regkit.ops.gpu import tiling
 from regkit.ops.gpu.group_layout import bundles, overlap
 from regkit.ops.gpu.tiling import Sizes, Stack
 from regkit.ops.kernel_args import METRICS, MOST_FORMULAS, UPDATES, KernelArgs, LaunchTable
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Rows of the table of addresses; a tensor that the sweep does not use has address 0.
+# Rows of the table of addresses; a tensor that the pass does not use has address 0.
 GRADS = 1
 NUM_LISTS = 6
 # Offsets within an item, and entries of a group, are counted in 32 bits.
@@ -25,16 +24,16 @@ LONGEST = 2**31 - 2**16
 SIZES = Sizes()
 
 
-class Numbers(NamedTuple):
+class GpuTable(NamedTuple):
     """The tensors of a table; `shape`, `grads` and the classes are on the CPU.
 
     shape: block, num_blocks, tile, and whether steps may differ within a flat group.
-    pointers: (6, weights) addresses of weights, grads, firsts, seconds, maxes and counts.
+    pointers: (6, weights) addresses, in the order of `_LISTS`.
     grads: the addresses of the gradients that `pointers` holds.
-    entries: (items, 4) weight, rule, start, count.
-    tiles, long: (items, 7) weight, rule, class, start, rows, length, stride.
+    entries: (items, 4) weight, row of params, start, count.
+    tiles, long: (items, 7) weight, row of params, class, start, rows, length, stride.
     groups: (items, 5) first piece, pieces, first group, groups, class.
-    pieces: (pieces, NUM_NUMBERS) geometry and rule.
+    pieces: (pieces, NUM_NUMBERS) geometry and row of params.
     tile_classes: (rows, columns); long_classes: tiles; group_classes: (groups, entries, across).
     """
 
@@ -51,9 +50,9 @@ class Numbers(NamedTuple):
     group_classes: Tensor
 
 
-def tabulate(
-    work: KernelArgs,
-    formulas: Sequence[str],
+def prepare(
+    args: KernelArgs,
+    formulas: Sequence[Formula],
     metric: str,
     update: str = "none",
     sizes: Sizes = SIZES,
@@ -61,49 +60,48 @@ def tabulate(
     """Lay down where everything is, None where the kernels do not serve.
 
     They serve dense float32, bfloat16 and float16 on one CUDA device, states and gradients with
-    the strides of their weight, up to two formulas of entries; or "shrink" of groups that do not
+    the strides of their weight, up to two formulas of entries; or SHRINK of groups that do not
     overlap, with an update only where they are the rows of a whole weight. In Triton's interpreter
     they serve the CPU.
+    Raises: InputError for a formula that cannot be translated.
     """
-    grouped = [FORMULAS[name].grouped for name in formulas]
-    if work.geometry is None:
-        named = len(formulas) <= MOST_FORMULAS and not any(grouped)
+    if args.geometry is None:
+        known = len(formulas) <= MOST_FORMULAS and not any(f.grouped for f in formulas)
     else:
-        named = grouped == [True]
-    if not (named and work.weights and _is_here(work) and _is_served(work, metric, update)):
+        known = tuple(formulas) == (SHRINK,)
+    if not (known and args.weights and _is_here(args) and _is_served(args, metric, update)):
         return None
-    used = _used(work, metric, update)
+    used = _used(args, metric, update)
     pointers = torch.tensor(
-        [[t.data_ptr() for t in used[name]] or [0] * len(work.weights) for name in _LISTS]
+        [[t.data_ptr() for t in used[name]] or [0] * len(args.weights) for name in _LISTS]
     )
-    made = _entries(work, sizes) if work.geometry is None else _groups(work, update, sizes)
+    made = (
+        _entries(args, formulas, sizes) if args.geometry is None else _groups(args, update, sizes)
+    )
     if made is None:
         return None
     stacks, classes, pieces, differ = made
-    shape = torch.tensor([sizes.block, sizes.num_blocks, sizes.tile, metric == "root" or differ])
-    (entries, of_entries), *grouped = [stack.sorted() for stack in stacks]
-    (tiles, _), (long, _), (groups, _) = grouped
-    owners = of_entries if work.geometry is None else torch.cat([own for _, own in grouped])
-    numbers = Numbers(
-        shape, pointers, pointers[GRADS].clone(), entries, tiles, long, groups, pieces, *classes
-    )
-    device = work.weights[0].device
+    adaptive = metric == "adaptive"
+    shape = torch.tensor([sizes.block, sizes.num_blocks, sizes.tile, adaptive or differ])
+    items = [stack.sorted() for stack in stacks]
+    numbers = GpuTable(shape, pointers, pointers[GRADS].clone(), *items, pieces, *classes)
+    device = args.weights[0].device
     on_device = {name: getattr(numbers, name).to(device) for name in _ON_DEVICE}
-    return LaunchTable(numbers._replace(**on_device), owners.to(device))
+    return LaunchTable(numbers._replace(**on_device))
 
 
-def refresh(table: LaunchTable, work: KernelArgs) -> LaunchTable | None:
+def refresh(table: LaunchTable, args: KernelArgs) -> LaunchTable | None:
     """Tell the kernels where the gradients of this step are; None where they no longer serve.
 
     Nothing is done where no address has changed; else one row of them is copied behind the work
     under way, from pinned memory that is not used again until then. Alignment is looked at by the
     kernels themselves.
     """
-    numbers = Numbers(*table.numbers)
-    addresses = torch.tensor([grad.data_ptr() for grad in work.grads], dtype=torch.int64)
+    numbers = GpuTable(*table.table)
+    addresses = torch.tensor([grad.data_ptr() for grad in args.grads], dtype=torch.int64)
     if torch.equal(addresses, numbers.grads):
         return table
-    if len(addresses) != len(numbers.grads) or not _are_like(work.grads, work.weights):
+    if len(addresses) != len(numbers.grads) or not _are_like(args.grads, args.weights):
         return None
     if numbers.pointers.is_cuda:
         if torch.cuda.is_current_stream_capturing():
@@ -114,11 +112,11 @@ def refresh(table: LaunchTable, work: KernelArgs) -> LaunchTable | None:
         numbers.pointers[GRADS].copy_(addresses.pin_memory(), non_blocking=True)
     else:
         numbers.pointers[GRADS].copy_(addresses)
-    return replace(table, numbers=numbers._replace(grads=addresses))
+    return LaunchTable(numbers._replace(grads=addresses))
 
 
 _ON_DEVICE = ("pointers", "entries", "tiles", "long", "groups", "pieces")
-_LISTS = ("weights", "grads", "firsts", "seconds", "maxes", "counts")
+_LISTS = ("weights", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "step_counts")
 
 
 Made = tuple[list[Stack], list[Tensor], Tensor, bool]
@@ -129,28 +127,32 @@ def _stacks() -> list[Stack]:
     return [Stack(width) for width in (4, 7, 7, 5)]
 
 
-def _entries(work: KernelArgs, sizes: Sizes) -> Made:
+def _entries(args: KernelArgs, formulas: Sequence[Formula], sizes: Sizes) -> Made:
+    from regkit.ops.gpu.formula_kernel import kernel_of
+
+    for formula in formulas:
+        kernel_of(formula)
     stacks = _stacks()
-    for place, (weight, rule) in enumerate(zip(work.weights, work.which, strict=True)):
-        tiling.of_entries(stacks[0], place, rule, weight.numel(), sizes)
+    for place, (weight, row) in enumerate(zip(args.weights, args.param_row, strict=True)):
+        tiling.of_entries(stacks[0], place, row, weight.numel(), sizes)
     none = torch.zeros(0, dtype=torch.int64)
     return stacks, [none, none, none], tiling.table_of([]), False
 
 
-def _groups(work: KernelArgs, update: str, sizes: Sizes) -> Made | None:
+def _groups(args: KernelArgs, update: str, sizes: Sizes) -> Made | None:
     """Divide the bundles by what holds them: a tile, several, or none."""
-    assert work.geometry is not None
-    found = bundles(work.geometry, work.which)
+    assert args.geometry is not None
+    found = bundles(args.geometry, args.param_row)
     pieces = [piece for bundle in found for piece in bundle]
-    whole = all(len(b) == 1 and b[0].fills(work.weights[b[0].weight]) for b in found)
-    if overlap(pieces, work.weights) or (update != "none" and not whole):
+    whole = all(len(b) == 1 and b[0].fills(args.weights[b[0].weight]) for b in found)
+    if overlap(pieces, args.weights) or (update != "none" and not whole):
         return None
     if any(max(piece.length, piece.num_groups) > LONGEST for piece in pieces):
         return None
     entries, tiles, long, groups = stacks = _stacks()
     classes = [_Classes(), _Classes(), _Classes()]
     first = 0
-    for owner, bundle in enumerate(found):
+    for bundle in found:
         piece = bundle[0]
         if piece.num_groups * sum(part.length for part in bundle) == 0:
             first += len(bundle)
@@ -163,19 +165,19 @@ def _groups(work: KernelArgs, update: str, sizes: Sizes) -> Made | None:
         ]
         parts = [num for num in sizes.long if piece.length <= num * sizes.tile]
         if alone and fits:
-            tiling.of_rows(tiles, piece, classes[0].place(fits[0]), fits[0][0], owner)
+            tiling.of_rows(tiles, piece, classes[0].place(fits[0]), fits[0][0])
         elif alone and parts:
-            tiling.of_rows(long, piece, classes[1].place((parts[0],)), 1, owner)
+            tiling.of_rows(long, piece, classes[1].place((parts[0],)), 1)
         else:
             kind = tiling.kind_of(bundle)
             num, length = sizes.kinds[kind]
             place = classes[2].place((num, length, kind // 2))
-            tiling.of_groups(groups, bundle, place, num, owner, first)
+            tiling.of_groups(groups, bundle, place, num, first)
             if update != "none":
-                count = work.weights[piece.weight].numel()
-                tiling.of_entries(entries, piece.weight, piece.rule, count, sizes)
+                count = args.weights[piece.weight].numel()
+                tiling.of_entries(entries, piece.weight, piece.param_row, count, sizes)
         first += len(bundle)
-    differ = any(len({piece.rule for piece in bundle}) > 1 for bundle in found)
+    differ = any(len({piece.param_row for piece in bundle}) > 1 for bundle in found)
     return stacks, [c.tensor() for c in classes], tiling.table_of(pieces), differ
 
 
@@ -194,46 +196,50 @@ class _Classes:
         return torch.tensor(self._found, dtype=torch.int64)
 
 
-def _used(work: KernelArgs, metric: str, update: str) -> dict[str, Sequence[Tensor]]:
-    """Return the lists that a sweep reads."""
-    root, adamw = metric == "root", update == "adamw"
+def _used(args: KernelArgs, metric: str, update: str) -> dict[str, Sequence[Tensor]]:
+    """Return the lists that a pass reads."""
+    adaptive, adamw = metric == "adaptive", update == "adamw"
     return {
-        "weights": work.weights,
-        "grads": work.grads if update != "none" else (),
-        "firsts": work.firsts if update != "none" else (),
-        "seconds": work.seconds if adamw or (root and not work.maxes) else (),
-        "maxes": work.maxes if root or adamw else (),
-        "counts": work.counts if root or adamw else (),
+        "weights": args.weights,
+        "grads": args.grads if update != "none" else (),
+        "exp_avgs": args.exp_avgs if update != "none" else (),
+        "exp_avg_sqs": args.exp_avg_sqs if adamw or (adaptive and not args.max_exp_avg_sqs) else (),
+        "max_exp_avg_sqs": args.max_exp_avg_sqs if adaptive or adamw else (),
+        "step_counts": args.step_counts if adaptive or adamw else (),
     }
 
 
-def _is_here(work: KernelArgs) -> bool:
+def _is_here(args: KernelArgs) -> bool:
     """Say whether kernels can be compiled, or interpreted, where the weights are."""
     if importlib.util.find_spec("triton") is None:
         return False
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return work.weights[0].device.type == ("cpu" if interpreted else "cuda")
+    return args.weights[0].device.type == ("cpu" if interpreted else "cuda")
 
 
-def _is_served(work: KernelArgs, metric: str, update: str) -> bool:
-    used = _used(work, metric, update)
-    needed = {"none": (), "sgd": ("grads",), "adamw": ("grads", "firsts", "seconds", "counts")}
+def _is_served(args: KernelArgs, metric: str, update: str) -> bool:
+    used = _used(args, metric, update)
+    needed = {
+        "none": (),
+        "sgd": ("grads",),
+        "adamw": ("grads", "exp_avgs", "exp_avg_sqs", "step_counts"),
+    }
     if metric not in METRICS or update not in UPDATES or not all(used[k] for k in needed[update]):
         return False
-    if metric == "root" and not (used["seconds"] or used["maxes"]):
+    if metric == "adaptive" and not (used["exp_avg_sqs"] or used["max_exp_avg_sqs"]):
         return False
-    device = work.weights[0].device
+    device = args.weights[0].device
     for name, tensors in used.items():
-        if len(tensors) not in (0, len(work.weights)):
+        if len(tensors) not in (0, len(args.weights)):
             return False
         if any(t.device != device or t.dtype != tensors[0].dtype for t in tensors):
             return False
-        if name == "counts":
+        if name == "step_counts":
             if any(t.numel() != 1 or t.dtype != torch.float32 for t in tensors):
                 return False
-        elif tensors and (tensors[0].dtype not in TYPES or not _are_like(tensors, work.weights)):
+        elif tensors and (tensors[0].dtype not in TYPES or not _are_like(tensors, args.weights)):
             return False
-    return all(_is_dense(weight) for weight in work.weights)
+    return all(_is_dense(weight) for weight in args.weights)
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -18,20 +18,20 @@ _NESTEROV = tl.constexpr(int(Param.NESTEROV))
 
 
 @jit
-def rates(rule, count, counted: tl.constexpr):
-    """Load a rule: rate, lr, eps, inverse bias corrections (the second under a root), the rest.
+def rates(param, count, counted: tl.constexpr):
+    """Load a param: rate, lr, eps, inverse bias corrections (the second under a root), the rest.
 
     count: address of the number of steps taken.
     """
-    rate, lr, eps = tl.load(rule + _RATE), tl.load(rule + _LR), tl.load(rule + _EPS)
-    rest1, rest2 = tl.load(rule + _REST1), tl.load(rule + _REST2)
+    rate, lr, eps = tl.load(param + _RATE), tl.load(param + _LR), tl.load(param + _EPS)
+    rest1, rest2 = tl.load(param + _REST1), tl.load(param + _REST2)
     first = 1.0
     second = 1.0
     if counted:
         num = tl.load(count.to(tl.pointer_type(tl.float32)))
-        first = 1.0 / one_less_exp(num * tl.load(rule + _LOG_BETA1))
-        second = 1.0 / tl.sqrt(one_less_exp(num * tl.load(rule + _LOG_BETA2)))
-    decay, nesterov = tl.load(rule + _DECAY), tl.load(rule + _NESTEROV)
+        first = 1.0 / one_less_exp(num * tl.load(param + _LOG_BETA1))
+        second = 1.0 / tl.sqrt(one_less_exp(num * tl.load(param + _LOG_BETA2)))
+    decay, nesterov = tl.load(param + _DECAY), tl.load(param + _NESTEROV)
     return rate, lr, eps, first, second, rest1, rest2, decay, nesterov
 
 

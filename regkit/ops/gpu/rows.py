@@ -1,4 +1,4 @@
-"""The kernels of `regkit::sweep_groups` for rows of memory: each is read and written once.
+"""The kernels of `regkit::prox_groups` for rows of memory: each is read and written once.
 
 A program holds several short rows in one tile of registers, or one long row in several.
 """
@@ -12,7 +12,7 @@ import triton.language as tl
 
 from regkit.ops.gpu.arithmetic import soft
 from regkit.ops.gpu.entries import addresses, are_aligned, past, updated
-from regkit.ops.gpu.formulas import coefficients
+from regkit.ops.gpu.formula_kernel import coefficients
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import rates
 from regkit.ops.gpu.secular import closer, factor, multiplier, shrunk, start
@@ -69,7 +69,7 @@ def _tile(
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     rows: tl.constexpr, columns: tl.constexpr, aligned: tl.constexpr,
 ):  # fmt: skip
-    """ProxPass a tile of rows; return non-zeros, live rows and value."""
+    """Write a tile of rows after update and prox."""
     row = tl.arange(0, rows)[:, None]
     column = tl.arange(0, columns)[None, :]
     mask = (row < num_rows) & (column < length)
@@ -81,10 +81,6 @@ def _tile(
     x, step = thinned(tl.where(mask, x, 0.0), step, c)
     x = _shrunk_tile(x, step, c[1], evaluations, root)
     tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
-    alive = tl.sum((x != 0.0).to(tl.float32), 1)
-    squares = tl.sum(x * x, 1)
-    value = c[0] * tl.sum(tl.abs(x), 1) + c[1] * tl.sqrt(squares) + c[2] * 0.5 * squares
-    return tl.sum(alive, 0), tl.sum((alive > 0.0).to(tl.float32), 0), tl.sum(value, 0)
 
 
 @jit
@@ -93,7 +89,7 @@ def _long(
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     tile: tl.constexpr, num: tl.constexpr, aligned: tl.constexpr,
 ):  # fmt: skip
-    """ProxPass one row, held as `num` tiles; return non-zeros, live rows and value."""
+    """Write one row, held as `num` tiles, after update and prox."""
     p = past(at, start_, aligned)
     lane = tl.arange(0, tile)
     xs = ()
@@ -114,9 +110,6 @@ def _long(
         share = _factor_of_tiles(xs, steps[0], largest, c[1], tile, num)
     else:
         mu, dead, broken = _multiplier_of_tiles(xs, steps, largest, c[1], evaluations, tile, num)
-    alive = tl.zeros((tile,), tl.float32)
-    squares = tl.zeros((tile,), tl.float32)
-    sizes = tl.zeros((tile,), tl.float32)
     for k in tl.static_range(num):
         offsets = k * tile + lane
         mask = offsets < length
@@ -125,14 +118,6 @@ def _long(
         else:
             x = tl.where(broken == broken, shrunk(xs[k], steps[k], mu, dead), broken)
         tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
-        x = tl.where(mask, x, 0.0)
-        alive += (x != 0.0).to(tl.float32)
-        squares += x * x
-        sizes += tl.abs(x)
-    alive = tl.sum(alive, 0)
-    squares = tl.sum(squares, 0)
-    value = c[0] * tl.sum(sizes, 0) + c[1] * tl.sqrt(squares) + c[2] * 0.5 * squares
-    return alive, (alive > 0.0).to(tl.float32), value
 
 
 @jit
@@ -183,91 +168,79 @@ def _multiplier_of_tiles(
 
 
 @jit(
-    do_not_specialize=["num_weights", "first", "evaluations"],
-    do_not_specialize_on_alignment=["pointers", "items", "rules", "skip", "scale", "tally"],
+    do_not_specialize=["num_weights", "evaluations"],
+    do_not_specialize_on_alignment=["pointers", "items", "params", "skip", "scale"],
 )
-def sweep_tiles(
-    pointers, items, rules, skip, scale, tally, num_weights, first, evaluations,
+def prox_tiles(
+    pointers, items, params, skip, scale, num_weights, evaluations,
     types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     counted: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, classes: tl.constexpr,
     vector: tl.constexpr,
 ):  # fmt: skip
-    """ProxPass the rows of one item: (weight, rule, class, start, rows, length, stride)."""
+    """Work on the rows of one item: (weight, row of params, class, start, rows, length, stride)."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
     item = items + tl.program_id(0).to(tl.int64) * 7
-    rule = rules + tl.load(item + 1) * _COLUMNS
+    param = params + tl.load(item + 1) * _COLUMNS
     kind, start_, num = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4).to(tl.int32)
     length, stride = tl.load(item + 5).to(tl.int32), tl.load(item + 6).to(tl.int32)
     at = addresses(pointers, tl.load(item), num_weights, types)
-    r = rates(rule, at[5], counted)
-    c = coefficients(rule, 0)
+    r = rates(param, at[5], counted)
+    c = coefficients(param, 0)
     unscale = 1.0
     if scale is not None:
         unscale = 1.0 / tl.load(scale).to(tl.float32)
     whole = (length % vector == 0) & (stride % vector == 0) & (start_ % vector == 0)
     # The compiler sees that these are multiples.
     even, apart = length // vector * vector, stride // vector * vector
-    alive, live, value = 0.0, 0.0, 0.0
     for k in tl.static_range(classes):
         if kind == k:
             if whole & are_aligned(at):
-                alive, live, value = _tile(
+                _tile(
                     at, r, c, unscale, evaluations, start_, num, even, apart,
                     update, states, root, rows[k], columns[k], True,
                 )  # fmt: skip
             else:
-                alive, live, value = _tile(
+                _tile(
                     at, r, c, unscale, evaluations, start_, num, length, stride,
                     update, states, root, rows[k], columns[k], False,
                 )  # fmt: skip
-    if tally is not None:
-        out = tally + (first + tl.program_id(0)).to(tl.int64) * 3
-        tl.store(out, alive)
-        tl.store(out + 1, live)
-        tl.store(out + 2, value)
 
 
 @jit(
-    do_not_specialize=["num_weights", "first", "evaluations"],
-    do_not_specialize_on_alignment=["pointers", "items", "rules", "skip", "scale", "tally"],
+    do_not_specialize=["num_weights", "evaluations"],
+    do_not_specialize_on_alignment=["pointers", "items", "params", "skip", "scale"],
 )
-def sweep_long(
-    pointers, items, rules, skip, scale, tally, num_weights, first, evaluations,
+def prox_long(
+    pointers, items, params, skip, scale, num_weights, evaluations,
     types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     counted: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr, classes: tl.constexpr,
     vector: tl.constexpr,
 ):  # fmt: skip
-    """ProxPass the one row of an item, written as those of `sweep_tiles`."""
+    """Work on the one row of an item, written as those of `prox_tiles`."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
     item = items + tl.program_id(0).to(tl.int64) * 7
-    rule = rules + tl.load(item + 1) * _COLUMNS
+    param = params + tl.load(item + 1) * _COLUMNS
     kind, start_, length = tl.load(item + 2), tl.load(item + 3), tl.load(item + 5).to(tl.int32)
     at = addresses(pointers, tl.load(item), num_weights, types)
-    r = rates(rule, at[5], counted)
-    c = coefficients(rule, 0)
+    r = rates(param, at[5], counted)
+    c = coefficients(param, 0)
     unscale = 1.0
     if scale is not None:
         unscale = 1.0 / tl.load(scale).to(tl.float32)
     whole = (length % vector == 0) & (start_ % vector == 0)
-    alive, live, value = 0.0, 0.0, 0.0
     for k in tl.static_range(classes):
         if kind == k:
             if whole & are_aligned(at):
-                alive, live, value = _long(
+                _long(
                     at, r, c, unscale, evaluations, start_, length // vector * vector,
                     update, states, root, tile, nums[k], True,
                 )  # fmt: skip
             else:
-                alive, live, value = _long(
+                _long(
                     at, r, c, unscale, evaluations, start_, length,
                     update, states, root, tile, nums[k], False,
                 )  # fmt: skip
-    if tally is not None:
-        out = tally + (first + tl.program_id(0)).to(tl.int64) * 3
-        tl.store(out, alive)
-        tl.store(out + 1, live)
-        tl.store(out + 2, value)

@@ -60,8 +60,8 @@ def closer(s, lower, upper, m0, m1, m2):
     lower = tl.maximum(tl.maximum(lower, low), tl.minimum(s, near))
     upper = tl.maximum(tl.minimum(tl.minimum(upper, high), tl.maximum(s, near)), lower)
     near = tl.minimum(tl.maximum(near, lower), upper)
-    middle = tl.sqrt(tl.maximum(lower, _LEAST_SHARE * upper) * upper)
-    return tl.where(upper > _WIDE * lower, middle, near), lower, upper
+    middle = tl.sqrt(tl.maximum(lower, upper * _LEAST_SHARE) * upper)
+    return tl.where(upper > lower * _WIDE, middle, near), lower, upper
 
 
 @jit

@@ -35,53 +35,49 @@ class Sizes:
 
 @dataclass
 class Stack:
-    """Items of one kernel: rows of numbers, how long they take, and whose they are."""
+    """Items of one kernel: rows of numbers, and how long they take."""
 
     width: int
     rows: list[Tensor] = field(default_factory=list)
     sizes: list[Tensor] = field(default_factory=list)
-    owners: list[Tensor] = field(default_factory=list)
 
-    def add(self, columns: Sequence[int | Tensor], size: int | Tensor, owner: int) -> None:
+    def add(self, columns: Sequence[int | Tensor], size: int | Tensor) -> None:
         """Add items, as many as a column that is a tensor has numbers."""
         (length,) = {len(c) for c in columns if isinstance(c, Tensor)}
         self.rows.append(torch.stack([torch.as_tensor(c).expand(length) for c in columns], 1))
         self.sizes.append(torch.as_tensor(size).expand(length))
-        self.owners.append(torch.full((length,), owner))
 
-    def sorted(self) -> tuple[Tensor, Tensor]:
-        """Return the items and their owners, the longest first."""
+    def sorted(self) -> Tensor:
+        """Return the items, the longest first."""
         if not self.rows:
-            return torch.zeros(0, self.width).long(), torch.zeros(0).long()
+            return torch.zeros(0, self.width).long()
         order = torch.cat(self.sizes).argsort(descending=True, stable=True)
-        return torch.cat(self.rows)[order], torch.cat(self.owners)[order]
+        return torch.cat(self.rows)[order]
 
 
-def of_entries(stack: Stack, place: int, rule: int, count: int, sizes: Sizes) -> None:
-    """Add the entries of a weight: weight, rule, start, count."""
+def of_entries(stack: Stack, place: int, param_row: int, count: int, sizes: Sizes) -> None:
+    """Add the entries of a weight: weight, row of params, start, count."""
     chunk = sizes.block * sizes.num_blocks
     starts = torch.arange(0, count, chunk)
     counts = (count - starts).clamp_max(chunk)
-    stack.add((place, rule, starts, counts), counts, place)
+    stack.add((place, param_row, starts, counts), counts)
 
 
-def of_rows(stack: Stack, piece: Piece, kind: int, num: int, owner: int) -> None:
-    """Add rows, `num` at a time: weight, rule, class, start, rows, length, stride."""
+def of_rows(stack: Stack, piece: Piece, kind: int, num: int) -> None:
+    """Add rows, `num` at a time: weight, row of params, class, start, rows, length, stride."""
     first = torch.arange(0, piece.num_groups, num)
     rows = (piece.num_groups - first).clamp_max(num)
     start = piece.offset + first * piece.stride
-    columns = (piece.weight, piece.rule, kind, start, rows, piece.length, piece.stride)
-    stack.add(columns, rows * piece.length, owner)
+    columns = (piece.weight, piece.param_row, kind, start, rows, piece.length, piece.stride)
+    stack.add(columns, rows * piece.length)
 
 
-def of_groups(
-    stack: Stack, pieces: Sequence[Piece], kind: int, num: int, owner: int, place: int
-) -> None:
+def of_groups(stack: Stack, pieces: Sequence[Piece], kind: int, num: int, place: int) -> None:
     """Add groups, `num` at a time: first piece, pieces, first group, groups, class."""
     first = torch.arange(0, pieces[0].num_groups, num)
     groups = (pieces[0].num_groups - first).clamp_max(num)
     length = sum(piece.length for piece in pieces)
-    stack.add((place, len(pieces), first, groups, kind), groups * length, owner)
+    stack.add((place, len(pieces), first, groups, kind), groups * length)
 
 
 def kind_of(pieces: Sequence[Piece]) -> int:

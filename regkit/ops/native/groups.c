@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What one parameter holds of the groups, as in work.py's Axis; the offset is in the addresses. */
+/* What one parameter holds of the groups, as in kernel_args.py's GroupAxis; the offset is in the addresses. */
 typedef struct {
     float *x;
     const float *second, *count;
-    int64_t rule, count2, stride1, stride2, size, size1, step1, size2, step2, size3, step3;
+    int64_t param_row, count2, stride1, stride2, size, size1, step1, size2, step2, size3, step3;
 } Piece;
 
 /* Groups begin to end of a bundle. size: entries in each. */
@@ -72,13 +72,13 @@ static void begins(const Piece *p, int64_t group, int lanes, int64_t *begin) {
 }
 
 /* Gather values and steps; lanes and rows that hold nothing become 0. */
-static void fill(Tile *tile, const Batch *batch, const Piece *pieces, const double *rules,
+static void fill(Tile *tile, const Batch *batch, const Piece *pieces, const double *params,
                  int64_t group, int lanes) {
     int64_t at = 0, whole = tile->rows * LANES, width = batch->across ? LANES : 1, begin[LANES];
     if (lanes < LANES && batch->across) memset(tile->z, 0, whole * sizeof(float));
     for (int64_t k = 0; k < batch->num_pieces; k++) {
         const Piece *p = &pieces[batch->piece + k];
-        Metric metric = metric_of(rules + p->rule * NUM_PARAMS, p->count);
+        Metric metric = metric_of(params + p->param_row * NUM_PARAMS, p->count);
         int64_t n = p->size * width;
         float *z = tile->z + at, *step = tile->step + at;
         begins(p, group, lanes, begin);
@@ -108,40 +108,35 @@ static void empty(Tile *tile, const Batch *batch, const Piece *pieces, int64_t g
 }
 
 /* Return the step of all entries, -1 where they differ. */
-static float even_step(const Batch *batch, const Piece *pieces, const double *rules, float s2) {
+static float even_step(const Batch *batch, const Piece *pieces, const double *params, float ridge) {
     const Piece *p = &pieces[batch->piece];
-    float rate = (float)rules[p->rule * NUM_PARAMS + PARAM_RATE];
+    float rate = (float)params[p->param_row * NUM_PARAMS + PARAM_RATE];
     for (int64_t k = 0; k < batch->num_pieces; k++)
-        if (p[k].second || (float)rules[p[k].rule * NUM_PARAMS + PARAM_RATE] != rate) return -1;
-    return rate / (1 + rate * s2);
+        if (p[k].second || (float)params[p[k].param_row * NUM_PARAMS + PARAM_RATE] != rate) return -1;
+    return rate / (1 + rate * ridge);
 }
 
-static void sweep_batch(const Batch *batch, const Piece *pieces, const double *rules, float *room,
-                        float *tally) {
-    const double *rule = rules + pieces[batch->piece].rule * NUM_PARAMS;
-    Coefficients c = coefficients(rule, 0);
+static void prox_batch(const Batch *batch, const Piece *pieces, const double *params, float *room) {
+    const double *c = coefficients(params + pieces[batch->piece].param_row * NUM_PARAMS, 0);
+    float l1 = (float)c[0], norm = (float)c[1], ridge = (float)c[2];
     int64_t rows = batch->across ? batch->size : (batch->size + LANES - 1) / LANES;
     Tile tile = {.z = room, .step = room + rows * LANES, .rows = rows, .across = batch->across};
-    float even = even_step(batch, pieces, rules, c.s2);
-    double sums[3] = {0};
+    float even = even_step(batch, pieces, params, ridge);
     for (int64_t group = batch->begin; group < batch->end; group += batch->across ? LANES : 1) {
         int64_t left = batch->end - group;
         int lanes = !batch->across ? 1 : left < LANES ? (int)left : LANES;
-        fill(&tile, batch, pieces, rules, group, lanes);
-        if (c.s0 > 0) soften(tile.z, tile.step, rows * LANES, c.s0);
-        if (c.s2 > 0) add_ridge(tile.z, tile.step, rows * LANES, c.s2);
+        fill(&tile, batch, pieces, params, group, lanes);
+        if (l1 > 0) soften(tile.z, tile.step, rows * LANES, l1);
+        if (ridge > 0) add_ridge(tile.z, tile.step, rows * LANES, ridge);
         find_scale(&tile);
-        if (c.s1 > 0) shrink(&tile, c.s1, even);
+        if (norm > 0) shrink(&tile, norm, even);
         empty(&tile, batch, pieces, group, lanes);
-        if (tally) count(&tile, c, sums);
     }
-    for (int k = 0; tally && k < 3; k++) tally[k] = (float)sums[k];
 }
 
-/* floats: room that a thread needs; tally: (batches, 3) or NULL. Return 1 without memory, and
- * nothing is written then. */
+/* floats: room that a thread needs. Return 1 without memory, and nothing is written then. */
 int64_t regkit_groups(const Batch *batches, int64_t num_batches, const Piece *pieces,
-                      const double *rules, int64_t floats, float *tally, int64_t threads) {
+                      const double *params, int64_t floats, int64_t threads) {
     size_t one = (size_t)(floats + LANES - floats % LANES) * sizeof(float);
     char *room = aligned_alloc(ALIGNMENT, one * (size_t)threads);
     if (room == NULL) return 1;
@@ -149,8 +144,7 @@ int64_t regkit_groups(const Batch *batches, int64_t num_batches, const Piece *pi
     {
         float *own = (float *)(room + one * (size_t)omp_get_thread_num());
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < num_batches; i++)
-            sweep_batch(&batches[i], pieces, rules, own, tally ? tally + 3 * i : NULL);
+        for (int64_t i = 0; i < num_batches; i++) prox_batch(&batches[i], pieces, params, own);
     }
     free(room);
     return 0;

@@ -1,19 +1,18 @@
-"""The sweeps on a CPU: a little C, compiled once on this machine at first use, called by ctypes.
+"""The passes on a CPU: a little C, compiled once on this machine at first use, called by ctypes.
 
-Nothing is asked of the user: where there is no compiler, no OpenMP or no float32, `tabulate` gives
-None, and the way through torch is taken. REGKIT_NATIVE=0 in the environment asks for that.
+Nothing is asked of the user: where there is no compiler, no OpenMP or no float32, `prepare` gives
+None, and torch takes the prox. REGKIT_NATIVE=0 in the environment asks for that.
 """
 
-import ctypes
 import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from regkit.ops.kernel_args import LIBRARY, GroupAxis, KernelArgs, LaunchTable
-from regkit.ops.native.build import kernels
-from regkit.ops.reference import reference_entries, reference_groups
+from regkit.ops.formula import SHRINK, Formula
+from regkit.ops.kernel_args import SIZES, STRIDES, GroupAxis, KernelArgs, LaunchTable
+from regkit.ops.native.build import kernels, prox_address
 
 # Entries that a thread works on before it takes the next ones.
 ITEM = 1 << 16
@@ -25,33 +24,37 @@ LANES = 16
 _forked = False
 
 
-def tabulate(
-    work: KernelArgs, formulas: Sequence[str], metric: str, update: str = "none"
+def prepare(
+    args: KernelArgs, formulas: Sequence[Formula], metric: str, update: str = "none"
 ) -> LaunchTable | None:
     """Lay down where the weights lie, None where the kernel does not serve them.
 
     It serves dense float32 weights on the CPU after the optimizer's own step (update "none"); the
     first call compiles it, a matter of seconds, and later processes find it in the user's cache.
     """
-    if os.environ.get("REGKIT_NATIVE") == "0" or update != "none" or not _is_served(work, metric):
+    if os.environ.get("REGKIT_NATIVE") == "0" or update != "none" or not _is_served(args, metric):
         return None
-    if _overlaps(work) or (work.geometry is not None and tuple(formulas) != ("shrink",)):
+    if _overlaps(args) or kernels() is None:
         return None
-    library = kernels()
-    if library is None:
+    if args.geometry is not None:
+        return _table_of_groups(args, metric) if tuple(formulas) == (SHRINK,) else None
+    if any(formula.grouped for formula in formulas):
         return None
-    if work.geometry is not None:
-        return _table_of_groups(work, metric)
-    names = [library.regkit_formula(name.encode()) for name in formulas]
-    return None if -1 in names else _table_of_entries(work, metric, names)
+    proxes = [prox_address(formula) for formula in formulas]
+    return None if None in proxes else _table_of_entries(args, metric, proxes)
 
 
-def _is_served(work: KernelArgs, metric: str) -> bool:
-    states = _seconds(work, metric)
-    if metric == "root" and not states:
+def refresh(table: LaunchTable, args: KernelArgs) -> LaunchTable | None:
+    """Return the table: the kernels read no gradients."""
+    return table
+
+
+def _is_served(args: KernelArgs, metric: str) -> bool:
+    states = _second_moments(args, metric)
+    if metric == "adaptive" and not states:
         return False
-    like = all(s.stride() == w.stride() for s, w in zip(states, work.weights, strict=bool(states)))
-    tensors = (*work.weights, *states, *work.counts)
+    like = all(s.stride() == w.stride() for s, w in zip(states, args.weights, strict=bool(states)))
+    tensors = (*args.weights, *states, *args.step_counts)
     return like and all(
         t.device.type == "cpu" and t.dtype == torch.float32 and _is_dense(t) for t in tensors
     )
@@ -65,61 +68,56 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.numel() in (0, 1 + sum((size - 1) * stride for size, stride in pairs))
 
 
-def _seconds(work: KernelArgs, metric: str) -> Sequence[Tensor]:
-    return () if metric == "flat" else work.maxes or work.seconds
+def _second_moments(args: KernelArgs, metric: str) -> Sequence[Tensor]:
+    return () if metric == "scalar" else args.max_exp_avg_sqs or args.exp_avg_sqs
 
 
-def _overlaps(work: KernelArgs) -> bool:
+def _overlaps(args: KernelArgs) -> bool:
     """Say whether an entry is met twice: then there is an order, and no working at one time."""
-    begins = [weight.data_ptr() for weight in work.weights]
-    if work.geometry is None:
-        filled = [b for b, weight in zip(begins, work.weights, strict=True) if weight.numel()]
+    begins = [weight.data_ptr() for weight in args.weights]
+    if args.geometry is None:
+        filled = [b for b, weight in zip(begins, args.weights, strict=True) if weight.numel()]
         return len(set(filled)) < len(filled)
     seen: dict[int, list[list[int]]] = {}
-    for piece in work.geometry.tolist():
+    for piece in args.geometry.tolist():
         seen.setdefault(begins[piece[GroupAxis.WEIGHT]], []).append(piece)
-    return any(len(pieces) > 1 and _cover_twice(work, pieces) for pieces in seen.values())
+    return any(len(pieces) > 1 and _cover_twice(args, pieces) for pieces in seen.values())
 
 
-def _cover_twice(work: KernelArgs, pieces: list[list[int]]) -> bool:
-    marks = torch.zeros(work.weights[pieces[0][GroupAxis.WEIGHT]].numel(), dtype=torch.uint8)
+def _cover_twice(args: KernelArgs, pieces: list[list[int]]) -> bool:
+    marks = torch.zeros(args.weights[pieces[0][GroupAxis.WEIGHT]].numel(), dtype=torch.uint8)
     for p in pieces:
-        sizes = [p[a] for a in _SIZES]
-        marks.as_strided(sizes, [p[a] for a in _STEPS], p[GroupAxis.OFFSET]).add_(1)
+        sizes = [p[a] for a in SIZES]
+        marks.as_strided(sizes, [p[a] for a in STRIDES], p[GroupAxis.OFFSET]).add_(1)
     return bool((marks > 1).any())
 
 
-_SIZES = (GroupAxis.COUNT1, GroupAxis.COUNT2, GroupAxis.SIZE1, GroupAxis.SIZE2, GroupAxis.SIZE3)
-_STEPS = (GroupAxis.STRIDE1, GroupAxis.STRIDE2, GroupAxis.STEP1, GroupAxis.STEP2, GroupAxis.STEP3)
-
-
-def _addresses(work: KernelArgs, metric: str, place: int, offset: int) -> list[int]:
+def _addresses(args: KernelArgs, metric: str, place: int, offset: int) -> list[int]:
     """Return where the weight from an entry on, its second moments and its count lie; 0: none."""
-    seconds = _seconds(work, metric)
+    seconds = _second_moments(args, metric)
     second = seconds[place].data_ptr() + 4 * offset if seconds else 0
-    count = work.counts[place].data_ptr() if seconds and work.counts else 0
-    return [work.weights[place].data_ptr() + 4 * offset, second, count]
+    count = args.step_counts[place].data_ptr() if seconds and args.step_counts else 0
+    return [args.weights[place].data_ptr() + 4 * offset, second, count]
 
 
-def _table_of_entries(work: KernelArgs, metric: str, names: list[int]) -> LaunchTable:
-    """Tabulate runs of entries and the formulas' numbers, see Run in entries.c."""
-    runs, owners = [], []
-    for place, weight in enumerate(work.weights):
+def _table_of_entries(args: KernelArgs, metric: str, proxes: Sequence[int | None]) -> LaunchTable:
+    """Tabulate runs of entries, see Run in entries.c, and where the formulas are."""
+    runs = []
+    for place, weight in enumerate(args.weights):
         for at in range(0, weight.numel(), ITEM):
             length = min(ITEM, weight.numel() - at)
-            runs.append([*_addresses(work, metric, place, at), length, work.which[place]])
-            owners.append(place)
-    return LaunchTable((_int64(runs, 5), torch.tensor(names)), _int64(owners))
+            runs.append([*_addresses(args, metric, place, at), length, args.param_row[place]])
+    return LaunchTable((_int64(runs, 5), _int64(proxes)))
 
 
-def _table_of_groups(work: KernelArgs, metric: str) -> LaunchTable:
+def _table_of_groups(args: KernelArgs, metric: str) -> LaunchTable:
     """Tabulate batches of groups, pieces and the room a thread needs, see groups.c."""
-    assert work.geometry is not None
+    assert args.geometry is not None
     bundles: dict[int, list[list[int]]] = {}
-    for piece in work.geometry.tolist():
+    for piece in args.geometry.tolist():
         bundles.setdefault(piece[GroupAxis.BUNDLE], []).append(piece)
-    batches, pieces, owners, floats = [], [], [], 0
-    for owner, bundle in bundles.items():
+    batches, pieces, floats = [], [], 0
+    for bundle in bundles.values():
         size = sum(_num_entries(piece) for piece in bundle)
         across = size <= SHORT or all(map(_are_neighbours, bundle))
         room = size * LANES if across else -(-size // LANES) * LANES
@@ -131,18 +129,16 @@ def _table_of_groups(work: KernelArgs, metric: str) -> LaunchTable:
         for at in range(0, num_groups if size else 0, share):
             end = min(at + share, num_groups)
             batches.append([len(pieces), len(bundle), at, end, size, int(across)])
-            owners.append(owner)
-        pieces += [_row_of(work, metric, piece) for piece in bundle]
-    numbers = (_int64(batches, 6), _int64(pieces, 14), torch.tensor(floats))
-    return LaunchTable(numbers, _int64(owners))
+        pieces += [_row_of(args, metric, piece) for piece in bundle]
+    return LaunchTable((_int64(batches, 6), _int64(pieces, 14), torch.tensor(floats)))
 
 
-def _row_of(work: KernelArgs, metric: str, piece: list[int]) -> list[int]:
+def _row_of(args: KernelArgs, metric: str, piece: list[int]) -> list[int]:
     place = piece[GroupAxis.WEIGHT]
-    begin = _addresses(work, metric, place, piece[GroupAxis.OFFSET])
+    begin = _addresses(args, metric, place, piece[GroupAxis.OFFSET])
     groups = [piece[GroupAxis.COUNT2], piece[GroupAxis.STRIDE1], piece[GroupAxis.STRIDE2]]
     axes = [number for axis in _axes(piece) for number in axis]
-    return [*begin, work.which[place], *groups, _num_entries(piece), *axes]
+    return [*begin, args.param_row[place], *groups, _num_entries(piece), *axes]
 
 
 def _num_entries(piece: list[int]) -> int:
@@ -177,101 +173,40 @@ def _int64(rows: Sequence[object], columns: int | None = None) -> Tensor:
     return table if columns is None else table.reshape(-1, columns)
 
 
-def native_entries(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    firsts: list[Tensor],
-    seconds: list[Tensor],
-    maxes: list[Tensor],
-    counts: list[Tensor],
-    which: list[int],
-    rules: Tensor,
-    numbers: list[Tensor] | None,
+def run(
+    args: KernelArgs,
+    table: LaunchTable,
+    params: Tensor,
     skip: Tensor | None,
     scale: Tensor | None,
-    tally: Tensor | None,
     update: str,
     metric: str,
-    formulas: list[str],
+    formulas: Sequence[Formula],
 ) -> None:
-    """Be the body of `regkit::sweep_entries` on the CPU: the kernel where there is a table."""
-    if not numbers:
-        reference_entries(
-            *(weights, grads, firsts, seconds, maxes, counts, which, rules),
-            *(numbers, skip, scale, tally, update, metric, formulas),
-        )
-        return
+    """Make the pass over entries or groups by the kernels."""
     if skip is not None and bool(skip != 0):
         return
-    library, (runs, names) = _loaded(), numbers
-    rules, written = rules.double().contiguous(), _writable(tally)
-    library.regkit_entries(
-        *(runs.data_ptr(), len(runs), names.data_ptr(), len(names), rules.data_ptr()),
-        *(_address(written), _num_threads()),
-    )
-    _finish(weights, tally, written)
-
-
-def native_groups(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    firsts: list[Tensor],
-    seconds: list[Tensor],
-    maxes: list[Tensor],
-    counts: list[Tensor],
-    which: list[int],
-    rules: Tensor,
-    geometry: Tensor,
-    numbers: list[Tensor] | None,
-    skip: Tensor | None,
-    scale: Tensor | None,
-    tally: Tensor | None,
-    update: str,
-    metric: str,
-    formulas: list[str],
-) -> None:
-    """Be the body of `regkit::sweep_groups` on the CPU: the kernel where there is a table."""
-    if not numbers:
-        reference_groups(
-            *(weights, grads, firsts, seconds, maxes, counts, which, rules, geometry),
-            *(numbers, skip, scale, tally, update, metric, formulas),
+    library, params = kernels(), params.double().contiguous()
+    assert library is not None, "a table was made by the kernels"
+    if args.geometry is None:
+        runs, proxes = table.table
+        library.regkit_entries(
+            *(runs.data_ptr(), len(runs), proxes.data_ptr(), len(proxes)),
+            *(params.data_ptr(), _num_threads()),
         )
-        return
-    if skip is not None and bool(skip != 0):
-        return
-    library, (batches, pieces, floats) = _loaded(), numbers
-    rules, written = rules.double().contiguous(), _writable(tally)
-    failed = library.regkit_groups(
-        *(batches.data_ptr(), len(batches), pieces.data_ptr(), rules.data_ptr()),
-        *(int(floats), _address(written), _num_threads()),
-    )
-    if failed:
-        raise MemoryError(f"sweep_groups found no room for {int(floats)} floats a thread.")
-    _finish(weights, tally, written)
-
-
-def _writable(tally: Tensor | None) -> Tensor | None:
-    return None if tally is None else torch.empty(tally.shape, dtype=torch.float32)
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    else:
+        batches, pieces, floats = table.table
+        failed = library.regkit_groups(
+            *(batches.data_ptr(), len(batches), pieces.data_ptr(), params.data_ptr()),
+            *(int(floats), _num_threads()),
+        )
+        if failed:
+            raise MemoryError(f"prox_groups found no room for {int(floats)} floats a thread.")
+    torch.autograd.graph.increment_version(args.weights)
 
 
 def _num_threads() -> int:
     return 1 if _forked else torch.get_num_threads()
-
-
-def _finish(weights: list[Tensor], tally: Tensor | None, written: Tensor | None) -> None:
-    torch.autograd.graph.increment_version(weights)
-    if tally is not None and written is not None:
-        tally.copy_(written)
-
-
-def _loaded() -> ctypes.CDLL:
-    library = kernels()
-    assert library is not None, "a table was made by the kernels"
-    return library
 
 
 def _after_fork() -> None:
@@ -281,5 +216,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-LIBRARY.impl("sweep_entries", native_entries, "CPU")
-LIBRARY.impl("sweep_groups", native_groups, "CPU")

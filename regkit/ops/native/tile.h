@@ -45,13 +45,6 @@ static inline Terms moments(float z, float step, float mu) {
     return terms;
 }
 
-/* Non-zeros, sum |z| and sum z^2. */
-static inline Terms sizes(float z, float step, float unused) {
-    (void)step, (void)unused;
-    Terms terms = {z != 0, fabsf(z), z * z};
-    return terms;
-}
-
 /* A long group is the sum of its lanes, and every lane is told. */
 static inline void share(const double *lane, int64_t across, float *out) {
     double sum = 0;
@@ -78,7 +71,7 @@ static inline void share(const double *lane, int64_t across, float *out) {
         share(b, tile->across, tile->b);                                                       \
         share(c, tile->across, tile->c);                                                       \
     }
-SUM(extremes) SUM(moments) SUM(sizes)
+SUM(extremes) SUM(moments)
 
 /* Write 1 / the power of two that is next below the largest entry: exact, and no square overflows.
  */
@@ -195,27 +188,16 @@ static inline void shrink(Tile *tile, float tau, float even) {
     }
 }
 
-static inline void soften(float *restrict z, const float *restrict step, int64_t n, float s0) {
+static inline void soften(float *restrict z, const float *restrict step, int64_t n, float l1) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) z[i] = soft(z[i], step[i] * s0);
+    for (int64_t i = 0; i < n; i++) z[i] = soft(z[i], step[i] * l1);
 }
 
-static inline void add_ridge(float *restrict z, float *restrict step, int64_t n, float s2) {
+static inline void add_ridge(float *restrict z, float *restrict step, int64_t n, float ridge) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        float divisor = 1 / (1 + step[i] * s2);
+        float divisor = 1 / (1 + step[i] * ridge);
         z[i] *= divisor, step[i] *= divisor;
-    }
-}
-
-/* Add non-zeros, live groups and the penalty's value. */
-static inline void count(Tile *tile, Coefficients c, double *sums) {
-    sum_sizes(tile, tile->tau);
-    for (int g = 0; g < (tile->across ? LANES : 1); g++) {
-        double unit = 1 / (double)tile->scale[g], length = sqrt(tile->c[g]) * unit;
-        sums[0] += tile->a[g];
-        sums[1] += tile->a[g] > 0;
-        sums[2] += c.s0 * (tile->b[g] * unit) + c.s1 * length + c.s2 / 2 * length * length;
     }
 }
 

@@ -2,105 +2,85 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from regkit.bound_penalty import BoundPenalty, bind
 from regkit.errors import InputError
+from regkit.optim.parts import Chain, Part
 from regkit.penalties import WeightPenalty
 from regkit.targets import clean_name
-from regkit.terms import Part, Term, bind
-
-Chain = tuple[WeightPenalty, ...]
 
 
-class Composition:
+class PenaltySet:
     """The weight penalties of a model by name, and what they come to for each parameter.
 
     example: what the model is called with, for groups that are found by tracing it.
     Raises: InputError as `bind` does, and when no order of the proxes on some parameter is exact.
 
     Attributes:
-        terms: the penalties, bound.
-        chains: the element-wise penalties of each parameter, in order.
-        bundles: the group penalties, which apply after them.
+        bound: the penalties, bound.
+        elementwise: the element-wise penalties of each parameter, in order.
+        grouped: the group penalties, which apply after them.
     """
 
     def __init__(
         self, model: nn.Module, penalties: Mapping[str, WeightPenalty], example: Any
     ) -> None:
         self.model = model
-        self.terms = {name: bind(model, name, p, example) for name, p in penalties.items()}
-        self.chains, self.bundles = _compose(list(self.terms.values()), self.names())
+        self.bound = {name: bind(model, name, p, example) for name, p in penalties.items()}
+        self.elementwise, self.grouped = _compose(list(self.bound.values()), self.names())
 
     def names(self) -> dict[nn.Parameter, str]:
         """Return the names that the parameters of the model have now."""
         return {p: clean_name(name) for name, p in self.model.named_parameters()}
 
-    def parameters(self) -> dict[str, nn.Parameter]:
+    def named_parameters(self) -> dict[str, nn.Parameter]:
         """Return the penalised parameters, by the names that they had when they were bound."""
-        return {key: p for term in self.terms.values() for key, p in term.parameters().items()}
+        return {key: p for one in self.bound.values() for key, p in one.parameters().items()}
 
-    def follow(self) -> None:
+    def penalised(self) -> list[nn.Parameter]:
+        """Return the parameters that a penalty with lam > 0 chooses, frozen ones among them."""
+        grouped = (p for part in self.grouped for p in part.parameters)
+        return list(dict.fromkeys([*self.elementwise, *grouped]))
+
+    def rebind(self) -> None:
         """Take over parameters that were put in the place of others since the penalties were bound.
 
         `fully_shard` does so, and optimizers are made of what it left in the model.
         """
         now = {name: p for p, name in self.names().items()}
-        if any(now.get(name, p) is not p for name, p in self.parameters().items()):
-            self._set({name: term.within(now) for name, term in self.terms.items()})
-
-    def shares(self) -> dict[str, float]:
-        """Return the share of non-zero entries of each layer, or set of channels, by penalty."""
-        return {
-            f"{name}/{layer}": share
-            for name, term in self.terms.items()
-            for layer, share in term.shares().items()
-        }
-
-    def weigh(self, factors: Mapping[str, float]) -> None:
-        """Multiply `lam` by a factor in each layer, named as `shares` names them."""
-        own = {
-            name: {
-                key.removeprefix(f"{name}/"): factor
-                for key, factor in factors.items()
-                if key.startswith(f"{name}/")
-            }
-            for name in self.terms
-        }
-        self._set({name: replace(term, factors=own[name]) for name, term in self.terms.items()})
-
-    def _set(self, terms: dict[str, Term]) -> None:
-        self.terms = terms
-        self.chains, self.bundles = _compose(list(terms.values()), self.names())
+        if any(now.get(name, p) is not p for name, p in self.named_parameters().items()):
+            self.bound = {name: one.rebind(now) for name, one in self.bound.items()}
+            self.elementwise, self.grouped = _compose(list(self.bound.values()), self.names())
 
 
 def _compose(
-    terms: Sequence[Term], names: Mapping[nn.Parameter, str]
+    bound: Sequence[BoundPenalty], names: Mapping[nn.Parameter, str]
 ) -> tuple[dict[nn.Parameter, Chain], list[Part]]:
     """Return the element-wise penalties of each parameter, in order, and the group penalties.
 
     Penalties without strength are left out: they change nothing, and may meet any other.
     Raises: InputError when no order of the proxes on some parameter is exact.
     """
-    met: dict[nn.Parameter, list[WeightPenalty]] = defaultdict(list)
-    rows: list[Part] = []
-    for term in terms:
-        for penalty, bundle in term.weighted():
-            if penalty.lam == 0:
+    met: dict[nn.Parameter, list[Part]] = defaultdict(list)
+    grouped: list[Part] = []
+    for one in bound:
+        for part in one.parts:
+            if part.penalty.lam == 0:
                 continue
-            for parameter in dict.fromkeys(piece.parameter for piece in bundle.pieces):
-                met[parameter].append(penalty)
-            if not term.elementwise:
-                rows.append((penalty, bundle))
+            for parameter in part.parameters:
+                met[parameter].append(part)
+            if part.is_grouped:
+                grouped.append(part)
     chains = {}
-    for parameter, penalties in met.items():
-        _check(penalties, names[parameter])
-        alone = [p for p in penalties if p.layout == "entries"]
+    for parameter, parts in met.items():
+        _check([part.penalty for part in parts], names[parameter])
+        alone = [part for part in parts if not part.is_grouped]
         if alone:
-            chains[parameter] = tuple(sorted(alone, key=_rank))
-    return chains, rows
+            chains[parameter] = tuple(sorted(alone, key=lambda part: _rank(part.penalty)))
+    return chains, grouped
 
 
 def _rank(penalty: WeightPenalty) -> tuple[bool, bool, bool]:

@@ -1,62 +1,20 @@
-"""Strength over time: the courses by hand, the density that is met, and debiasing."""
+"""Training under a schedule: the ramp by hand, the density that is met, and debiasing."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from regkit import InputError, Regularizer, density
+from regkit import InputError, Regularizer, Schedule, density
+from regkit.optim.density_control import GLOBAL
 from regkit.penalties import L1, L2, ElasticNet, GroupLasso
-from regkit.strength import ALL, Strength
-
-
-def strength(num_steps: int = 100, **options: Any) -> Strength:
-    return Strength(num_steps=num_steps, density=lambda: 1.0, **options)
-
-
-@pytest.mark.parametrize(
-    ("ramp", "quarter", "half"),
-    [("linear", 0.25, 0.5), ("cosine", (1 - math.cos(math.pi / 4)) / 2, 0.5),
-     ("cubic", 1 - 0.75**3, 0.875)],
-)  # fmt: skip
-def test_ramps_by_hand(ramp: str, quarter: float, half: float):
-    course = strength(ramp=ramp, ramp_until=0.8)
-    assert course(1) == 0.0
-    assert course(21) == pytest.approx(quarter)
-    assert course(41) == pytest.approx(half)
-    assert course(81) == course(100) == 1.0
-    assert all(course(t) <= course(t + 1) for t in range(1, 100))  # type: ignore[operator]
-
-
-def test_penalties_are_off_once_the_support_is_frozen():
-    course = strength(freeze_support=0.8)
-    assert [course(t) for t in (1, 80)] == [1.0, 1.0]
-    assert [course(t) for t in (81, 100)] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"ramp": "square"}, "ramp='square' was given; it is one of linear, cosine, cubic"),
-        ({"ramp_until": 1.5}, "a share of training"),
-        ({"target_density": 0.0}, "between 0 and 1"),
-        ({"freeze_support": -0.1}, "0 to 1"),
-        ({"ramp": "cubic", "target_density": 0.3}, "Leave ramp out"),
-        ({"layerwise": True}, "without target_density"),
-        ({"ramp": "cubic", "freeze_support": 0.2}, "Make ramp_until smaller"),
-    ],
-)
-def test_options_are_checked_at_the_door(options: dict[str, Any], said: str):
-    with pytest.raises(InputError, match=said):
-        Regularizer(nn.Linear(2, 2), L1(0.1), num_steps=10, **options)
 
 
 def test_the_length_of_training_has_to_be_known():
     model = nn.Linear(2, 2)
-    reg = Regularizer(model, L1(0.1), ramp="linear")
-    with pytest.raises(InputError, match="num_steps; a ramp, a target density"):
+    reg = Regularizer(model, L1(0.1), schedule=Schedule(ramp="linear"))
+    with pytest.raises(InputError, match="depends on how far training is, and nobody says it"):
         reg.attach(optim.SGD(model.parameters(), lr=0.1))
 
 
@@ -65,14 +23,15 @@ def test_the_step_follows_the_ramp():
     model = nn.Linear(3, 2, bias=False).double()
     model.weight.data.fill_(1.0)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    reg = Regularizer(model, L1(0.5), num_steps=10, ramp="linear", ramp_until=0.5).attach(optimizer)
+    schedule = Schedule(ramp="linear", ramp_until=0.5, num_steps=10)
+    reg = Regularizer(model, L1(0.5), schedule=schedule).attach(optimizer)
     expected = 1.0
     for step in range(10):
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
         expected -= 0.1 * 0.5 * min(step / 5, 1.0)
         torch.testing.assert_close(model.weight.detach(), torch.full_like(model.weight, expected))
-        assert reg.lams() == {"l1": pytest.approx(0.5 * min(step / 5, 1.0))}
+        assert reg.current_lams() == {"l1": pytest.approx(0.5 * min(step / 5, 1.0))}
     assert float(reg.value()) == pytest.approx(0.5 * 6 * expected)
 
 
@@ -86,7 +45,8 @@ def fit(make: Any, steps: int = 400, **options: Any) -> tuple[nn.Linear, Regular
     x, y = problem()
     model = nn.Linear(60, 1).double()
     optimizer = make(model.parameters())
-    reg = Regularizer(model, L1(1e-3), num_steps=steps, **options).attach(optimizer)
+    schedule = Schedule(num_steps=steps, **options)
+    reg = Regularizer(model, L1(1e-3), schedule=schedule).attach(optimizer)
     for _ in range(steps):
         take(model, optimizer, x, y)
     return model, reg
@@ -108,14 +68,16 @@ MAKERS = {
 @pytest.mark.parametrize("target", [0.2, 0.5])
 @pytest.mark.parametrize("freeze", [None, 0.8])
 def test_the_target_density_is_met(name: str, target: float, freeze: float | None):
-    model, reg = fit(MAKERS[name], target_density=target, freeze_support=freeze)
+    model, reg = fit(MAKERS[name], target_density=target, debias=freeze)
     assert density(model).total == pytest.approx(target, abs=0.01)
-    assert not math.isclose(reg.strength.state_dict()["log_factor"], 0.0)  # type: ignore[union-attr]
+    (step,) = reg.state_dict()["steps"]
+    log_factor, _ = step["control"]["feedbacks"][GLOBAL]
+    assert log_factor != pytest.approx(0.0)
 
 
 def test_freezing_removes_the_bias_and_keeps_the_zeros():
     """Oracle: least squares on the support that was found."""
-    model, _ = fit(MAKERS["sgd"], steps=3000, target_density=0.3, freeze_support=0.5)
+    model, _ = fit(MAKERS["sgd"], steps=3000, target_density=0.3, debias=0.5)
     x, y = problem()
     support = model.weight.detach()[0] != 0
     assert int(support.sum()) == 18
@@ -126,13 +88,14 @@ def test_freezing_removes_the_bias_and_keeps_the_zeros():
 
 def test_a_run_continues_bit_for_bit():
     x, y = problem()
-    options = {"num_steps": 200, "target_density": 0.4, "freeze_support": 0.9}
+    options = {"num_steps": 200, "target_density": 0.4, "debias": 0.9}
 
     def fresh() -> tuple[nn.Linear, optim.Optimizer, Regularizer]:
         torch.manual_seed(5)
         model = nn.Linear(60, 1).double()
         optimizer = MAKERS["sgd"](model.parameters())
-        return model, optimizer, Regularizer(model, L1(1e-3), **options).attach(optimizer)
+        reg = Regularizer(model, L1(1e-3), schedule=Schedule(**options))
+        return model, optimizer, reg.attach(optimizer)
 
     whole, whole_optimizer, _ = fresh()
     for _ in range(200):
@@ -154,7 +117,7 @@ def test_a_run_continues_bit_for_bit():
 @pytest.mark.parametrize("penalty", [L2(1e-3), L1(0.0), ElasticNet(1.0, l1_ratio=0.0)])
 def test_a_penalty_without_zeros_cannot_aim_at_a_density(penalty: Any):
     with pytest.raises(InputError, match="no penalty here makes more zeros when it is stronger"):
-        Regularizer(nn.Linear(2, 2), penalty, num_steps=40, target_density=0.4)
+        Regularizer(nn.Linear(2, 2), penalty, schedule=Schedule(target_density=0.4))
 
 
 class Unlike(nn.Module):
@@ -180,7 +143,8 @@ def fit_unlike(kind: str, steps: int, stop: int | None = None, **options: Any):
     torch.manual_seed(0)
     model = Unlike().double()
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    reg = Regularizer(model, UNLIKE[kind](), num_steps=steps, **options).attach(optimizer)
+    schedule = Schedule(num_steps=steps, **options)
+    reg = Regularizer(model, UNLIKE[kind](), schedule=schedule).attach(optimizer)
     for _ in range(stop or steps):
         take(model, optimizer, x, y)
     return model, optimizer, reg
@@ -195,11 +159,12 @@ def test_layerwise_brings_every_layer_to_the_target(kind: str):
     assert density(model).total == pytest.approx(0.4, abs=0.01)
     for share in density(model).layers.values():
         assert share == 0.4
-    loud, quiet = (next(iter(reg.terms.values())).factors[f"{n}.weight"] for n in ("loud", "quiet"))
+    (name,) = reg.bound
+    loud, quiet = (reg.current_layer_lams()[f"{name}/{n}.weight"] for n in ("loud", "quiet"))
     assert loud > 2 * quiet
-    # F is what it says, layer by layer: both penalties charge 1e-3 |w| for groups of one.
+    # F is what it says, layer by layer: both penalties charge lam |w| for groups of one.
     lengths = [p.detach().abs().sum() for p in (model.loud.weight, model.quiet.weight)]
-    wanted = 1e-3 * (reg.factor() or 0.0) * (loud * lengths[0] + quiet * lengths[1])
+    wanted = loud * lengths[0] + quiet * lengths[1]
     torch.testing.assert_close(reg.value(), wanted)
 
 
@@ -216,7 +181,8 @@ def test_a_layerwise_run_continues_bit_for_bit(kind: str, stop: int, until: int,
     saved = (half.state_dict(), optimizer.state_dict(), reg.state_dict())
     model = Unlike().double()
     again = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    fresh = Regularizer(model, UNLIKE[kind](), num_steps=steps, **options).attach(again)
+    schedule = Schedule(num_steps=steps, **options)
+    fresh = Regularizer(model, UNLIKE[kind](), schedule=schedule).attach(again)
     model.load_state_dict(saved[0])
     again.load_state_dict(saved[1])
     fresh.load_state_dict(saved[2])
@@ -227,58 +193,77 @@ def test_a_layerwise_run_continues_bit_for_bit(kind: str, stop: int, until: int,
     assert torch.equal(model.quiet.weight, whole.quiet.weight)
 
 
-class Planted:
-    """Layers whose shares are given."""
-
-    def __init__(self, **shares: float) -> None:
-        self.now = shares
-        self.factors: dict[str, float] = {}
-
-    def shares(self) -> dict[str, float]:
-        return self.now
-
-    def weigh(self, factors: dict[str, float]) -> None:
-        self.factors = factors
-
-
-def test_no_step_takes_a_layer_below_the_target():
-    """Channels that have died stay dead; each layer near the target is held by itself."""
-    layers = Planted(near=0.55, far=0.9)
-    options: dict[str, Any] = {"target_density": 0.5, "layerwise": True, "layers": layers}
-    one = Strength(num_steps=100, density=lambda: 0.7, **options)
-    assert one.bounds(1) is None
-    one(1)
-    assert one.bounds(1) == {"near": (0.5, 1.0)}
-    assert layers.factors["near"] < 1 < layers.factors["far"]
-    layers.now = {"near": 0.55, "far": 0.6}
-    one(96)  # the closing: from where each is, halfway down to the target
-    bounds = one.bounds(96)
-    assert bounds == {
-        name: (pytest.approx(wanted),) * 2 for name, wanted in (("near", 0.5), ("far", 0.5))
-    }
-    bounds = one.bounds(93)
-    assert bounds == {
-        name: (pytest.approx(wanted),) * 2 for name, wanted in (("near", 0.52), ("far", 0.54))
-    }
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ramp": "cosine"},
+        {"settle": 0.3, "debias": 0.6},
+        {"target_density": 0.4, "debias": 0.8},
+        {"target_density": 0.4, "layerwise": True},
+    ],
+)
+def test_progress_that_is_said_is_as_good_as_a_number_of_steps(options: dict[str, Any]):
+    num_steps = 50
+    counted, _, _ = fit_unlike("entries", num_steps, **options)
+    x, y = problem()
+    torch.manual_seed(0)
+    model = Unlike().double()
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    reg = Regularizer(model, UNLIKE["entries"](), schedule=Schedule(**options))
+    reg.set_progress(0.0)
+    reg.attach(optimizer)
+    for step in range(num_steps):
+        reg.set_progress((step + 1) / num_steps)
+        take(model, optimizer, x, y)
+    assert torch.equal(model.loud.weight, counted.loud.weight)
+    assert torch.equal(model.quiet.weight, counted.quiet.weight)
 
 
-def test_training_goes_on_from_the_strengths_that_were_found():
-    one = Strength(target_density=0.2, num_steps=1000, density=lambda: 0.6)
-    one.found({ALL: 3.0})
-    assert one(1) == pytest.approx(3.0)
-    layers = Planted(a=0.6, b=0.6)
-    options: dict[str, Any] = {"target_density": 0.5, "layerwise": True, "layers": layers}
-    each = Strength(num_steps=100, density=lambda: 0.6, **options)
-    each(1)
-    each.found({"a": 3.0, "b": 0.5})
-    assert each.factors() == pytest.approx({"a": 3.0, "b": 0.5})
+def test_what_has_settled_stays_zero_under_the_penalty():
+    """A gradient that would bring all weights back moves those that are not zero, and by lam."""
+    model = nn.Linear(4, 1, bias=False).double()
+    model.weight.data.copy_(torch.tensor([[1.0, 0.0, -1.0, 0.0]]))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    schedule = Schedule(settle=0.5, num_steps=4)
+    reg = Regularizer(model, L1(0.5), schedule=schedule).attach(optimizer)
+    seen = []
+    for slope in (0.0, 0.0, -2.0, -2.0):
+        model.weight.grad = torch.full_like(model.weight, slope)
+        optimizer.step()
+        seen.append(model.weight.detach()[0].tolist())
+    assert seen[1] == pytest.approx([0.9, 0.0, -0.9, 0.0])
+    assert seen[3] == pytest.approx([1.2, 0.0, -0.4, 0.0])
+    assert reg.current_lams() == {"l1": 0.5}
 
 
-def test_the_closing_course_is_saved_with_where_it_began():
-    one = Strength(target_density=0.2, num_steps=100, density=lambda: 0.6)
-    assert one(91) is not None
-    other = Strength(target_density=0.2, num_steps=100, density=lambda: 0.4)
-    other.load_state_dict(one.state_dict())
-    assert other(92) is not None
-    assert one.bounds(92) == other.bounds(92) == {ALL: pytest.approx((0.44, 0.44))}
-    assert one.bounds(100) == {ALL: pytest.approx((0.2, 0.2))}
+def test_a_target_that_no_strength_meets_is_told_at_the_last_step():
+    """Of two groups one is as near as it comes; and it is not below the target."""
+    model = nn.Linear(5, 2, bias=False)
+    model.weight.data.copy_(torch.tensor([[0.2], [2.0]]).expand(2, 5))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    schedule = Schedule(target_density=0.45, num_steps=40)
+    reg = Regularizer(model, GroupLasso(0.1), schedule=schedule).attach(optimizer)
+    for _ in range(39):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    model.weight.grad = torch.zeros_like(model.weight)
+    with pytest.warns(UserWarning, match="density=0.45 was asked for, and 0.5 of .* no strength"):
+        optimizer.step()
+    (result,) = reg.target_results()
+    assert not result.is_met
+    assert result.density == 0.5
+    assert (model.weight[1] != 0).all()
+
+
+def test_a_training_that_ends_early_can_meet_its_target_after_all():
+    """What L1 would zero first is the smallest; nothing else is touched."""
+    model, _, reg = fit_unlike("entries", 100, stop=10, target_density=0.3)
+    (result,) = reg.target_results()
+    assert "training ended at 10% of its length" in result.reason
+    before = torch.cat([p.detach()[0] for p in model.parameters()])
+    assert reg.meet_target() == pytest.approx(0.3)
+    after = torch.cat([p.detach()[0] for p in model.parameters()])
+    kept = before.abs() >= before.abs().topk(36).values[-1]
+    assert torch.equal(after, before * kept)
+    with pytest.raises(InputError, match="no target_density"):
+        Regularizer(model, L1(0.1)).meet_target()

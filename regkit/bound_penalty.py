@@ -1,35 +1,37 @@
 """Weight penalties bound to a model: the groups they see, what they add, what they leave out."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from regkit.coupling.attention import heads
 from regkit.coupling.couple import couple
 from regkit.coupling.recurrent import units
 from regkit.errors import InputError
 from regkit.groups import Bundle, Piece, View, view_of
+from regkit.optim.parts import Part
 from regkit.penalties import Penalty, WeightPenalty
 from regkit.ranks import local, plain, shared_rows, summed, whole_rows
 from regkit.targets import Entry, survey
 
-Part = tuple[WeightPenalty, Bundle]
 Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
-Held = TypeVar("Held", Entry, Piece)
+OUTPUT_ROWS = "rows of the output layer, which are classes; name it in `on` to penalise them"
+Named = TypeVar("Named", Entry, Piece)
 
 
 @dataclass(frozen=True, eq=False)
-class Term:
+class BoundPenalty:
     """One weight penalty of the objective F, bound to a model.
 
     entries: every parameter of the model, chosen or with the reason why not.
-    parts: the groups that it acts on, each with the penalty at the strength that holds there.
+    parts: the groups that it acts on, each with the penalty at the strength that holds there;
+        frozen parameters among them, which count once they are trained.
     notes: what was left out beside single parameters, and why.
-    factors: what the strength is multiplied by besides, by the name of a bundle.
     """
 
     name: str
@@ -37,7 +39,6 @@ class Term:
     entries: Sequence[Entry]
     parts: Sequence[Part]
     notes: Sequence[str] = ()
-    factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def elementwise(self) -> bool:
@@ -48,62 +49,72 @@ class Term:
         """Return the parameters that it acts on, by name."""
         return {e.name: e.parameter for e in self.entries if e.chosen}
 
-    def lines(self) -> list[str]:
-        """Say how many groups there are, and what is none."""
+    def describe(self) -> list[str]:
+        """Return lines that say how many groups there are, and what was left out and why."""
         if self.elementwise:
             return []
-        count = sum(bundle.num_groups for _, bundle in self.parts)
+        count = sum(part.bundle.num_groups for part in self.parts)
         return [f"  {count:,} groups ({self.penalty.layout})", *(f"  {n}" for n in self.notes)]
 
-    def weighted(self) -> list[Part]:
-        """Return the parts with the penalty at the strength that `factors` make of it."""
-        return [(p.at(self.factors.get(b.name, 1.0)), b) for p, b in self.parts]
+    def trained_parts(self) -> list[Part]:
+        """Return the parts without what is frozen now."""
+        return [now for part in self.parts if (now := part.trained()) is not None]
 
     @torch.no_grad()
-    def shares(self) -> dict[str, float]:
-        """Return the share of non-zero entries of each part, by the name of its bundle."""
+    def layer_density(self) -> dict[str, float]:
+        """Return the share of non-zero entries of each part, by its key (a collective)."""
+        parts = [part for part in self.trained_parts() if part.penalty.lam > 0]
+        if not parts:
+            return {}
         if self.elementwise:
-            whole = {b.name: b.pieces[0].parameter for _, b in self.parts}
-            counts = torch.stack([(local(p) != 0).sum() for p in whole.values()])
+            whole = {part.key: part.bundle.pieces[0].parameter for part in parts}
+            counts = torch.stack([torch.count_nonzero(local(p)) for p in whole.values()])
             sizes = torch.tensor([p.numel() for p in whole.values()], device=counts.device)
             found = summed(counts, list(whole.values())) / sizes
             return dict(zip(whole, found.tolist(), strict=True))
-        rows = whole_rows([(bundle.name, bundle) for _, bundle in self.parts])
-        shares = {name: (seen != 0).float().mean() for name, seen in rows}
+        rows = whole_rows([(part.key, part.bundle) for part in parts])
+        shares = {key: (seen != 0).float().mean() for key, seen in rows}
         return dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
 
     @torch.no_grad()
-    def value(self, strength: float = 1.0) -> Float[Tensor, ""]:
-        """Return what it adds to F, with `lam` times the strength."""
+    def value(
+        self, scale: Callable[[Part], WeightPenalty | None] = lambda part: part.penalty
+    ) -> Float[Tensor, ""]:
+        """Return what it adds to F; frozen weights add nothing.
+
+        scale: gives the penalty of a part at its strength; None where it is off.
+        """
+        acting = [(now, p.bundle) for p in self.trained_parts() if (now := scale(p)) is not None]
         rows = (
-            ((penalty, b.pieces[0].parameter) for penalty, b in self.weighted())
+            ((penalty, bundle.pieces[0].parameter) for penalty, bundle in acting)
             if self.elementwise
-            else whole_rows(self.weighted())
+            else whole_rows(acting)
         )
-        values = [plain(penalty.at(strength).value(_full(seen))) for penalty, seen in rows]
-        return torch.stack(values).sum()
+        values = [plain(penalty.value(_full(seen))) for penalty, seen in rows]
+        return torch.stack(values).sum() if values else torch.zeros(())
 
     @torch.no_grad()
     def num_live(self) -> Int[Tensor, ""]:
         """Count the groups that are not zero."""
-        return torch.stack([(rows != 0).any(1).sum() for _, rows in whole_rows(self.parts)]).sum()
+        rows = whole_rows([(None, part.bundle) for part in self.parts])
+        return torch.stack([(seen != 0).any(1).sum() for _, seen in rows]).sum()
 
-    def within(self, parameters: Mapping[str, nn.Parameter]) -> "Term":
-        """Return the term bound to the parameters that have its names now.
+    def rebind(self, parameters: Mapping[str, nn.Parameter]) -> "BoundPenalty":
+        """Return the penalty bound to the parameters that have its names now.
 
         `fully_shard` puts others in the place of those that it finds.
         Raises: InputError when their shards are such that its groups cannot be put together.
         """
 
-        def follow(thing: Held) -> Held:
+        def follow(thing: Named) -> Named:
             now = parameters.get(thing.name, thing.parameter)
             return replace(thing, parameter=now) if now.shape == thing.parameter.shape else thing
 
-        parts = [
-            (penalty, replace(bundle, pieces=tuple(follow(piece) for piece in bundle.pieces)))
-            for penalty, bundle in self.parts
-        ]
-        _check_shards(self.penalty, [bundle for _, bundle in parts])
+        parts = []
+        for part in self.parts:
+            pieces = tuple(follow(piece) for piece in part.bundle.pieces)
+            parts.append(replace(part, bundle=replace(part.bundle, pieces=pieces)))
+        _check_shards(self.penalty, [part.bundle for part in parts])
         return replace(self, entries=[follow(e) for e in self.entries], parts=parts)
 
 
@@ -127,7 +138,7 @@ def named(penalties: Penalties) -> dict[str, Penalty]:
     return by_name
 
 
-def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = None) -> Term:
+def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = None) -> BoundPenalty:
     """Find what a penalty acts on.
 
     example: what the model is called with, for groups that are found by tracing it.
@@ -151,6 +162,8 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
         bundles = _chosen(found, entries)
         entries = [_told(e, bundles, penalty.layout) for e in entries]
     else:
+        if penalty.layout == "filter":
+            entries = _without_output_rows(model, penalty, entries)
         entries, bundles = _singles(entries, penalty.layout)
     if not bundles:
         reasons = [*notes, *sorted({e.why for e in entries if not e.chosen})]
@@ -159,8 +172,8 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
             f"weights that `on` chooses ({'; '.join(reasons)}). Choose other weights or groups."
         )
     _check_shards(penalty, bundles)
-    parts = [(_scaled(penalty, scale, bundle), bundle) for bundle in bundles]
-    return Term(name, penalty, entries, parts, notes)
+    parts = [Part(_scaled(penalty, scale, b), b, f"{name}/{b.name}") for b in bundles]
+    return BoundPenalty(name, penalty, entries, parts, notes)
 
 
 def _singles(entries: Sequence[Entry], layout: str) -> tuple[list[Entry], list[Bundle]]:
@@ -173,6 +186,35 @@ def _singles(entries: Sequence[Entry], layout: str) -> tuple[list[Entry], list[B
             told.append(e)
             bundles.append(_single(e, view))
     return told, bundles
+
+
+def _without_output_rows(
+    model: nn.Module, penalty: WeightPenalty, entries: Sequence[Entry]
+) -> list[Entry]:
+    """Leave out the rows of the layer that the model ends with, unless it is named in `on`.
+
+    They are classes, and one that is gone can never be predicted. Nothing in a model says which
+    layer is its output: the last linear layer or convolution that it registers is taken for it. A
+    model of a single such layer has no other rows, and keeps them.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    last = layers[-1] if layers else None
+    if not any(e.chosen and e.module is not last for e in entries):
+        return list(entries)
+    return [
+        replace(e, chosen=False, why=OUTPUT_ROWS)
+        if e.chosen and e.module is last and not _is_named(e, penalty)
+        else e
+        for e in entries
+    ]
+
+
+def _is_named(entry: Entry, penalty: WeightPenalty) -> bool:
+    """Say whether `on` chooses a parameter by a name, and not by a type or by default."""
+    types = {cls.__name__ for cls in type(entry.module).__mro__}
+    on = (penalty.on,) if isinstance(penalty.on, str | type) else penalty.on
+    names = [s for s in on if isinstance(s, str) and s not in types]
+    return any(entry.why in (f"on {s}", f"on *.{s}") for s in names)
 
 
 def _structures(
@@ -202,16 +244,15 @@ def _structures(
 def _chosen(bundles: Sequence[Bundle], entries: Sequence[Entry]) -> list[Bundle]:
     """Keep what `on` chooses: a bundle is taken whole when it holds a chosen weight.
 
-    Not when it holds one that `!` leaves out. Frozen parameters stay outside.
+    Not when it holds one that `!` leaves out. Frozen parameters wait until they are trained.
     """
     by_parameter = {e.parameter: e for e in entries}
     kept = []
     for bundle in bundles:
         members = [by_parameter[p.parameter] for p in bundle.pieces if p.parameter in by_parameter]
         left_out = any(e.why.startswith("left out") for e in members)
-        pieces = tuple(p for p in bundle.pieces if p.parameter.requires_grad)
-        if pieces and not left_out and any(e.chosen for e in members):
-            kept.append(replace(bundle, pieces=pieces))
+        if not left_out and any(e.chosen for e in members):
+            kept.append(bundle)
     return kept
 
 

@@ -17,8 +17,8 @@ CLIP = torch.zeros(1, 3, 8, 16, 16)
 
 def bound(model: nn.Module, penalty: Any, **options: Any) -> dict[str, list[str]]:
     """Return the parameters of each bundle by its name."""
-    term = Regularizer(model, penalty, **options).terms["group_lasso"]
-    return {b.name: sorted(p.name for p in b.pieces) for _, b in term.parts}
+    term = Regularizer(model, penalty, **options).bound["group_lasso"]
+    return {b.name: sorted(p.name for p in b.pieces) for b in (part.bundle for part in term.parts)}
 
 
 def stepped(model: nn.Module, reg: Regularizer, lr: float = 1.0) -> None:
@@ -79,11 +79,22 @@ def test_a_coupled_set_is_in_by_one_of_its_weights_and_out_by_one():
         names(["one", "!two"])
 
 
-def test_frozen_parameters_stay_outside():
+def test_frozen_parameters_wait_until_they_are_trained():
+    """Of the groups of a channel the frozen norm is no part; of the bundle it is, for later."""
     model = Tiny3D(num_classes=4)
     model.features[0][1].requires_grad_(False)
-    found = bound(model, GroupLasso(1.0, groups="channel"), example=CLIP)
-    assert found["features.0.0"] == ["features.0.0.weight"]
+    reg = Regularizer(model, GroupLasso(1.0, groups="channel"), example=CLIP)
+
+    def acting() -> dict[str, list[str]]:
+        parts = reg.bound["group_lasso"].trained_parts()
+        return {p.bundle.name: sorted(piece.name for piece in p.bundle.pieces) for p in parts}
+
+    assert acting()["features.0.0"] == ["features.0.0.weight"]
+    model.features[0].requires_grad_(False)
+    assert set(acting()) == {"features.1.0", "features.2.0"}
+    model.features[0].requires_grad_(True)
+    together = [f"features.0.{name}" for name in ("0.weight", "1.bias", "1.weight")]
+    assert acting()["features.0.0"] == together
 
 
 def test_zero_channels_can_be_removed():
@@ -91,7 +102,7 @@ def test_zero_channels_can_be_removed():
     torch.manual_seed(1)
     model = Tiny3D(num_classes=4)
     reg = Regularizer(model, GroupLasso(0.5, groups="channel"), example=CLIP)
-    for _, bundle in reg.terms["group_lasso"].parts:
+    for bundle in (part.bundle for part in reg.bound["group_lasso"].parts):
         scale = torch.linspace(0.05, 4.0, bundle.num_groups)[:, None]
         with torch.no_grad():
             lengths = bundle.rows().norm(dim=1, keepdim=True)
@@ -105,7 +116,7 @@ def test_zero_channels_can_be_removed():
     assert left.flops < left.all_flops
     expected = 0.5 * sum(
         (bundle.rows().norm(dim=1) * bundle.size**0.5).sum()
-        for _, bundle in reg.terms["group_lasso"].parts
+        for bundle in (part.bundle for part in reg.bound["group_lasso"].parts)
     )
     torch.testing.assert_close(reg.value(), expected)
 
@@ -168,7 +179,7 @@ def test_a_model_without_such_groups_is_told_so(groups: str):
 def test_groups_that_a_layer_has_not_are_left_to_the_others():
     model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     reg = Regularizer(model, [TemporalKernel(1.0), NM(1.0, on="2")])
-    assert list(reg.parameters("temporal_kernel")) == ["0.weight"]
+    assert list(reg.named_parameters("temporal_kernel")) == ["0.weight"]
     assert "72 groups (time)" in reg.summary()
     alone = Regularizer(model, TemporalKernel(1.0)).summary()
     assert "- (is no 3-D convolution)" in alone

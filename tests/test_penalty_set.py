@@ -28,8 +28,9 @@ POSITIVE = Box(1.0, low=0.0, high=None)
 def chain(*penalties: Any) -> tuple[list[str], list[str]]:
     """Return the names of what acts on the weight of a 3-D convolution, in order."""
     reg = Regularizer(nn.Conv3d(3, 4, 3), list(penalties))
-    entries = [type(p).__name__ for chain in reg._weights.chains.values() for p in chain]
-    return entries, [type(p).__name__ for p, _ in reg._weights.bundles]
+    chains = reg._weights.elementwise.values()
+    entries = [type(part.penalty).__name__ for chain in chains for part in chain]
+    return entries, [type(part.penalty).__name__ for part in reg._weights.grouped]
 
 
 @pytest.mark.parametrize(

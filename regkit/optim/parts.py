@@ -1,0 +1,66 @@
+"""What a proximal step acts on: penalties, each on the groups of one bundle."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from regkit.groups import Bundle
+from regkit.optim.density_control import Factors
+from regkit.penalties.penalty import WeightPenalty
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A weight penalty on the groups of one bundle (of entries: on one parameter).
+
+    key: the name under which its strength factor is found, "penalty/bundle".
+    """
+
+    penalty: WeightPenalty
+    bundle: Bundle
+    key: str
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what it acts on, each parameter once."""
+        return list(dict.fromkeys(piece.parameter for piece in self.bundle.pieces))
+
+    @property
+    def is_grouped(self) -> bool:
+        """Say whether entries are penalised together."""
+        return self.penalty.layout != "entries"
+
+    def trained(self) -> "Part | None":
+        """Return what is left of it without frozen parameters; None where all are frozen."""
+        pieces = tuple(p for p in self.bundle.pieces if p.parameter.requires_grad)
+        if len(pieces) == len(self.bundle.pieces):
+            return self
+        return replace(self, bundle=replace(self.bundle, pieces=pieces)) if pieces else None
+
+
+Chain = tuple[Part, ...]
+
+
+def scaled(factors: Factors) -> Callable[[Part], WeightPenalty | None]:
+    """Return what gives a part's penalty at its strength of a step; None where it is off.
+
+    Constraints are never off.
+    """
+    found: dict[tuple[WeightPenalty, float], WeightPenalty] = {}
+
+    def scale(part: Part) -> WeightPenalty | None:
+        factor = factors.of(part.key)
+        if factor is None:
+            return part.penalty if part.penalty.constraint else None
+        key = (part.penalty, factor)
+        if key not in found:
+            found[key] = part.penalty.at(factor)
+        return found[key]
+
+    return scale
+
+
+def active(chain: Sequence[Part], scale: Callable[[Part], WeightPenalty | None]) -> tuple:
+    """Return the penalties of a chain that act, at their strength."""
+    return tuple(now for part in chain if (now := scale(part)) is not None)

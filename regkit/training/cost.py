@@ -1,0 +1,77 @@
+"""What zeros have cost: accuracy while the net was denser, beside accuracy at the end."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+
+# A loss of accuracy that is this many standard errors is no noise.
+ERRORS = 2.0
+# A net that is denser by less than this counts as the same.
+DENSER = 0.05
+
+
+class CostOfZeros(pl.Callback):
+    """Keep density and accuracy of every validation, and say at the end what zeros have cost.
+
+    density: measures it now, in [0, 1]; a collective.
+    """
+
+    def __init__(self, density: Callable[[], float]) -> None:
+        self._density = density
+        self._seen: list[tuple[float, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what was seen."""
+        self._seen = [(density, accuracy) for density, accuracy in state_dict["seen"]]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep one validation."""
+        accuracy = trainer.callback_metrics.get("val/acc")
+        if accuracy is not None and not trainer.sanity_checking:
+            self._seen.append((self._density(), float(accuracy)))
+
+    def cost(self, num_videos: int) -> tuple[float, float] | None:
+        """Return what the zeros have cost in accuracy, and what is noise; warn where it is more.
+
+        The best accuracy of a denser net in this very run, less that of the end. Noise is the
+        standard error of the difference of two such shares, as if of unlike videos.
+
+        num_videos: that were validated on.
+        Returns: None where nothing was denser before.
+        """
+        if not self._seen or num_videos < 1:
+            return None
+        density, accuracy = self._seen[-1]
+        denser = [(acc, before) for before, acc in self._seen if before > density + DENSER]
+        if not denser:
+            return None
+        best, before = max(denser)
+        noise = math.sqrt((best * (1 - best) + accuracy * (1 - accuracy)) / num_videos)
+        if best - accuracy > ERRORS * noise:
+            warnings.warn(
+                f"What was zeroed has cost more than noise: val/acc was {best:.3f} at density "
+                f"{before:.2f} and is {accuracy:.3f} at {density:.2f} (standard error of the "
+                f"difference, {num_videos} videos: {noise:.3f}). Ask for more density or less lam, "
+                "train longer after the zeros are found (strength.debias), or take penalty=mcp "
+                "for weights, group_l0 for channels.",
+                stacklevel=2,
+            )
+        return best - accuracy, noise
+
+
+def warn_of_a_cut(whole: float, shrunk: float, num_videos: int) -> None:
+    """Warn where a net that was cut out is worse than the whole one by more than noise."""
+    noise = math.sqrt((whole * (1 - whole) + shrunk * (1 - shrunk)) / max(num_videos, 1))
+    if whole - shrunk > ERRORS * noise:
+        warnings.warn(
+            f"What was cut out has cost more than noise: test accuracy {whole:.3f} before, "
+            f"{shrunk:.3f} after (standard error of the difference: {noise:.3f}).",
+            stacklevel=2,
+        )
