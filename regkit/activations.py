@@ -1,6 +1,7 @@
 """Frame embeddings caught on their way through an unchanged model."""
 
 import weakref
+from types import MethodType
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ class FrameCollector:
     Only passes that train are kept: `module.training`, gradients on, and not the second pass that
     activation checkpointing makes within backward. A copy of the model, such as an average of its
     weights, is another module: there the hook does nothing.
+
+    Code that `torch.compile` made of passes without the hook is not used while it is there.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class FrameCollector:
         self.handle: RemovableHandle | None = None
         if module is not None:
             self.handle = module.register_forward_hook(self)
+            _tell_compiler(module)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Keep one output."""
@@ -85,6 +89,23 @@ class FrameCollector:
         self._kept = []
         if self.handle is not None:
             self.handle.remove()
+        if (module := self._module()) is not None:
+            _tell_compiler(module)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return FrameCollector, ()
+
+
+def _tell_compiler(module: nn.Module) -> None:
+    """Give a module with a collector its own `forward` as an attribute of the instance.
+
+    torch.compile takes a module without hooks to stay so (skip_nnmodule_hook_guards), and would go
+    on with what it compiled for this module, or another one of its class. But it does look whether
+    the instance overrides `forward`.
+    """
+    heard = any(isinstance(hook, FrameCollector) for hook in module._forward_hooks.values())
+    own = vars(module).get("forward")
+    if heard and own is None and isinstance(module.forward, MethodType):
+        vars(module)["forward"] = module.forward
+    elif not heard and isinstance(own, MethodType) and own.__func__ is type(module).forward:
+        del vars(module)["forward"]

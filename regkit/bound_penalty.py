@@ -1,5 +1,6 @@
 """Weight penalties bound to a model: the groups they see, what they add, what they leave out."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -9,11 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from regkit.coupling.attention import heads
-from regkit.coupling.couple import couple
-from regkit.coupling.recurrent import units
 from regkit.errors import InputError
-from regkit.groups import Bundle, Piece, View, view_of
+from regkit.groups import COUPLED, Bundle, Piece, View, view_of
 from regkit.optim.parts import Part
 from regkit.penalties import Penalty, WeightPenalty
 from regkit.ranks import local, plain, shared_rows, summed, whole_rows
@@ -157,8 +155,8 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
     notes: Sequence[str] = ()
     if penalty.layout == "entries":
         bundles = [_single(e, _whole(e)) for e in entries if e.chosen]
-    elif penalty.layout in ("unit", "head", "channel", "reader"):
-        found, notes = _structures(model, penalty, example)
+    elif penalty.layout in COUPLED:
+        found, notes = _coupled(model, penalty, example)
         bundles = _chosen(found, entries)
         entries = [_told(e, bundles, penalty.layout) for e in entries]
     else:
@@ -217,28 +215,15 @@ def _is_named(entry: Entry, penalty: WeightPenalty) -> bool:
     return any(entry.why in (f"on {s}", f"on *.{s}") for s in names)
 
 
-def _structures(
+def _coupled(
     model: nn.Module, penalty: WeightPenalty, example: Any
 ) -> tuple[Sequence[Bundle], Sequence[str]]:
     """Return the groups that several parameters hold together, and what is none."""
-    if penalty.layout == "unit":
-        return units(model), ()
-    if penalty.layout == "head":
-        return heads(model), ()
-    if example is None:
-        raise InputError(
-            f"{type(penalty).__name__} got groups={penalty.layout!r}, which are found by running "
-            "the model once, and no example to run it with. Give example=<a clip as in training, "
-            "batch of 1>, or set model.example_input_array."
-        )
-    if sharded := [name for name, p in model.named_parameters() if hasattr(p, "placements")]:
-        raise InputError(
-            f"{type(penalty).__name__} got groups={penalty.layout!r}, which are found by running a "
-            f"copy of the model, and it is sharded ({sharded[0]!r}): FSDP2 allows no copy. Make "
-            "the Regularizer before fully_shard; attach then takes over the shards."
-        )
-    coupling = couple(model, example)
-    return coupling.bundles(penalty.layout), coupling.notes
+    module, _, function = COUPLED[penalty.layout].partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)(model, example)
+    except InputError as error:
+        raise InputError(f"{type(penalty).__name__}: {error}") from error
 
 
 def _chosen(bundles: Sequence[Bundle], entries: Sequence[Entry]) -> list[Bundle]:

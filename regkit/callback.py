@@ -109,8 +109,8 @@ class RegularizerCallback(pl.Callback):
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise InputError(
                 f"RegularizerCallback got {type(trainer.strategy).__name__}, which trains flat "
-                "copies of the weights that have lost their names and shapes. Use DDPStrategy, or FSDP2 "
-                "by ModelParallelStrategy."
+                "copies of the weights that have lost their names and shapes. Use DDPStrategy, or "
+                "FSDP2 by ModelParallelStrategy."
             )
         self.regularizer = Regularizer(
             pl_module,

@@ -13,8 +13,6 @@ from regkit.targets import Entry
 
 Read = Callable[[nn.Parameter], Tensor]
 
-KINDS = ("filter", "input", "kernel", "tap", "unit", "head", "channel", "reader")
-
 
 @dataclass(frozen=True)
 class View:
@@ -191,11 +189,24 @@ def _lacks_taps(entry: Entry, shape: tuple[int, ...]) -> str | None:
     return "has one tap in time only" if shape[2] == 1 else None
 
 
-_VIEWS: dict[str, Callable[[Entry, tuple[int, ...]], View | str]] = {
+ViewOf = Callable[[Entry, tuple[int, ...]], View | str]
+# Kinds of groups that lie in one parameter, by name: how it is seen, or why it has none.
+SINGLE: dict[str, ViewOf] = {
     "filter": _filters,
     "input": _inputs,
     "kernel": _kernels,
     "tap": _taps,
-    "time": _over_time,
-    "fiber": _fibers,
 }
+# Kinds that several parameters hold together, by name: what finds them, "module:function". Called
+# with (model, example), it returns their bundles, and notes on what is none. Named and not
+# imported, for those modules build on this one.
+COUPLED: dict[str, str] = {
+    "unit": "regkit.coupling.recurrent:units",
+    "head": "regkit.coupling.attention:heads",
+    "channel": "regkit.coupling.couple:channels",
+    "reader": "regkit.coupling.couple:readers",
+}
+# What `GroupPenalty.groups` may be.
+KINDS = (*SINGLE, *COUPLED)
+# Layouts that some penalties have of themselves.
+_VIEWS: dict[str, ViewOf] = {**SINGLE, "time": _over_time, "fiber": _fibers}

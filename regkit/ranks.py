@@ -25,6 +25,9 @@ GATHERED_ENTRIES = 2**24
 # Bytes: every tensor begins in the packed buffer where any type may.
 ALIGNMENT = 16
 
+# torch 2.14 renamed it, and warns of the old name.
+_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -211,7 +214,7 @@ def _all_gather(parts: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]:
     ]
     torch._foreach_copy_(places, list(parts))  # pyright: ignore[reportPrivateImportUsage]: no public name
     received = torch.empty((first.num_ranks, begins[-1]), dtype=torch.uint8, device=device)
-    dist.all_gather_into_tensor(received.view(-1), sent, group=first.group)
+    _gather_single(received.view(-1), sent, group=first.group)
     made = []
     for begin, size, part, shape, r in zip(begins, sizes, parts, shapes, rows, strict=False):
         padded = received[:, begin : begin + size].view(part.dtype)

@@ -29,6 +29,9 @@ PARAMETRIZED = (
     "lasso)"
 )
 
+# Modules around a module: its name has a part for them, which is left out.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
+
 Selector = str | type[nn.Module]
 
 
@@ -45,9 +48,8 @@ class Entry:
 
 def clean_name(name: str) -> str:
     """Strip what `torch.compile`, DDP and FSDP put into names."""
-    for wrapper in ("_orig_mod.", "_fsdp_wrapped_module."):
-        name = name.replace(wrapper, "")
-    return name.removeprefix("module.")
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    return ".".join(parts).removeprefix("module.")
 
 
 def survey(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> list[Entry]:
@@ -108,9 +110,11 @@ def table(entries: Sequence[Entry], surveys: Mapping[str, Sequence[Entry]]) -> l
 def find_module(model: nn.Module, name: str, asker: str) -> nn.Module:
     """Return the submodule `name`, or the only one whose name ends so ("layer2", "net.layer2").
 
+    Of a compiled one the module within, which alone runs where a whole is compiled around it.
     Raises: InputError with close names.
     """
-    modules = {clean_name(n): m for n, m in model.named_modules() if n}
+    modules = {clean_name(n): m for n, m in model.named_modules()}
+    modules.pop("")
     deeper = [n for n in modules if n.endswith(f".{name}")]
     if name not in modules and len(deeper) == 1:
         name = deeper[0]

@@ -1,9 +1,12 @@
-"""Run by test_callback: activation and weight penalties on a net compiled in place."""
+"""Run by test_processes: activation and weight penalties on a compiled net."""
+
+import copy
 
 import torch
 from torch import Tensor, nn, optim
 
 from regkit import Regularizer
+from regkit.activations import FrameCollector
 from regkit.penalties import L1, TemporalSmoothness
 
 
@@ -18,22 +21,74 @@ class Net(nn.Module):
         return self.head(self.encoder(clip).mean(1))
 
 
-def trained(compile_what: str) -> Net:
-    net = Net()
-    reg = Regularizer(net, [L1(0.01), TemporalSmoothness(0.7, of="encoder")])
+CLIPS = torch.randn(4, 2, 5, 4, generator=torch.Generator().manual_seed(1))
+
+
+def in_place(net: Net, what: str) -> None:
+    net.get_submodule(what).compile(backend="eager")
+
+
+def wrapped(net: Net, what: str) -> None:
+    assert what
+    net.set_submodule(what, torch.compile(net.get_submodule(what), backend="eager"))
+
+
+def passed(net: Net) -> None:
+    net(CLIPS[0]).mean().backward()
+
+
+def trained(net: Net, of: str = "encoder") -> list[Tensor]:
+    reg = Regularizer(net, [L1(0.01), TemporalSmoothness(0.7, of=of)])
     reg.attach(optimizer := optim.AdamW(net.parameters(), lr=0.05))
-    if compile_what:
-        net.get_submodule(compile_what.removeprefix(".")).compile(backend="eager")
-    clips = torch.randn(4, 2, 5, 4, generator=torch.Generator().manual_seed(1))
-    for clip in clips:
+    for clip in CLIPS:
         optimizer.zero_grad()
         (net(clip).square().mean() + reg.activation_loss()).backward()
         optimizer.step()
-    return net
+    reg.detach()
+    return list(net.parameters())
 
 
-plain = trained("")
-for compiled in (trained("encoder"), trained(".")):
-    for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
+def check_same(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for p, q in zip(found, wanted, strict=True):
         torch.testing.assert_close(p, q)
+
+
+def check_two_on_one_module() -> None:
+    """Each hears the passes while it is there, and the compiled code of before is used after."""
+    torch.compiler.reset()
+    in_place(net := Net(), "")
+    passed(net)
+    one, other = FrameCollector(net.encoder), FrameCollector(net.encoder)
+    passed(net)
+    one.remove()
+    passed(net)
+    other.remove()
+    passed(net)
+    assert (one.num_calls, other.num_calls) == (1, 2)
+    assert not vars(net.encoder).keys() - vars(Net().encoder).keys() - {"_compiled_call_impl"}
+
+
+def both(net: Net, what: str) -> None:
+    wrapped(net, what)
+    in_place(net, "")
+
+
+WAYS = [(in_place, "encoder"), (in_place, ""), (wrapped, "encoder"), (both, "encoder")]
+plain = {of: trained(Net(), of) for of in ("encoder", "encoder.0")}
+for of, wanted in plain.items():
+    for compiled, what in WAYS:
+        torch.compiler.reset()
+        compiled(net := Net(), what)
+        check_same(trained(copy.deepcopy(net), of), wanted)
+        # Code that was compiled for a pass without the penalty is not taken for one with it,
+        late = copy.deepcopy(net)
+        torch.compiler.reset()
+        passed(late)
+        late.zero_grad()
+        check_same(trained(late, of), wanted)
+        # be it the pass of another net.
+        torch.compiler.reset()
+        passed(copy.deepcopy(net))
+        check_same(trained(net, of), wanted)
+check_two_on_one_module()
 print("equal")

@@ -3,7 +3,7 @@
 import copy
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -151,12 +151,30 @@ def whole(net: nn.Module) -> dict[str, Tensor]:
     return {n: p.full_tensor() for n, p in net.named_parameters()}  # type: ignore[attr-defined]
 
 
-def check_same(net: nn.Module, reg: Regularizer, alone: nn.Module, alone_reg: Regularizer) -> None:
-    """Compare a sharded net with one that trained alone: weights, zeros and numbers."""
-    found = whole(net)
+def check_weights(found: Mapping[str, Tensor], alone: nn.Module) -> None:
+    """Compare with a net that trained alone: close weights, and zeros at the same places."""
     for name, p in alone.named_parameters():
         torch.testing.assert_close(found[name], p.detach(), rtol=1e-7, atol=1e-9)
-        assert torch.equal(found[name] == 0, p == 0), name
+        zeros, others = (determined(name, t) == 0 for t in (p, found[name]))
+        assert torch.equal(zeros, others), f"{name}: zeros of one process {zeros}, here {others}"
+
+
+def determined(name: str, p: Tensor) -> Tensor:
+    """Return a parameter without the bias of attention's keys.
+
+    Softmax ignores a number that is added to all its inputs, so this bias has no gradient, but for
+    its rounding: 1e-20, or 0, as the processor's kernels and the size of the batch have it. Hence
+    Adam leaves an entry at its first 0 on one side and moves it to 1e-14 on the other.
+    """
+    if name != "attention.in_proj_bias":
+        return p
+    query, _, value = p.chunk(3)
+    return torch.cat([query, value])
+
+
+def check_same(net: nn.Module, reg: Regularizer, alone: nn.Module, alone_reg: Regularizer) -> None:
+    """Compare a sharded net with one that trained alone: weights, zeros and numbers."""
+    check_weights(whole(net), alone)
     torch.testing.assert_close(reg.value(), alone_reg.value(), rtol=1e-7, atol=1e-9)
     assert reg.live_groups() == alone_reg.live_groups()
     assert reg.layer_density() == alone_reg.layer_density()
@@ -304,9 +322,7 @@ def check_replicas() -> None:
         Regularizer(net, CASES[case][0]).attach(optimizer)
         seen = run(net, optimizer, mine(CLIPS))
         assert seen.get_total_counts() == 0
-        for p, q in zip(net.parameters(), alone.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
-            assert torch.equal(p == 0, q == 0)
+        check_weights(dict(net.module.named_parameters()), alone)
         bits = torch.cat([p.detach().view(-1) for p in net.parameters()]).view(torch.int64)
         every = [torch.empty_like(bits) for _ in range(dist.get_world_size())]
         dist.all_gather(every, bits)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812: everybody's name for it
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    EarlyStopping,
     GradientAccumulationScheduler,
     ModelCheckpoint,
 )
@@ -27,7 +28,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from regkit import Regularizer, RegularizerCallback, Schedule
-from regkit.penalties import L1, GroupLasso, TemporalSmoothness
+from regkit.penalties import L1, TemporalSmoothness
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Please add the following callbacks",
 )
 
-NUM_EPOCHS, NUM_BATCHES, EVERY = 5, 16, 4
+NUM_EPOCHS, NUM_BATCHES, EVERY = 5, 12, 4
 TOTAL = NUM_EPOCHS * NUM_BATCHES
 LR, LAM, IDLE = 0.1, 0.02, 5.0
 
@@ -417,3 +418,544 @@ def test_what_was_asked_for_is_there_whatever_the_way(way: str, asked: str, tmp_
     course = WAYS[way](schedule, tmp_path)
     assert course.warned == []
     holds(course)
+
+
+def test_a_ramp_is_at_zero_before_the_first_step():
+    """What is logged then must not be the full strength."""
+    module = Client()
+    reg = Regularizer(module, L1(LAM), schedule=Schedule(ramp="cubic", num_steps=10))
+    reg.attach(module.configure_optimizers())
+    assert reg.current_lams() == {"l1": 0.0}
+    assert float(reg.value()) == 0.0
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """The same data, of a length that nobody knows before an epoch is over."""
+
+    def __iter__(self) -> Any:
+        return iter(drawn())
+
+
+@pytest.mark.parametrize("asked", ["target", "debias", "settle"])
+def test_a_loader_that_does_not_know_its_length(asked: str):
+    schedule, holds = ASKED[asked]
+    course, module = Course(TOTAL), Client()
+    regularize = RegularizerCallback(L1(LAM), schedule=schedule)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(regularize, Look(course, regularize), max_epochs=NUM_EPOCHS).fit(
+            module, DataLoader(Endless(), batch_size=4)
+        )
+    course.results, course.warned = regularize.target_results, said(caught)
+    holds(course)
+
+
+@pytest.mark.parametrize("lam", [1e-12, LAM])
+def test_a_first_epoch_of_unknown_length_does_not_take_the_density_down(lam: float):
+    """Nobody knows how far training is: then it has hardly begun, and most weights should live."""
+    course, module = Course(TOTAL), Client()
+    regularize = RegularizerCallback(L1(lam), schedule=Schedule(target_density=0.3))
+    trainer(regularize, Look(course, regularize), max_epochs=NUM_EPOCHS).fit(
+        module, DataLoader(Endless(), batch_size=4)
+    )
+    lowest = min(density_of(held[0]) for held in course.weights[:NUM_BATCHES])
+    assert lowest > 0.8
+
+
+class Stop(pl.Callback):
+    """Ends training early, as patience does."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            trainer.should_stop = True
+
+
+class Patience(Client):
+    """Logs a number that never gets better."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Any:
+        self.log("watched", 1.0, on_step=False, on_epoch=True)
+        return error(self, batch)
+
+
+STOPS: dict[str, Callable[[], pl.Callback]] = {
+    "should_stop": lambda: Stop(1),
+    "patience": lambda: EarlyStopping("watched", patience=1, check_on_train_epoch_end=True),
+}
+
+
+def stopped(
+    schedule: Schedule, stop: pl.Callback, module: type[Any] = Patience
+) -> tuple[Any, RegularizerCallback, list[str]]:
+    regularize, made = RegularizerCallback(L1(LAM), schedule=schedule), module()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(regularize, stop, max_epochs=NUM_EPOCHS).fit(made, loader())
+    return made, regularize, said(caught)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("stop", STOPS)
+def test_an_early_end_is_said_once_and_can_be_finished(stop: str, layerwise: bool):
+    schedule = Schedule(target_density=0.3, layerwise=layerwise)
+    module, regularize, warned = stopped(schedule, STOPS[stop]())
+    assert len(warned) == 1
+    assert "Regularizer.meet_target()" in warned[0]
+    (result,) = regularize.target_results
+    assert not result.is_met
+    assert "training ended at 40%" in result.reason
+    before = [p.detach().clone() for p in module.trained()[0]]
+    assert regularize.regularizer is not None
+    reached = regularize.regularizer.meet_target()
+    assert reached == pytest.approx(0.3, abs=0.01)
+    assert density_of(module.trained()[0]) == pytest.approx(reached)
+    for p, q in zip(before, module.trained()[0], strict=True):
+        assert torch.equal(q, p * (q != 0))
+        assert not layerwise or density_of([q]) == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "module"),
+    [
+        (Schedule(target_density=0.3, debias=0.8), Client),
+        (Schedule(target_density=0.3), Pair),
+        (Schedule(target_density=0.3, num_steps=TOTAL), Client),
+        (Schedule(ramp="cubic", ramp_until=0.5, settle=0.7, debias=0.8), Client),
+        (Schedule(debias=0.8, num_steps=TOTAL), Client),
+    ],
+    ids=["and debias", "of a pair", "in steps", "before phases", "before phases in steps"],
+)
+def test_an_early_end_gives_one_warning(schedule: Schedule, module: type[Any]):
+    _, _, warned = stopped(schedule, Stop(1), module)
+    assert len(warned) == 1
+
+
+def test_finishing_a_pair_brings_each_net_to_the_target():
+    """Of one more is left than of the other; each has an optimizer, and so a target, of its own."""
+    module, regularize, _ = stopped(Schedule(target_density=0.3), Stop(1), Pair)
+    with torch.no_grad():
+        module.two[0].weight.mul_(10.0)
+        module.two[2].weight.mul_(10.0)
+    assert regularize.regularizer is not None
+    assert regularize.regularizer.meet_target() == pytest.approx(0.3, abs=0.01)
+    found = [density_of(held) for held in module.trained()]
+    assert found == pytest.approx([0.3, 0.3], abs=0.02)
+
+
+def smoothness(frames: Tensor) -> Tensor:
+    frames = frames.float()
+    return (frames[:, 1:] - frames[:, :-1]).square().mean()
+
+
+class Clips(pl.LightningModule):
+    """A user's module on clips. `extra` writes the temporal term by hand: the reference."""
+
+    def __init__(self, extra: float = 0.0, manual: bool = False, wrapped: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.encoder, self.head = nn.Linear(4, 3), nn.Linear(3, 1)
+        self.automatic_optimization = not manual
+        self.extra, self.wrapped = extra, wrapped
+        self.seen: list[tuple[float, float]] = []
+
+    def objective(self, batch: Tensor) -> Tensor:
+        frames = self.encoder(batch)
+        loss = self.head(frames.mean(1)).square().mean()
+        self.plain = loss.item()
+        return loss + self.extra * smoothness(frames)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+        loss = self.objective(batch)
+        self.log("loss", loss)
+        if not self.automatic_optimization:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            self.seen.append((self.plain, loss.item()))
+            optimizer.step()
+            return None
+        return {"loss": loss, "other": 1} if self.wrapped else loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        if self.automatic_optimization:
+            self.seen.append((self.plain, float(self.trainer.callback_metrics["loss"])))
+
+    def configure_optimizers(self) -> Any:
+        return optim.SGD(self.parameters(), lr=0.05)
+
+
+class Gradients(pl.Callback):
+    """Keeps the gradients that the optimizer is about to use."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.seen.append([p.grad.clone() for p in pl_module.parameters()])
+
+
+def clips() -> DataLoader:
+    drawn = torch.randn(12, 5, 4, generator=torch.Generator().manual_seed(0))
+    return DataLoader(drawn, batch_size=2)  # type: ignore[arg-type]
+
+
+def fitted(module: Any, *callbacks: pl.Callback, **options: Any) -> Any:
+    trainer(*callbacks, **{"max_epochs": 2, **options}).fit(module, clips())
+    return module
+
+
+def fp16() -> dict[str, Any]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": dict,
+    "accumulation with a rest": lambda: {"accumulate_grad_batches": 4},
+    "scheduled accumulation": lambda: {"callbacks": [GradientAccumulationScheduler({0: 2, 1: 3})]},
+    "bf16": lambda: {"precision": "bf16-mixed"},
+    "fp16": fp16,
+}
+KINDS: dict[str, dict[str, bool]] = {
+    "tensor": {}, "dict": {"wrapped": True}, "manual": {"manual": True}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_activation_penalties_give_the_gradients_of_the_term_by_hand(setting: str, kind: str):
+    if KINDS[kind].get("manual") and "accumulation" in setting:
+        pytest.skip("Lightning leaves it to the user under manual optimization")
+
+    def run(*mine: pl.Callback, extra: float = 0.0) -> tuple[list[list[Tensor]], Clips]:
+        kept, options = Gradients(), SETTINGS[setting]()
+        others = options.pop("callbacks", [])
+        module = fitted(Clips(extra, **KINDS[kind]), kept, *others, *mine, **options)
+        return kept.seen, module
+
+    expected, _ = run(extra=0.7)
+    penalised, module = run(RegularizerCallback(TemporalSmoothness(0.7, of="encoder")))
+    without, _ = run()
+    assert len(penalised) == len(expected)
+    for ours, theirs in zip(penalised, expected, strict=True):
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6 * float(q.abs().max() + 1e-6))
+    assert not torch.allclose(without[-1][0], expected[-1][0], rtol=1e-2)
+    assert all(logged == pytest.approx(own, abs=0) for own, logged in module.seen)
+
+
+class OddLoss(Clips):
+    """Manual optimization with a loss that autograd needs again, or that is a view."""
+
+    def __init__(self, form: Callable[[Tensor], Tensor], extra: float = 0.0) -> None:
+        super().__init__(extra, manual=True)
+        self.form = form
+
+    def objective(self, batch: Tensor) -> Tensor:
+        frames = self.encoder(batch)
+        loss = self.form(self.head(frames.mean(1)).square().mean())
+        self.plain = loss.item()
+        return loss if self.extra == 0 else loss + self.extra * smoothness(frames)
+
+
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "root": torch.sqrt,
+    "exponential": torch.exp,
+    "part of a vector": lambda loss: torch.stack([loss, 2 * loss])[0],
+    "unbound": lambda loss: torch.stack([loss, 2 * loss]).unbind()[0],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_loss_may_be_differentiated_by_hand(form: str):
+    expected = fitted(OddLoss(FORMS[form], extra=0.7))
+    penalty = TemporalSmoothness(0.7, of="encoder")
+    ours = fitted(OddLoss(FORMS[form]), RegularizerCallback(penalty))
+    for p, q in zip(ours.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
+class Average(pl.Callback):
+    """An average of weights by hand: it copies the module while it is trained, and runs the copy."""
+
+    def __init__(self) -> None:
+        self.twins: list[Any] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        twin = copy.deepcopy(pl_module)
+        before = pl_module.encoder.weight.detach().clone()
+        for p in twin.parameters():
+            p.data.fill_(0.5)
+        # By hand: 0.5 (sum of 0.5 x + 0.5, over 3) + 0.5.
+        frames = 0.5 * batch.sum(-1) + 0.5
+        expected = (1.5 * frames.mean(1) + 0.5).square().mean()
+        loss = twin.objective(batch)
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        optimizer = twin.configure_optimizers()
+        grads = [p.grad.clone() for p in twin.parameters()]
+        optimizer.step()
+        for p, g in zip(twin.parameters(), grads, strict=True):
+            torch.testing.assert_close(p.detach(), 0.5 - 0.05 * g)
+        assert torch.equal(pl_module.encoder.weight, before)
+        self.twins.append(twin)
+
+
+def test_a_copy_made_while_training_is_a_copy():
+    def regularize() -> RegularizerCallback:
+        return RegularizerCallback([L1(0.1), TemporalSmoothness(0.7, of="encoder")])
+
+    alone, average = fitted(Clips(), regularize()), Average()
+    for order in ([regularize(), average], [average, regularize()]):
+        watched = fitted(Clips(), *order)
+        for p, q in zip(watched.parameters(), alone.parameters(), strict=True):
+            assert torch.equal(p, q)
+    assert len(average.twins) == 24
+
+
+def loaded(saved: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def pickled(thing: Any) -> Any:
+    return pickle.loads(pickle.dumps(thing))
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy, "pickle": pickled, "torch.save": loaded
+}  # fmt: skip
+
+
+class Copier(pl.Callback):
+    """Copies all that there is in the middle of training."""
+
+    def __init__(self, how: Callable[[Any], Any], regularize: RegularizerCallback) -> None:
+        self.how, self.regularize, self.found = how, regularize, ()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 4:
+            self.found = (
+                self.how(pl_module),
+                self.how(self.regularize),
+                self.how(self.regularize.regularizer),
+                pl_module.encoder.weight.detach().clone(),
+                self.regularize.state_dict(),
+            )
+
+
+def assert_bound(reg: Regularizer, penalised: Tensor) -> None:
+    """A copy of a regularizer has a model of its own, and regularizes that."""
+    model = reg.model
+    torch.testing.assert_close(reg.value(), 0.1 * penalised.abs().sum())
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    reg.attach(optimizer)
+    before = model.encoder.weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    shrunk = before.sign() * (before.abs() - 0.05 * 0.1).clamp_min(0.0)
+    torch.testing.assert_close(model.encoder.weight.detach(), shrunk)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_everything_can_be_copied_and_saved(how: str):
+    penalties = [L1(0.1, on="encoder"), TemporalSmoothness(0.7, of="encoder")]
+    first = COPIES[how](RegularizerCallback(penalties))
+    expected = fitted(Clips(), RegularizerCallback(penalties))
+    module = fitted(Clips(), first)
+    for p, q in zip(module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+    regularize = RegularizerCallback(penalties)
+    copier = Copier(COPIES[how], regularize)
+    module = fitted(Clips(), regularize, copier)
+    twin, callback, reg, weight, state = copier.found
+    assert torch.equal(twin.encoder.weight, weight)
+    assert twin.encoder.weight is not module.encoder.weight
+    twin.objective(torch.randn(2, 5, 4)).backward()
+    assert copy.deepcopy(callback).penalties == regularize.penalties
+    assert (callback.state_dict() or callback._saved) == state
+    assert_bound(reg, weight)
+
+    after = COPIES[how](regularize)
+    assert after.penalties == regularize.penalties
+    assert torch.equal(COPIES[how](module).encoder.weight, module.encoder.weight)
+    assert_bound(COPIES[how](regularize.regularizer), module.encoder.weight.detach())
+    module.objective(torch.randn(2, 5, 4)).backward()
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copied_regularizer_sees_the_activations_of_its_own_model(how: str):
+    module, clip = Clips(), torch.randn(2, 5, 4)
+    reg = COPIES[how](Regularizer(module, TemporalSmoothness(0.7, of="encoder")))
+    reg.model.objective(clip)
+    expected = 0.7 * smoothness(module.encoder(clip))
+    torch.testing.assert_close(reg.activation_loss(), expected)
+
+
+@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, LR, momentum=0.9), optim.AdamW])
+def test_a_plain_loop_goes_on_from_a_copy_of_everything(make: Callable[..., Any]):
+    module, batches = Client(), list(loader())
+    optimizer = make(module.parameters())
+    schedule = Schedule(target_density=0.3, debias=0.8, num_steps=2 * NUM_BATCHES)
+    reg = Regularizer(module, L1(LAM), schedule=schedule).attach(optimizer)
+
+    def train(module: Client, optimizer: optim.Optimizer) -> None:
+        for batch in batches:
+            optimizer.zero_grad()
+            error(module, batch).backward()
+            optimizer.step()
+
+    train(module, optimizer)
+    twin, twin_optimizer, twin_reg = copy.deepcopy((module, optimizer, reg))
+    twin_reg.attach(twin_optimizer)
+    train(module, optimizer)
+    train(twin, twin_optimizer)
+    assert twin_reg.target_results() == reg.target_results()
+    for p, q in zip(twin.parameters(), module.parameters(), strict=True):
+        assert p is not q
+        assert torch.equal(p, q)
+
+
+def hooks_of(module: pl.LightningModule, optimizers: Sequence[optim.Optimizer]) -> int:
+    """Count all hooks on a module, its parts, its parameters and its optimizers."""
+    count = 0
+    for thing in (*module.modules(), *optimizers):
+        count += sum(len(v) for k, v in vars(thing).items() if "_hooks" in k and v)
+    return count + sum(len(p._backward_hooks or ()) for p in module.parameters())
+
+
+@pytest.mark.parametrize("ends", ["well", "in an error"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_callbacks_leave_nothing_behind(order: int, ends: str):
+    class Breaks(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if ends == "in an error" and trainer.global_step > 5:
+                raise RuntimeError("mine")
+
+    def fit(*callbacks: pl.Callback) -> tuple[Pair, set[str], int]:
+        module = Pair()
+        fits = trainer(*callbacks, max_epochs=2)
+        try:
+            fits.fit(module, loader())
+        except RuntimeError:
+            assert ends == "in an error"
+        optimizers = fits.strategy.optimizers
+        assert len(optimizers) == 2
+        return module, set(vars(module)), hooks_of(module, optimizers)
+
+    both = {"one": L1(0.05, on="one"), "two": L1(0.02, on="two"),
+            "smooth": ActivationL1(0.1, of="one.0")}  # fmt: skip
+    first = RegularizerCallback({"one": both["one"], "smooth": both["smooth"]})
+    second = RegularizerCallback({"two": both["two"]})
+    bare, names, num_hooks = fit(Breaks())
+    together, _, _ = fit(RegularizerCallback(both), Breaks())
+    apart, left, hooks = fit(*[first, second][::order], Breaks())
+    assert left == names
+    assert hooks == num_hooks
+    assert not torch.equal(bare.two[0].weight, together.two[0].weight)
+    for p, q in zip(apart.parameters(), together.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_two_callbacks_with_penalties_of_one_kind_are_two():
+    """Nobody gave names; a checkpoint keeps both."""
+    callbacks = [RegularizerCallback(L1(0.05, on=name)) for name in ("one", "two")]
+    trainer(*callbacks, max_epochs=1).fit(Pair(), loader())
+
+
+class Images(pl.LightningModule):
+    """A backbone of two convolutions with norms, and a head; its loss has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(8, 4)
+        self.example_input_array = torch.randn(1, 3, 6, 6)
+        self.lengths: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        self.lengths.append(self.backbone[3].weight.detach().flatten(1).norm(dim=1))
+        return 0 * self(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return optim.SGD([p for p in self.parameters() if p.requires_grad], lr=LR)
+
+
+@pytest.mark.parametrize("train_bn", [True, False])
+@pytest.mark.parametrize("groups", ["filter", "channel"])
+def test_what_finetuning_unfreezes_is_penalised_from_then_on(groups: str, train_bn: bool):
+    """Without a gradient, a step shortens a group by lr * lam * sqrt(size), and nothing else."""
+    module, num_batches, unfrozen_at = Images(), 4, 2
+    if not train_bn:
+        for m in module.backbone:
+            if isinstance(m, nn.BatchNorm2d):
+                m.requires_grad_(False)
+    data = DataLoader(TensorDataset(torch.randn(4 * num_batches, 3, 6, 6)), batch_size=4)
+    regularize = RegularizerCallback(GroupLasso(0.01, groups=groups))
+    wake = BackboneFinetuning(
+        unfrozen_at, lambda_func=lambda epoch: 1.0, backbone_initial_lr=LR, initial_denom_lr=1.0,
+        train_bn=train_bn,
+    )  # fmt: skip
+    trainer(regularize, wake, max_epochs=4).fit(module, data)
+    lengths = torch.stack(module.lengths)
+    begin = unfrozen_at * num_batches
+    assert torch.equal(lengths[: begin + 1], lengths[0].expand(begin + 1, -1))
+    assert regularize.regularizer is not None
+    if groups == "filter":
+        falls = lengths[begin:-1] - lengths[begin + 1 :]
+        torch.testing.assert_close(falls, torch.full_like(falls, LR * 0.01 * 72**0.5))
+    # Of the whole group, with bias and norm, where those are members.
+    falls = 1 - lengths[begin + 1 :] / lengths[begin:-1]
+    assert (falls > 0).all()
+
+
+def compiled_course(step: Callable[[optim.Optimizer], Any], make: Callable[..., Any]) -> Client:
+    module = Client()
+    optimizer = make(module.parameters())
+    schedule = Schedule(ramp="linear", ramp_until=0.5, settle=0.8, num_steps=NUM_BATCHES)
+    Regularizer(module, L1(0.05), schedule=schedule).attach(optimizer)
+    go = step(optimizer)
+    for batch in loader():
+        optimizer.zero_grad()
+        error(module, batch).backward()
+        go()
+    return module
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "sgd": lambda p: optim.SGD(p, LR, momentum=0.9),
+    "adamw": lambda p: optim.AdamW(p, 0.01),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_compiled_step_is_the_step(name: str, backend: str):
+    torch._dynamo.reset()
+    plain = compiled_course(lambda optimizer: optimizer.step, MAKERS[name])
+    compiled = compiled_course(
+        lambda optimizer: torch.compile(optimizer.step, backend=backend), MAKERS[name]
+    )
+    assert 0 < density_of([plain.head.weight]) < 1
+    for p, q in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        assert torch.equal(p == 0, q == 0)

@@ -109,6 +109,11 @@ def test_names_are_those_before_compilation():
     model = torch.compile(nn.Sequential(nn.Linear(3, 3)))
     assert isinstance(model, nn.Module)
     assert set(weights(model)) == {"0.weight"}
+    net = Net()
+    net.head = torch.compile(net.head)
+    assert find_module(net, "head", "a test") is net.get_submodule("head._orig_mod")
+    with pytest.raises(InputError, match=r"close: .head.\. Give"):
+        find_module(net, "haed", "a test")
 
 
 def test_of_that_names_no_module_names_close_ones():

@@ -1,6 +1,7 @@
 """Heads of attention layers: what belongs to one alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,8 +37,8 @@ _TORCH: list[_Part] = [
 ]
 
 
-def heads(model: nn.Module) -> list[Bundle]:
-    """Return the heads of each attention layer, one bundle for a layer.
+def heads(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence[str]]:
+    """Return the heads of each attention layer, one bundle for a layer, and no notes.
 
     A head is its rows of query, key and value with their biases, and the columns of the last
     projection that read it; in Swin its column of the relative position biases too. With its
@@ -56,7 +57,7 @@ def heads(model: nn.Module) -> list[Bundle]:
             seen |= {p.parameter for p in pieces}
             if pieces:
                 bundles.append(Bundle(clean_name(name), pieces))
-    return bundles
+    return bundles, ()
 
 
 def head_slices(name: str, module: nn.Module) -> Held | str:

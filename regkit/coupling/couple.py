@@ -1,7 +1,7 @@
 """The channels of a model, found by running it and tried by removing some of them."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from regkit.coupling.recurrent import suffixes, unit_slices
 from regkit.coupling.replica import check_runs, replica, unwrapped
 from regkit.coupling.trace import Found, Side, trace
 from regkit.coupling.verify import Trial, Unit
-from regkit.groups import Piece
+from regkit.errors import InputError
+from regkit.groups import Bundle, Piece
 from regkit.targets import clean_name
 
 
@@ -53,6 +54,36 @@ def couple(model: nn.Module, example: Any) -> Coupling:
     return (
         _proved(channels, notes, Trial(copy, example)) if channels else Coupling((), tuple(notes))
     )
+
+
+def channels(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence[str]]:
+    """Return all that writes each channel, and what is none.
+
+    Raises: InputError as `couple` does, without an example, and for a model that is sharded.
+    """
+    return _bundles(model, example, "channel")
+
+
+def readers(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence[str]]:
+    """Return all that reads each channel, and what is none; errors as of `channels`."""
+    return _bundles(model, example, "reader")
+
+
+def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[Bundle], Sequence[str]]:
+    if example is None:
+        raise InputError(
+            f"got groups={side!r}, which are found by running the model once, and no example to "
+            "run it with. Give example=<a clip as in training, batch of 1>, or set "
+            "model.example_input_array."
+        )
+    if sharded := [name for name, p in model.named_parameters() if hasattr(p, "placements")]:
+        raise InputError(
+            f"got groups={side!r}, which are found by running a copy of the model, and it is "
+            f"sharded ({sharded[0]!r}): FSDP2 allows no copy. Make the Regularizer before "
+            "fully_shard; attach then takes over the shards."
+        )
+    coupling = couple(model, example)
+    return coupling.bundles(side), coupling.notes
 
 
 class _Drafts:

@@ -1,6 +1,7 @@
 """Hidden units of recurrent layers: what writes one, and what reads it."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -11,8 +12,8 @@ from regkit.groups import Bundle, Piece, along
 from regkit.targets import clean_name
 
 
-def units(model: nn.Module) -> list[Bundle]:
-    """Return the hidden units of each recurrent layer and direction, one bundle for each.
+def units(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence[str]]:
+    """Return the hidden units of each recurrent layer and direction, and no notes.
 
     A unit is the rows of all its gates in both weights and both biases. With all of them zero it
     stays at its initial state, zero unless the caller gives another (tanh(0) = 0, and the gates
@@ -28,7 +29,7 @@ def units(model: nn.Module) -> list[Bundle]:
             pieces = tuple(_rows(name, leaf, p, module) for leaf, p in found)
             if pieces:
                 bundles.append(Bundle(_dotted(clean_name(name), label), pieces))
-    return bundles
+    return bundles, ()
 
 
 def suffixes(layer: nn.RNNBase) -> list[list[str]]:

@@ -23,6 +23,7 @@ from regkit.regularizer import Regularizer
 from regkit.training import sums
 from regkit.training.callbacks import callbacks, cost_of_zeros, log_start, was_pruned
 from regkit.training.debias import debias
+from regkit.training.devices import refuse_missing_devices
 from regkit.training.folder import RunFolder, adopt
 from regkit.training.smaller import smaller
 from regkit.training.strengths import settle
@@ -36,6 +37,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     Raises: InputError when an option is wrong, or `folder` holds a run of another configuration.
     """
     check(config)
+    refuse_missing_devices(config.trainer)
     held = RunFolder(folder, config.ckpt_path)
     if (checkpoint := held.held()) is not None:
         old = checkpoint["hyper_parameters"]["recipe"]

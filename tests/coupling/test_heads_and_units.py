@@ -44,7 +44,7 @@ def kept_heads(weight: Tensor, bias: Tensor, kept: list[int], width: int) -> lis
 def test_a_head_of_torch_attention():
     module = nn.MultiheadAttention(12, 3, batch_first=True)
     nn.init.normal_(module.in_proj_bias)
-    (bundle,) = heads(nn.Sequential(module))
+    (bundle,), _ = heads(nn.Sequential(module))
     assert (bundle.name, bundle.num_groups) == ("0", 3)
     rows = {*range(4, 8), *range(16, 20), *range(28, 32)}
     assert places(bundle, "in_proj_weight", 1) == places(bundle, "in_proj_bias", 1) == rows
@@ -60,7 +60,7 @@ def test_a_head_of_torch_attention():
 
 def test_a_head_with_separate_projections_and_extra_keys():
     module = nn.MultiheadAttention(12, 3, kdim=5, vdim=7, add_bias_kv=True)
-    (bundle,) = heads(module)
+    (bundle,), _ = heads(module)
     for leaf in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         assert places(bundle, leaf, 2) == {8, 9, 10, 11}
     assert (
@@ -74,7 +74,7 @@ def test_a_head_with_separate_projections_and_extra_keys():
 def test_a_head_of_swin():
     """One window holds the whole clip, so that attention runs over all of its tokens."""
     module = ShiftedWindowAttention3d(12, [2, 2, 2], [0, 0, 0], 3)
-    (bundle,) = heads(module)
+    (bundle,), _ = heads(module)
     leaves = {"qkv.weight", "qkv.bias", "proj.weight", "relative_position_bias_table"}
     assert {p.name for p in bundle.pieces} == leaves
     assert places(bundle, "qkv.weight", 2) == {*range(8, 12), *range(20, 24), *range(32, 36)}
@@ -88,7 +88,7 @@ def test_a_head_of_swin():
     last = module.proj.weight.unflatten(1, (3, 4))[:, kept]
     wanted = torch.einsum("htd,ohd->to", attended(q, k, v, bias), last) + module.proj.bias
     torch.testing.assert_close(module(x).reshape(8, 12), wanted)
-    assert len(heads(ShiftedWindowAttention(12, [2, 2], [0, 0], 3))) == 1
+    assert len(heads(ShiftedWindowAttention(12, [2, 2], [0, 0], 3))[0]) == 1
 
 
 def test_a_head_of_mvit_can_be_cut_out():
@@ -98,7 +98,7 @@ def test_a_head_of_mvit_can_be_cut_out():
     module = MultiscaleAttention([2, 4, 4], 12, 12, 3, **pools, **options)
     for norm in (m for m in module.modules() if isinstance(m, nn.LayerNorm)):
         nn.init.normal_(norm.bias)
-    (bundle,) = heads(module)
+    (bundle,), _ = heads(module)
     assert {p.name for p in bundle.pieces} == {"qkv.weight", "qkv.bias", "project.0.weight"}
     silence(bundle, [1])
     x, size = torch.randn(1, 33, 12), (2, 4, 4)
@@ -117,7 +117,7 @@ def test_a_head_of_mvit_can_be_cut_out():
 def test_units_hold_the_rows_of_all_gates(kind: type[nn.RNNBase]):
     rnn = kind(5, 4, num_layers=2, bidirectional=True)
     gates = {nn.GRU: 3, nn.LSTM: 4, nn.RNN: 1}[kind]
-    found = units(nn.Sequential(nn.Linear(2, 5), rnn))
+    found, _ = units(nn.Sequential(nn.Linear(2, 5), rnn))
     assert_disjoint(found)
     assert [b.name for b in found] == ["1.l0", "1.l0_reverse", "1.l1", "1.l1_reverse"]
     rows = {gate * 4 + 2 for gate in range(gates)}
@@ -134,14 +134,14 @@ def test_units_hold_the_rows_of_all_gates(kind: type[nn.RNNBase]):
 @pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
 def test_units_of_a_cell(kind: type[nn.RNNCellBase]):
     cell = kind(5, 4)
-    (bundle,) = units(cell)
+    (bundle,), _ = units(cell)
     silence(bundle, [1])
     state = cell(torch.randn(3, 5))
     assert (state[0] if isinstance(state, tuple) else state)[:, 1].abs().max() == 0
 
 
 def test_a_projection_keeps_its_own_rows():
-    (bundle,) = units(nn.LSTM(5, 4, proj_size=2))
+    (bundle,), _ = units(nn.LSTM(5, 4, proj_size=2))
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     assert [p.name for p in bundle.pieces] == [f"{kind}_l0" for kind in kinds]
 
@@ -149,11 +149,11 @@ def test_a_projection_keeps_its_own_rows():
 def test_shared_layers_count_once():
     attention, rnn = nn.MultiheadAttention(4, 2), nn.GRU(3, 2)
     model = nn.ModuleList([attention, rnn, attention, rnn])
-    assert (len(heads(model)), len(units(model))) == (1, 1)
+    assert (len(heads(model)[0]), len(units(model)[0])) == (1, 1)
     twin = nn.GRU(3, 2)
     twin.weight_ih_l0 = rnn.weight_ih_l0
-    assert_disjoint(units(nn.ModuleList([rnn, twin])))
+    assert_disjoint(units(nn.ModuleList([rnn, twin]))[0])
 
 
 def test_a_model_without_either():
-    assert heads(nn.Linear(2, 2)) == units(nn.Linear(2, 2)) == []
+    assert heads(nn.Linear(2, 2)) == units(nn.Linear(2, 2)) == ([], ())

@@ -421,5 +421,8 @@ def test_formulas_of_one_name_are_told_apart():
     assert kernel_of(made(2.0)).__name__ == first.__name__
 
 
+FACTOR = 1.0
+
+
 def _scaled(v, step, lam):
-    return v * FACTOR  # noqa: F821  its globals are given above
+    return v * FACTOR

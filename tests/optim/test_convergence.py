@@ -99,11 +99,11 @@ def test_l1_and_l2_together_are_the_elastic_net():
 
 
 def test_an_unknown_optimizer_is_warned_of():
-    with pytest.warns(UserWarning, match="does not know the metric of ASGD"):
+    with pytest.warns(UserWarning, match="does not know how far ASGD moves"):
         train(L1(LAM), lambda p: optim.ASGD(p, lr=0.01), num_steps=2)
 
 
-def test_a_subclass_that_changes_nothing_keeps_the_metric():
+def test_a_subclass_that_changes_nothing_keeps_the_step_size():
     class MyAdam(optim.Adam):
         pass
 
@@ -112,5 +112,5 @@ def test_a_subclass_that_changes_nothing_keeps_the_metric():
             return super().step(closure)
 
     train(L1(LAM), lambda p: MyAdam(p, lr=0.01), num_steps=2)
-    with pytest.warns(UserWarning, match="does not know the metric of Other"):
+    with pytest.warns(UserWarning, match="does not know how far Other moves"):
         train(L1(LAM), lambda p: Other(p, lr=0.01), num_steps=2)

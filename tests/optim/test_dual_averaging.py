@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from regkit.optim.metric import metric_of
 from sklearn.linear_model import ElasticNet as SkElasticNet
 from sklearn.linear_model import Lasso as SkLasso
 from torch import Tensor, nn
 
 from regkit import InputError, Regularizer
 from regkit.optim.dual_averaging import RAMDA, RMDA
+from regkit.optim.step_size import step_size_of
 from regkit.penalties import L1, ElasticNet, GroupLasso, WeightPenalty
 
 BOTH = pytest.mark.parametrize("make", [RMDA, RAMDA])
@@ -251,6 +251,7 @@ def train(model: nn.Module, optimizer: Any, seeds: range) -> None:
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("penalised", [True, False])
+@pytest.mark.filterwarnings("ignore:Penalised weights are stored in torch.bfloat16")
 def test_resumes_bit_for_bit(make: Any, dtype: torch.dtype, penalised: bool):
     """Within a stage, with a stage that was begun by hand and one that is still to come."""
     model, optimizer = trained(make, stages=(3, 8))
@@ -282,7 +283,7 @@ def test_a_copy_goes_its_own_way(make: Any):
     Regularizer(model, L1(1e-2)).attach(optimizer)
     train(model, optimizer, range(2))
     both = copy.deepcopy([model, optimizer])
-    assert both[1].proximal is None
+    assert both[1].proximal_step is None
     Regularizer(both[0], L1(1e-2)).attach(both[1])
     train(model, optimizer, range(2, 6))
     train(both[0], both[1], range(2, 6))
@@ -371,7 +372,7 @@ def test_closure_and_alone(make: Any):
         loss.backward()
         return loss
 
-    assert optimizer.proximal is None
+    assert optimizer.proximal_step is None
     losses = [optimizer.step(closure).item() for _ in range(60)]
     assert losses[0] == 5.0
     assert losses[-1] < 0.05
@@ -383,10 +384,10 @@ def test_detached_it_is_as_before(make: Any):
     model, optimizer = trained(make)
     reg = Regularizer(model, L1(1.0))
     reg.attach(optimizer)
-    assert optimizer.proximal is not None
-    assert metric_of(optimizer) is not None
+    assert optimizer.proximal_step is not None
+    assert step_size_of(optimizer) is not None
     reg.detach()
-    assert optimizer.proximal is None
+    assert optimizer.proximal_step is None
     train(model, optimizer, range(2))
     assert all((p != 0).all() for p in model.parameters())
 

@@ -71,8 +71,8 @@ def test_convolutions(conv: nn.Module, layout: str, last: bool):
 
 def test_units_and_heads():
     for bundle in [
-        *units(nn.LSTM(5, 4, num_layers=2, bidirectional=True)),
-        *heads(nn.MultiheadAttention(8, 4)),
+        *units(nn.LSTM(5, 4, num_layers=2, bidirectional=True))[0],
+        *heads(nn.MultiheadAttention(8, 4))[0],
     ]:
         assert torch.equal(rows_of(bundle), expected(bundle))
 

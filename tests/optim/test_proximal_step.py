@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer
-from regkit.optim import plan
+from regkit.optim import batching
 from regkit.penalties import L1, L2, WeightDecay, WeightPenalty
 
 Make = Callable[[Any], optim.Optimizer]
@@ -140,10 +140,11 @@ def naive(model: nn.Module, optimizer: optim.Adam, lam: float) -> None:
 
 
 @pytest.mark.parametrize("entries", [1, 7, 100, 2**24])
+@pytest.mark.filterwarnings("ignore:Penalised weights are stored in torch.bfloat16")
 def test_batches_equal_the_naive_loop_in_every_layout(
     entries: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(plan.BATCH_ENTRIES, "cpu", entries)
+    monkeypatch.setitem(batching.BATCH_ENTRIES, "cpu", entries)
     model = Zoo()
     other = copy.deepcopy(model)
     optimizer = optim.Adam(model.parameters(), lr=0.03)
@@ -287,6 +288,22 @@ def test_attach_refuses_what_cannot_work():
     model.weight.grad = torch.zeros(2, 2)
     optimizer.step()
     assert torch.equal(model.weight, before)
+
+
+def test_rmsprop_whose_own_moves_settle_nowhere_is_refused():
+    model = nn.Linear(2, 2)
+    both = optim.RMSprop(model.parameters(), momentum=0.9, centered=True)
+    with pytest.raises(InputError, match=r"RMSprop with momentum=0.9 and centered=True.* no prox"):
+        Regularizer(model, L1(0.1)).attach(both)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_too_coarse_for_a_penalty_are_warned_of(dtype: torch.dtype):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(dtype))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    Regularizer(model, L1(0.1, on="0")).attach(optimizer).detach()
+    with pytest.warns(UserWarning, match=f"weights are stored in {dtype}: .* in float32"):
+        Regularizer(model, L1(0.1)).attach(optimizer)
 
 
 def test_parameters_that_join_later_are_penalised_too():

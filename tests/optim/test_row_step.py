@@ -11,7 +11,9 @@ from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer
 from regkit.groups import Bundle, Piece, along
-from regkit.optim import plan
+from regkit.optim import batching
+from regkit.optim.fused_optimizers import FusedStep
+from regkit.optim.parts import Part
 from regkit.optim.proximal_step import ProximalStep
 from regkit.penalties.penalty import GroupPenalty, WeightPenalty
 
@@ -59,8 +61,9 @@ def moved(model: nn.Module, seed: int = 1) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("entries", [1, 40, 2**20])
+@pytest.mark.filterwarnings("ignore:Penalised weights are stored in torch.bfloat16")
 def test_groups_equal_the_naive_loop(layout: str, entries: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(plan.BATCH_ENTRIES, "cpu", entries)
+    monkeypatch.setitem(batching.BATCH_ENTRIES, "cpu", entries)
     model = Net()
     twin = copy.deepcopy(model)
     ours, theirs = (optim.Adam(m.parameters(), lr=0.03) for m in (model, twin))
@@ -85,12 +88,16 @@ def coupled(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> Bundle:
     return Bundle("conv", tuple(Piece(n, p, along(p.shape, 0, count)) for n, p in tensors.items()))
 
 
+def pulled(lam: float, model: nn.Sequential) -> Part:
+    return Part(Pull(lam), coupled(model[0], model[1]), "pull/conv")
+
+
 @pytest.mark.parametrize("make", [optim.SGD, optim.Adam])
 @pytest.mark.parametrize("entries", [1, 60, 2**20])
 def test_a_group_spans_parameters_and_settings(
     make: Any, entries: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(plan.BATCH_ENTRIES, "cpu", entries)
+    monkeypatch.setitem(batching.BATCH_ENTRIES, "cpu", entries)
     model = nn.Sequential(nn.Conv3d(2, 5, 3, bias=False), nn.BatchNorm3d(5))
     twin = copy.deepcopy(model)
 
@@ -100,8 +107,7 @@ def test_a_group_spans_parameters_and_settings(
         )
 
     ours, theirs = optimizer_of(model), optimizer_of(twin)
-    penalty = Pull(0.02)
-    ProximalStep(ours, {}, [(penalty, coupled(model[0], model[1]))])
+    ProximalStep(ours, {}, [pulled(0.02, model)])
     for m, optimizer in ((model, ours), (twin, theirs)):
         moved(m)
         optimizer.step()
@@ -122,7 +128,7 @@ def test_a_group_spans_parameters_and_settings(
 def test_a_bundle_stands_still_as_long_as_any_of_it_does():
     model = nn.Sequential(nn.Conv3d(2, 5, 3, bias=False), nn.BatchNorm3d(5))
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    ProximalStep(optimizer, {}, [(Pull(0.1), coupled(model[0], model[1]))])
+    ProximalStep(optimizer, {}, [pulled(0.1, model)])
     model[0].weight.grad = torch.zeros_like(model[0].weight)
     before = model[0].weight.detach().clone()
     optimizer.step()
@@ -132,11 +138,7 @@ def test_a_bundle_stands_still_as_long_as_any_of_it_does():
 def test_a_bundle_over_two_optimizers_is_refused():
     model = nn.Sequential(nn.Conv3d(2, 5, 3, bias=False), nn.BatchNorm3d(5))
     with pytest.raises(InputError, match=r"holds 'conv.weight' but not 'norm.weight'"):
-        ProximalStep(
-            optim.SGD(model[0].parameters(), lr=0.1),
-            {},
-            [(Pull(0.1), coupled(model[0], model[1]))],
-        )
+        ProximalStep(optim.SGD(model[0].parameters(), lr=0.1), {}, [pulled(0.1, model)])
 
 
 @dataclass(frozen=True)
@@ -185,14 +187,14 @@ def test_a_joint_penalty_acts_every_kth_step_with_k_steps():
 class Averaging(optim.SGD):
     """Halves the distance to where the prox led: an optimizer that acts after it."""
 
-    proximal: Callable[[], None] | None = None
+    proximal_step: FusedStep | None = None
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         params = [p for group in self.param_groups for p in group["params"]]
         before = [p.detach().clone() for p in params]
         result = super().step(closure)
-        if self.proximal is not None:
-            self.proximal()
+        if self.proximal_step is not None:
+            self.proximal_step.finish()
         with torch.no_grad():
             for p, old in zip(params, before, strict=True):
                 p.lerp_(old, 0.5)
@@ -205,7 +207,7 @@ def test_a_joint_penalty_under_such_an_optimizer_is_refused():
         Regularizer(model, Shift(1.0)).attach(Averaging(model.parameters(), lr=0.1))
 
 
-@pytest.mark.filterwarnings("ignore:.*does not know the metric.*")
+@pytest.mark.filterwarnings("ignore:.*does not know how far.*")
 def test_an_optimizer_may_take_the_prox_in_its_midst():
     model = nn.Linear(4, 3, bias=False)
     start = model.weight.detach().clone()

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 from regkit import InputError
 from regkit.config import register
 from regkit.selection.grid import two_digits
+from regkit.training.devices import refuse_missing_devices
 from regkit.training.fit import fit
 from regkit.training.strengths import grid
 
@@ -65,6 +66,65 @@ def test_a_warm_start_has_to_fit(tmp_path: Path):
     start = f"warm_start={tmp_path / 'one/checkpoints/last.ckpt'}"
     with pytest.raises(InputError, match="does not fit this model"):
         run(tmp_path / "two", "model=cnn_gru", start)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "words", "said"),
+    [
+        (4, 0, ["devices=99"], "devices=99 .*cpu.* room for 4 processes.*devices=4 or less"),
+        (1, 0, ["devices=3", "accelerator=auto"], "devices=3 .*auto.* room for 2 processes"),
+        (4, 0, ["devices='5'"], "devices=5 .* room for 4"),
+        (4, 0, ["accelerator=gpu"], r"gpu, and there is no GPU. Give trainer.accelerator=cpu\."),
+        (64, 1, ["devices=2", "accelerator=auto"], "devices=2 .*auto, and GPUs there are: 1"),
+        (64, 2, ["devices=[0,2]", "accelerator=gpu"], r"devices=\[0, 2\] .*GPUs there are: 2"),
+        (64, 2, ["devices='1,2'", "accelerator=cuda"], "devices=1,2 .*devices=2 or less or "),
+    ],
+)
+def test_more_devices_than_there_are_are_refused_before_anything_starts(
+    cores: int,
+    gpus: int,
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def started(*args: Any, **options: Any) -> None:
+        raise AssertionError("something was made")
+
+    monkeypatch.setattr("regkit.training.fit.make", started)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, *(f"trainer.{word}" for word in words))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "devices", "accelerator"),
+    [
+        (1, 0, 2, "cpu"),  # two ranks of gloo, on any machine
+        (8, 0, 8, "auto"),
+        (1, 0, "auto", "auto"),
+        (1, 0, -1, "gpu"),  # all there are, of which Lightning speaks
+        (1, 4, 4, "auto"),
+        (1, 4, "0,3", "gpu"),
+        (1, 4, [3], "cuda"),
+        (1, 4, None, "cuda"),
+        (1, 0, 64, "tpu"),
+    ],
+)
+def test_devices_that_there_are_pass(
+    cores: int, gpus: int, devices: Any, accelerator: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    refuse_missing_devices({"devices": devices, "accelerator": accelerator})
+
+
+def test_a_rank_of_torchrun_may_see_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    refuse_missing_devices({"devices": 4, "accelerator": "gpu"})
 
 
 def test_debiasing_leaves_zeros_and_moves_the_rest(tmp_path: Path):

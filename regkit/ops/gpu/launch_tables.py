@@ -83,8 +83,10 @@ def prepare(
     stacks, classes, pieces, differ = made
     adaptive = metric == "adaptive"
     shape = torch.tensor([sizes.block, sizes.num_blocks, sizes.tile, adaptive or differ])
-    items = [stack.sorted() for stack in stacks]
-    numbers = GpuTable(shape, pointers, pointers[GRADS].clone(), *items, pieces, *classes)
+    entries, tiles, long, groups = (stack.sorted() for stack in stacks)
+    numbers = GpuTable(
+        *(shape, pointers, pointers[GRADS].clone(), entries, tiles, long, groups, pieces, *classes)
+    )
     device = args.weights[0].device
     on_device = {name: getattr(numbers, name).to(device) for name in _ON_DEVICE}
     return LaunchTable(numbers._replace(**on_device))
