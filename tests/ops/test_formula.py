@@ -240,15 +240,23 @@ def test_minimum_and_maximum_show_nan_on_either_side():
     """Of the coefficients too, whose NaN no penalty has: so through step, by a second moment."""
 
     @formula
-    def least(v, step, lam):
-        return minimum(step, v) + minimum(v, step)
+    def least_first(v, step, lam):
+        return minimum(step, v)
 
     @formula
-    def most(v, step, lam):
-        return maximum(step, v) + maximum(v, step)
+    def least_last(v, step, lam):
+        return minimum(v, step)
+
+    @formula
+    def most_first(v, step, lam):
+        return maximum(step, v)
+
+    @formula
+    def most_last(v, step, lam):
+        return maximum(v, step)
 
     minimum, maximum = VOCABULARY["minimum"], VOCABULARY["maximum"]
-    for made in (least, most):
+    for made in (least_first, least_last, most_first, most_last):
         made.source.__globals__.update(minimum=minimum, maximum=maximum)
         params = torch.zeros(1, NUM_PARAMS, dtype=torch.float64)
         params[0, Param.RATE], params[0, Param.EPS], params[0, Param.FIRST] = 1.0, 1.0, 1.0

@@ -323,6 +323,20 @@ def test_the_formula_is_the_prox(name: str, data: Any, lam: float, step: float):
         assert (x <= near.amax(0) + slack).all()
 
 
+@pytest.mark.parametrize("name", [n for n in WITH_KERNEL if weight(n, 1.0).layout == "entries"])
+def test_the_formula_is_the_prox_on_a_grid(name: str):
+    """Steps on each side of where a concave penalty jumps, entries on each side of the jump."""
+    penalty = weight(name, 0.7)
+    formula, numbers = penalty.kernel, penalty.coefficients(1)
+    assert formula is not None
+    v = torch.linspace(-20, 20, 8001, dtype=torch.float64)
+    for step in (0.03, 1.0, 2.4, 2.6, 2.9, 3.3, 3.9, 4.5, 20.0):
+        x = formula.prox(v, step, step, numbers)
+        near = torch.stack([penalty.prox(v * factor, step) for factor in (1 - 1e-8, 1 + 1e-8)])
+        assert (near.amin(0) - 2e-8 * v.abs() <= x).all()
+        assert (x <= near.amax(0) + 2e-8 * v.abs()).all()
+
+
 @pytest.mark.parametrize("name", WITH_KERNEL)
 @given(step=steps, data=st.data())
 @few
