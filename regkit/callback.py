@@ -188,8 +188,8 @@ class RegularizerCallback(pl.Callback):
         if not self._checked and (silent := self._bound().modules_not_run()):
             raise InputError(
                 f"Penalty {silent[0]!r} saw no training pass of its module in the first batch. "
-                "Name a module that runs in training_step, and compile the model before fit or "
-                "not at all."
+                "Name a module that runs in training_step. If it does and the model ran compiled "
+                "before, call torch.compiler.reset() before fit."
             )
         self._checked = True
         every = _log_interval(trainer)

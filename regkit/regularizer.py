@@ -212,7 +212,8 @@ class Regularizer:
                 raise RuntimeError(
                     f"activation_loss: the module of penalty {name!r} has not run in training "
                     "mode with gradients since the last call. Call it once a step, after "
-                    "model(...); after torch.compile, make the Regularizer before the first call."
+                    "model(...). If the module does run and the model ran compiled before, call "
+                    "torch.compiler.reset() after making the Regularizer."
                 )
         return sum(terms.values(), start=self._zero())
 

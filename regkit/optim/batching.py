@@ -150,6 +150,8 @@ def entry_batches(
 
     kinds: of each parameter, comparable; those without one are left out.
     """
+    if not kinds:
+        return
     buckets: dict[Any, list[Slice]] = defaultdict(list)
     copies: list[tuple[Tensor, Tensor]] = []
     for p, move in moves.items():

@@ -238,7 +238,9 @@ class ProximalStep:
         began = time.perf_counter()
         moves, plan = self._fused or (self._moves(context), None)
         self._advance(context, moves)
-        moves = {p: m for p, m in _stirring(moves).items() if p in self.members}
+        moves = _stirring(moves)
+        if self._fused:
+            moves = {p: m for p, m in moves.items() if p in self.members}
         if self.control is not None and context.factors.common is not None and moves:
             self._controlled(self.control, context, moves, plan)
         else:
@@ -333,13 +335,8 @@ class ProximalStep:
         """Return the plan for what moved: a kept one, where it serves again."""
         off, layered = factors.common is None, factors.layers is not None
         trained = tuple(p.requires_grad for p in self.members)
-        # Which parameters may share numbers: those that have moved together all along.
-        places: dict[Any, int] = {}
-        alike = tuple(
-            places.setdefault((move.gain, self.state.num_moves[p]), len(places))
-            for p, move in moves.items()
-        )
-        key = (update, off, layered, trained, alike, signature(moves, self.step_size, update))
+        memory = signature(moves, self.step_size, update)
+        key = (update, off, layered, trained, self._paces(moves), memory)
 
         def build() -> StepPlan:
             chains, parts = self.chains, self.parts
@@ -353,12 +350,26 @@ class ProximalStep:
 
         return self.plans.get(key, build)
 
+    def _paces(self, moves: Moves) -> tuple[int, ...]:
+        """Number the parameters by how they have moved; those with one number share it all.
+
+        Nothing is returned where all have moved together all along.
+        """
+        counts = self.state.num_moves
+        even = len({move.gain for move in moves.values()}) < 2 and len(set(counts.values())) < 2
+        if even and len(counts) in (0, len(moves)):
+            return ()
+        places: dict[Any, int] = {}
+        return tuple(
+            places.setdefault((move.gain, counts[p]), len(places)) for p, move in moves.items()
+        )
+
     def _moves(self, context: StepContext, every: bool = False) -> Moves:
         """Return what moves the penalised parameters, or every one, by this step.
 
         Frozen parameters, and those without a gradient, are not moved.
         """
-        moves = {}
+        moves, states = {}, self.optimizer.state
         for group in self.optimizer.param_groups:
             heavy = _is_heavy(group)
             for p in group["params"]:
@@ -369,8 +380,8 @@ class ProximalStep:
                 if heavy:
                     rest = momentum_gain_at_rest(group)
                     gain = momentum_gain(group, None if first else self.state.gains.get(p, rest))
-                state = self.optimizer.state[p]
-                moves[p] = Move(p, group, state, gain, context.before.get(p), first)
+                before = context.before.get(p) if context.before else None
+                moves[p] = Move(p, group, states[p], gain, before, first)
         return moves
 
     def _with_empty_buffers(self) -> list[nn.Parameter]:
@@ -562,6 +573,9 @@ def _is_heavy(group: Mapping[str, Any]) -> bool:
 
 def _stirring(moves: Moves) -> Moves:
     """Leave out what a learning rate of 0 has not moved."""
+    rates = [m.group["lr"] for m in moves.values()]
+    if all(isinstance(rate, Tensor) or rate for rate in rates):
+        return moves
     return {p: m for p, m in moves.items() if isinstance(m.group["lr"], Tensor) or m.group["lr"]}
 
 
