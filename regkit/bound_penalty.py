@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from regkit.coupling.output_layers import output_parameters
 from regkit.errors import InputError
 from regkit.groups import COUPLED, Bundle, Piece, View, view_of
 from regkit.optim.parts import Part
@@ -161,7 +161,7 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
         entries = [_told(e, bundles, penalty.layout) for e in entries]
     else:
         if penalty.layout == "filter":
-            entries = _without_output_rows(model, penalty, entries)
+            entries = _without_output_rows(model, penalty, entries, example)
         entries, bundles = _singles(entries, penalty.layout)
     if not bundles:
         reasons = [*notes, *sorted({e.why for e in entries if not e.chosen})]
@@ -187,21 +187,19 @@ def _singles(entries: Sequence[Entry], layout: str) -> tuple[list[Entry], list[B
 
 
 def _without_output_rows(
-    model: nn.Module, penalty: WeightPenalty, entries: Sequence[Entry]
+    model: nn.Module, penalty: WeightPenalty, entries: Sequence[Entry], example: Any
 ) -> list[Entry]:
-    """Leave out the rows of the layer that the model ends with, unless it is named in `on`.
+    """Leave out the rows of the layers that the model ends with, unless they are named in `on`.
 
-    They are classes, and one that is gone can never be predicted. Nothing in a model says which
-    layer is its output: the last linear layer or convolution that it registers is taken for it. A
-    model of a single such layer has no other rows, and keeps them.
+    They are classes, and one that is gone can never be predicted. A model of a single layer has no
+    other rows, and keeps them.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)]
-    last = layers[-1] if layers else None
-    if not any(e.chosen and e.module is not last for e in entries):
+    ends = output_parameters(model, example)
+    if not any(e.chosen and e.parameter not in ends for e in entries):
         return list(entries)
     return [
         replace(e, chosen=False, why=OUTPUT_ROWS)
-        if e.chosen and e.module is last and not _is_named(e, penalty)
+        if e.chosen and e.parameter in ends and not _is_named(e, penalty)
         else e
         for e in entries
     ]

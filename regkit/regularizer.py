@@ -106,6 +106,7 @@ class Regularizer:
                 self._weights.grouped,
                 self.schedule,
                 self.progress,
+                self._steps,
             )
             self._steps.append(step)
             self._restore(len(self._steps) - 1)
@@ -279,7 +280,7 @@ class Regularizer:
         grouped = [p for p in map(Part.trained, self._weights.grouped) if p is not None]
         parts = [*chained, *(p for p in grouped if members.issuperset(p.parameters))]
         parts = [part for part in parts if part.penalty.sparsifies]
-        for some in [[part] for part in parts] if self.schedule.layerwise else [parts]:
+        for some in _by_layer(parts) if self.schedule.layerwise else [parts]:
             _thin(some, target)
         held = list(members)
         counts = torch.stack([torch.count_nonzero(local(p)) for p in held])
@@ -382,26 +383,33 @@ def _check_target(schedule: Schedule, penalties: Mapping[str, WeightPenalty]) ->
         )
 
 
+def _by_layer(parts: list[Part]) -> list[list[Part]]:
+    """Put together what acts on the same parameters."""
+    layers: dict[frozenset[nn.Parameter], list[Part]] = {}
+    for part in parts:
+        layers.setdefault(frozenset(part.parameters), []).append(part)
+    return list(layers.values())
+
+
 def _thin(parts: list[Part], target: float) -> None:
-    """Zero the entries, or groups, that the penalties zero first, until the target is met."""
-    seen = {part.key: part.bundle.rows() for part in parts}
-    total = sum(rows.numel() for rows in seen.values())
+    """Zero the entries and groups that the penalties zero first, until the target is met."""
+    held = dict.fromkeys(p for part in parts for p in part.parameters)
+    total = sum(p.numel() for p in held)
 
-    def zeroed(lam: float) -> dict[str, Tensor]:
-        return {
-            part.key: replace(part.penalty, lam=part.penalty.lam * lam).prox(seen[part.key], 1.0)
-            == 0
-            for part in parts
-        }
+    def thinned(factor: float) -> dict[nn.Parameter, Tensor]:
+        trial = {p: p.detach().clone() for p in held}
+        for part in parts:
+            rows = part.bundle.rows(trial.__getitem__)
+            gone = replace(part.penalty, lam=part.penalty.lam * factor).prox(rows, 1.0) == 0
+            part.bundle.write(rows.masked_fill(gone, 0.0), trial.__getitem__)
+        return trial
 
-    bracket = Bracket(target, target, 1.0)
-    lam = 1.0
+    bracket, factor = Bracket(target, target, 1.0), 1.0
     for _ in range(NUM_TRIALS):
-        alive = total - sum(int(mask.sum()) for mask in zeroed(lam).values())
+        alive = sum(int(torch.count_nonzero(values)) for values in thinned(factor).values())
         bracket.update(alive / total)
         if bracket.is_met:
             break
-        lam = bracket.next()
-    for key, mask in zeroed(bracket.best).items():
-        part = next(part for part in parts if part.key == key)
-        part.bundle.write(seen[key].masked_fill(mask, 0.0))
+        factor = bracket.next()
+    for p, values in thinned(bracket.best).items():
+        p.copy_(values)

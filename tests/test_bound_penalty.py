@@ -185,6 +185,31 @@ def test_groups_that_a_layer_has_not_are_left_to_the_others():
     assert "- (is no 3-D convolution)" in alone
 
 
+@pytest.mark.parametrize(
+    ("on", "names"),
+    [
+        ((), ["0.weight"]),
+        ("Linear", ["0.weight"]),
+        (nn.Linear, ["0.weight"]),
+        (["0", "2"], ["0.weight", "2.weight"]),
+    ],
+)
+def test_rows_of_the_output_layer_are_left_out_unless_named(on: Any, names: list[str]):
+    """They are classes, and one that is gone can never be predicted."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    reg = Regularizer(model, GroupLasso(1.0, on=on))
+    assert list(reg.named_parameters()) == names
+    assert [part.bundle.name for part in reg.bound["group_lasso"].parts] == names
+    assert ("rows of the output layer, which are classes" in reg.summary()) == (len(names) < 2)
+    whole = Regularizer(model, [L1(1.0), GroupLasso(1.0, groups="input")])
+    assert len(whole.penalised()) == 2
+
+
+def test_a_single_layer_keeps_its_rows():
+    model = nn.Sequential(nn.Linear(3, 4))
+    assert list(Regularizer(model, GroupLasso(1.0)).named_parameters()) == ["0.weight"]
+
+
 def test_weight_norm_is_refused_with_a_way_out():
     """Its length per filter carries the filter: L1 on it removes filters exactly."""
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4)))

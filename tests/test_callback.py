@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from regkit import InputError, RegularizerCallback, density
+from regkit import InputError, RegularizerCallback, Schedule, density
 from regkit.penalties import L1, GroupLasso, TemporalSmoothness
 
 NUM_CLIPS, BATCH = 12, 2
@@ -210,7 +210,8 @@ def test_the_residual_belongs_to_the_weights_and_gradients_of_one_step(tmp_path:
 
 def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
     module = Plain()
-    regularize = RegularizerCallback(GroupLasso(3.0), ramp="linear", ramp_until=1.0)
+    penalty = GroupLasso(3.0, on=["encoder", "head"])
+    regularize = RegularizerCallback(penalty, schedule=Schedule(ramp="linear", ramp_until=1.0))
     fitted(module, regularize, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     table = [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]]
@@ -223,24 +224,91 @@ def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
 
 
 def test_the_strength_of_each_layer_is_logged(tmp_path: Any):
-    regularize = RegularizerCallback(L1(0.01), target_density=0.5, layerwise=True)
+    schedule = Schedule(target_density=1 / 3, layerwise=True)
+    regularize = RegularizerCallback(L1(0.01), schedule=schedule)
     fitted(Plain(), regularize, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     reg = regularize.regularizer
     assert reg is not None
-    factors = reg.terms["l1"].factors
-    assert set(factors) == {"encoder.weight", "head.weight"}
+    (step,) = reg.state_dict()["steps"]
+    factors = step["layers"]
+    assert set(factors) == {"l1/encoder.weight", "l1/head.weight"}
     assert len(set(factors.values())) == 2
     for layer, factor in factors.items():
         wanted = float(last["lam/l1"]) * factor
-        assert float(last[f"lam_layer/l1/{layer}"]) == pytest.approx(wanted)
+        assert float(last[f"lam_layer/{layer}"]) == pytest.approx(wanted)
 
 
 def test_training_without_an_end_needs_its_number_of_steps():
     endless = {"max_epochs": -1, "max_steps": -1}
     with pytest.raises(InputError, match=r"the trainer has no end\. Set max_epochs"):
-        fitted(Plain(), RegularizerCallback(L1(0.1), target_density=0.5), **endless)
+        schedule = Schedule(target_density=0.5)
+        fitted(Plain(), RegularizerCallback(L1(0.1), schedule=schedule), **endless)
+
+
+class Progress(pl.Callback):
+    """Keeps how far training was after each batch, as the regularizer was told."""
+
+    def __init__(self, regularize: RegularizerCallback, stop_after: int | None = None) -> None:
+        self.regularize, self.stop_after = regularize, stop_after
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        assert self.regularize.regularizer is not None
+        self.seen.append(self.regularize.regularizer.progress.value)
+        trainer.should_stop = len(self.seen) == self.stop_after
+
+
+BY_EPOCHS = [(t + 1) / 12 for t in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "course"),
+    [
+        (Plain, {}, BY_EPOCHS),
+        (Manual, {}, BY_EPOCHS),
+        (Plain, {"accumulate_grad_batches": 4}, BY_EPOCHS),
+        (Plain, {"max_steps": 4, "max_epochs": None}, [0.25, 0.5, 0.75, 1.0]),
+        (Plain, {"max_steps": 4}, [0.25, 0.5, 0.75, 1.0]),
+        (Plain, {"max_steps": 100}, BY_EPOCHS),
+    ],
+)
+def test_progress_is_what_ends_training(
+    kind: type[Plain], options: dict[str, Any], course: list[float]
+):
+    regularize = RegularizerCallback(L1(0.1), schedule=Schedule(ramp="linear"))
+    progress = Progress(regularize)
+    fitted(kind(), regularize, progress, **options)
+    assert progress.seen == pytest.approx(course)
+
+
+def test_a_training_that_ends_before_its_phases_says_so():
+    regularize = RegularizerCallback(L1(0.1), schedule=Schedule(settle=0.2, debias=0.8))
+    with pytest.warns(UserWarning, match="ended at 50% of its length, before debias=0.8: .*Train on"):
+        fitted(Plain(), regularize, Progress(regularize, stop_after=6))
+
+
+def test_a_missed_target_is_told_when_training_ends():
+    """Of 15 weights 7 are 0.467, and 8 are 0.533."""
+    regularize = RegularizerCallback(L1(0.1), schedule=Schedule(target_density=0.5))
+    with pytest.warns(UserWarning, match="target_density=0.5 was asked for, and 0.[45][63]"):
+        fitted(Plain(), regularize)
+    (result,) = regularize.target_results
+    assert not result.is_met
+
+
+def test_a_second_fit_goes_on_where_the_first_was():
+    module = Plain()
+    regularize = RegularizerCallback(L1(0.1), schedule=Schedule(ramp="linear", ramp_until=1.0))
+    with pytest.warns(UserWarning, match="before ramp_until=1.0"):
+        fitted(module, regularize, Progress(regularize, stop_after=9))
+    progress = Progress(regularize)
+    fitted(module, regularize, progress)
+    assert progress.seen == pytest.approx([0.75] * 9 + [10 / 12, 11 / 12, 1.0])
+    other = Progress(regularize)
+    fitted(Plain(), regularize, other)
+    assert other.seen[0] == pytest.approx(1 / 12)
 
 
 def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
@@ -259,8 +327,8 @@ def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
     "options",
     [
         {},
-        {"target_density": 0.5, "debias": 0.8},
-        {"target_density": 0.5, "layerwise": True},
+        {"target_density": 1 / 3, "debias": 0.8},
+        {"target_density": 1 / 3, "layerwise": True},
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks")
@@ -268,7 +336,8 @@ def test_resume_is_bitwise_the_uninterrupted_run(
     tmp_path: Any, make: Callable[..., Any], options: dict[str, Any]
 ):
     def regularize() -> RegularizerCallback:
-        return RegularizerCallback(L1(0.1), num_steps=4 * NUM_CLIPS // BATCH, **options)
+        schedule = Schedule(num_steps=4 * NUM_CLIPS // BATCH, **options)
+        return RegularizerCallback(L1(0.1), schedule=schedule)
 
     def callbacks(folder: str) -> list[pl.Callback]:
         return [

@@ -8,7 +8,7 @@ import copy
 import io
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from regkit import Regularizer, RegularizerCallback, Schedule
-from regkit.penalties import L1, TemporalSmoothness
+from regkit.penalties import L1, ActivationL1, GroupLasso, TemporalSmoothness
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
@@ -39,6 +39,15 @@ pytestmark = pytest.mark.filterwarnings(
 NUM_EPOCHS, NUM_BATCHES, EVERY = 5, 12, 4
 TOTAL = NUM_EPOCHS * NUM_BATCHES
 LR, LAM, IDLE = 0.1, 0.02, 5.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Nets this small only make threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def drawn() -> TensorDataset:
@@ -803,7 +812,7 @@ def test_a_copied_regularizer_sees_the_activations_of_its_own_model(how: str):
     torch.testing.assert_close(reg.activation_loss(), expected)
 
 
-@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, LR, momentum=0.9), optim.AdamW])
+@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, LR / 5, momentum=0.9), optim.AdamW])
 def test_a_plain_loop_goes_on_from_a_copy_of_everything(make: Callable[..., Any]):
     module, batches = Client(), list(loader())
     optimizer = make(module.parameters())
@@ -877,15 +886,16 @@ def test_two_callbacks_with_penalties_of_one_kind_are_two():
 class Images(pl.LightningModule):
     """A backbone of two convolutions with norms, and a head; its loss has no gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, deep: bool, whole: bool) -> None:
         super().__init__()
         torch.manual_seed(3)
+        self.whole = whole
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
             nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
-        self.head = nn.Linear(8, 4)
+        self.head = nn.Sequential(*([nn.Linear(8, 8)] if deep else []), nn.Linear(8, 4))
         self.example_input_array = torch.randn(1, 3, 6, 6)
         self.lengths: list[Tensor] = []
 
@@ -893,62 +903,63 @@ class Images(pl.LightningModule):
         return self.head(self.backbone(x))
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        self.lengths.append(self.backbone[3].weight.detach().flatten(1).norm(dim=1))
+        conv, norm = self.backbone[3:5]
+        beside = (conv.bias, norm.weight, norm.bias) if self.whole else ()
+        groups = [conv.weight.flatten(1), *(p[:, None] for p in beside)]
+        self.lengths.append(torch.cat(groups, 1).detach().norm(dim=1))
         return 0 * self(batch[0]).square().mean()
 
     def configure_optimizers(self) -> Any:
         return optim.SGD([p for p in self.parameters() if p.requires_grad], lr=LR)
 
 
-@pytest.mark.parametrize("train_bn", [True, False])
+@pytest.mark.filterwarnings("ignore:.*already exist within another group of this optimizer")
+@pytest.mark.parametrize("deep", [True, False], ids=["some trained before", "none"])
+@pytest.mark.parametrize("train_bn", [True, False], ids=["norms", "no norms"])
 @pytest.mark.parametrize("groups", ["filter", "channel"])
-def test_what_finetuning_unfreezes_is_penalised_from_then_on(groups: str, train_bn: bool):
+def test_what_finetuning_unfreezes_is_penalised_from_then_on(
+    groups: str, train_bn: bool, deep: bool
+):
     """Without a gradient, a step shortens a group by lr * lam * sqrt(size), and nothing else."""
-    module, num_batches, unfrozen_at = Images(), 4, 2
-    if not train_bn:
-        for m in module.backbone:
-            if isinstance(m, nn.BatchNorm2d):
-                m.requires_grad_(False)
+    module, num_batches, unfrozen_at = Images(deep, groups == "channel"), 4, 2
     data = DataLoader(TensorDataset(torch.randn(4 * num_batches, 3, 6, 6)), batch_size=4)
     regularize = RegularizerCallback(GroupLasso(0.01, groups=groups))
     wake = BackboneFinetuning(
         unfrozen_at, lambda_func=lambda epoch: 1.0, backbone_initial_lr=LR, initial_denom_lr=1.0,
         train_bn=train_bn,
     )  # fmt: skip
-    trainer(regularize, wake, max_epochs=4).fit(module, data)
-    lengths = torch.stack(module.lengths)
-    begin = unfrozen_at * num_batches
-    assert torch.equal(lengths[: begin + 1], lengths[0].expand(begin + 1, -1))
-    assert regularize.regularizer is not None
-    if groups == "filter":
-        falls = lengths[begin:-1] - lengths[begin + 1 :]
-        torch.testing.assert_close(falls, torch.full_like(falls, LR * 0.01 * 72**0.5))
-    # Of the whole group, with bias and norm, where those are members.
-    falls = 1 - lengths[begin + 1 :] / lengths[begin:-1]
-    assert (falls > 0).all()
+    before = module.backbone[3].weight.detach().clone()
+    trainer(regularize, wake, max_epochs=unfrozen_at).fit(module, data)
+    assert torch.equal(module.backbone[3].weight, before)
+    trainer(regularize, wake, max_epochs=unfrozen_at + 2).fit(module, data)
+    lengths = torch.stack(module.lengths[(unfrozen_at + unfrozen_at) * num_batches :])
+    falls = lengths[:-1] - lengths[1:]
+    size = 75 if module.whole else 72
+    torch.testing.assert_close(falls, torch.full_like(falls, LR * 0.01 * size**0.5))
 
 
 def compiled_course(step: Callable[[optim.Optimizer], Any], make: Callable[..., Any]) -> Client:
-    module = Client()
+    module = Client().double()
     optimizer = make(module.parameters())
     schedule = Schedule(ramp="linear", ramp_until=0.5, settle=0.8, num_steps=NUM_BATCHES)
     Regularizer(module, L1(0.05), schedule=schedule).attach(optimizer)
     go = step(optimizer)
     for batch in loader():
         optimizer.zero_grad()
-        error(module, batch).backward()
+        error(module, [part.double() for part in batch]).backward()
         go()
     return module
 
 
 MAKERS: dict[str, Callable[..., Any]] = {
-    "sgd": lambda p: optim.SGD(p, LR, momentum=0.9),
+    "sgd": lambda p: optim.SGD(p, LR / 5, momentum=0.9),
     "adamw": lambda p: optim.AdamW(p, 0.01),
 }
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("name", "backend"), [("sgd", "inductor"), ("sgd", "eager"), ("adamw", "eager")]
+)
 def test_a_compiled_step_is_the_step(name: str, backend: str):
     torch._dynamo.reset()
     plain = compiled_course(lambda optimizer: optimizer.step, MAKERS[name])
@@ -957,5 +968,6 @@ def test_a_compiled_step_is_the_step(name: str, backend: str):
     )
     assert 0 < density_of([plain.head.weight]) < 1
     for p, q in zip(compiled.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        # Compiled, torch's AdamW corrects its moments in float32: 7e-7 apart without regkit.
+        torch.testing.assert_close(p, q, rtol=0, atol=5e-6)
         assert torch.equal(p == 0, q == 0)

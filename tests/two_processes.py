@@ -57,7 +57,7 @@ def main(rank: int, store: str) -> None:
 
     replicated = DistributedDataParallel(Net())
     reg = train(replicated, mine)
-    assert set(reg.parameters()) == {"encoder.weight", "head.weight"}
+    assert set(reg.named_parameters()) == {"encoder.weight", "head.weight"}
     sharded = Net()
     for layer in (sharded.encoder, sharded.head):
         fully_shard(layer)

@@ -5,7 +5,7 @@ GLOBAL, for all weights of an optimizer, and with `layerwise` one for each layer
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,6 @@ Densities = Mapping[str, float]
 INTERVAL = 1 / 400
 # Gains of the feedback on log(lam): per unit of density and training, and per unit of density.
 INTEGRAL, PROPORTIONAL = 60.0, 3.0
-# How near the target the density of every single step is kept from falling below it.
-NEAR = 0.1
 # How often a step is tried for a density, and how often for the strength to start from, which may
 # lie a hundred orders of magnitude away.
 NUM_TRIALS, FIRST_TRIALS = 14, 24
@@ -51,9 +49,8 @@ class DensityController:
     """Find the factors at which densities come down to the target of a schedule.
 
     log(lam) follows the excess of the density over the wanted course by a proportional and an
-    integral term. In the closing phase the strength of every step is solved for, and near the
-    target no step may end below it: a channel that is all zero gets no gradient, and cannot come
-    back.
+    integral term. No step may end below the target: a channel that is all zero gets no gradient,
+    and cannot come back. In the closing phase the strength of every step is solved for.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -70,11 +67,9 @@ class DensityController:
         common = found.pop(GLOBAL)
         return Factors(common, found if self._schedule.layerwise else None)
 
-    def named(self) -> dict[str, float]:
-        """Return the factors that a search may change, by name."""
-        if self._schedule.layerwise:
-            return {n: f.factor for n, f in self._feedbacks.items() if n != GLOBAL}
-        return {GLOBAL: self._feedbacks[GLOBAL].factor}
+    def named(self, names: Collection[str]) -> dict[str, float]:
+        """Return the factors that a search may change, by name; 1 where none is known yet."""
+        return {name: self._feedbacks.get(name, _Feedback()).factor for name in names}
 
     def is_new(self) -> bool:
         """Say whether no density has been observed yet."""
@@ -102,7 +97,7 @@ class DensityController:
         stride: progress that one step makes.
         """
         begin, end = self._schedule.closing
-        if self._entered is not None or progress > end:
+        if self._observed is None or self._entered is not None or progress > end:
             return False
         return progress + stride > begin or progress >= (self._observed or 0.0) + INTERVAL
 
@@ -120,10 +115,11 @@ class DensityController:
         for name, share in layers.items():
             self._feedbacks.setdefault(name, _Feedback()).follow(share - whole, passed)
 
-    def bounds(self, progress: float, stride: float) -> Bounds | None:
+    def bounds(self, progress: float, stride: float, names: Collection[str]) -> Bounds | None:
         """Return the densities between which a step shall end; None where any will do.
 
         progress: after the step; stride: what it adds to it, so that the last step is known.
+        names: of what has a factor now.
         """
         begin, end = self._schedule.closing
         target = self._schedule.target_density
@@ -131,14 +127,13 @@ class DensityController:
         if progress > end + 1e-12 and self._schedule.debias is not None:
             return None
         if progress <= begin:
-            near = [name for name, share in self._last.items() if share <= target + NEAR]
-            return dict.fromkeys(near, (target, 1.0)) or None
+            return dict.fromkeys(names, (target, 1.0))
         # Down to the target in the first half of the closing phase; at it in the second, and in
         # any case in the last step before its end.
         left = max(2 * (end - progress) / (end - begin) - 1, 0.0)
         left = 0.0 if progress + stride > end else left
-        entered = self._entered or self._last or dict.fromkeys(self.named(), target)
-        wanted = {name: target + left * (share - target) for name, share in entered.items()}
+        entered = self._entered or self._last
+        wanted = {n: target + left * (entered.get(n, target) - target) for n in names}
         return {name: (share, share) for name, share in wanted.items()}
 
     def adopt(self, factors: Mapping[str, float], closing: bool) -> None:

@@ -114,13 +114,14 @@ class ProximalStep:
     optimizers of this package call `fused_step` and `finish` themselves, from within. Parameters
     that did not move are left alone, and so is a group of which any trained parameter did not. A
     frozen parameter counts nowhere; once it is trained it is penalised. Nothing here waits for a
-    GPU, unless the schedule depends on progress and a loss scaler leaves the skipping to a fused
-    optimizer, or its momentum is not at rest yet.
+    GPU, unless a density is aimed at, which is read at every step; or a loss scaler leaves the
+    skipping to a fused optimizer, and the schedule depends on progress or momentum is not at rest.
 
     chains: the element-wise penalties of each parameter, in the order in which they apply.
     parts: the group penalties, which apply after them.
     schedule: how strong they are; None: always as they say.
     progress: of training, given by whoever knows it.
+    others: of other optimizers in the same training, which may have stopped when this one ends.
     Raises: InputError when the optimizer holds none of these parameters or has a step already.
     """
 
@@ -131,8 +132,10 @@ class ProximalStep:
         parts: Sequence[Part] = (),
         schedule: Schedule | None = None,
         progress: Progress | None = None,
+        others: Sequence["ProximalStep"] = (),
     ) -> None:
         self.optimizer, self.chains, self.parts = optimizer, chains, parts
+        self.others = others
         self.schedule = schedule or Schedule()
         self.progress = progress or Progress()
         grouped = (p for part in parts for p in part.parameters)
@@ -179,7 +182,8 @@ class ProximalStep:
         if schedule.is_debiasing(progress):
             factors, bounds = Factors(None), None
         elif control is not None:
-            factors, bounds = control.factors, control.bounds(progress, stride)
+            factors = control.factors
+            bounds = control.bounds(progress, stride, self._names())
         else:
             factors, bounds = Factors(schedule.strength(self.state.progress)), None
         skip, is_skipped = self._skipping()
@@ -205,8 +209,7 @@ class ProximalStep:
         """
         context = self._context
         assert context is not None, "begin comes first"
-        new = self.control is not None and self.control.is_new()
-        if context.is_skipped or context.keeps_zeros or context.bounds is not None or new:
+        if context.is_skipped or context.keeps_zeros or context.bounds is not None:
             return set()
         began = time.perf_counter()
         moves = self._moves(context, every=True)
@@ -244,9 +247,7 @@ class ProximalStep:
         if self.control is not None and context.factors.common is not None and moves:
             self._controlled(self.control, context, moves, plan)
         else:
-            self._apply(moves, context.factors, context.skip, plan)
-        for p in moves if context.keeps_zeros else ():
-            local(p).mul_(context.nonzero[p])
+            self._apply(context, moves, context.factors, plan)
         if self.control is not None and self.control.is_due(context.progress, context.stride):
             self.control.observe(context.progress, self.densities())
         self.prox_seconds += time.perf_counter() - began
@@ -268,60 +269,50 @@ class ProximalStep:
         self, control: DensityController, context: StepContext, moves: Moves, plan: StepPlan | None
     ) -> None:
         """Apply the penalties at the strengths that the density asks for."""
-        start = None
-        bounds = context.bounds
+        bounds, names = context.bounds, self._names()
+        if bounds is None:
+            self._apply(context, moves, control.factors, plan)
+            return
+        attempt = self._attempts(control, context, moves)
         if control.is_new():
-            start = {p: p.detach().clone() for p in moves}
             target = self.schedule.target_density or 0.0
-            names = {GLOBAL: 1.0} if not self.schedule.layerwise else self._layer_names()
-            wanted = {name: (target, (1 + target) / 2) for name in names}
-            critical = solve(wanted, names, self._attempts(moves, start), FIRST_TRIALS)
+            wanted = dict.fromkeys(names, (target, (1 + target) / 2))
+            critical = solve(wanted, control.named(names), attempt, FIRST_TRIALS)
             num_steps = self.schedule.ramp_until / context.stride if context.stride else 1.0
             control.begin(context.progress, critical, num_steps)
-            _restore(start)
-            bounds = control.bounds(context.progress, context.stride)
-        if bounds is None:
-            self._apply(moves, control.factors, context.skip, plan)
-        else:
-            start = start or {p: p.detach().clone() for p in moves}
-            named = {name: factor for name, factor in control.named().items() if name in bounds}
-            found = solve(bounds, named, self._attempts(moves, start))
-            control.adopt(found, closing=context.progress > self.schedule.closing[0])
+        found = solve(bounds, control.named(names), attempt)
+        control.adopt(found, closing=context.progress > self.schedule.closing[0])
         self.state.factors = control.factors
 
-    def _attempts(self, moves: Moves, start: Mapping[nn.Parameter, Tensor]) -> Any:
-        """Return what takes a step at given factors, always from the same start."""
-        assert self.control is not None
-        control = self.control
+    def _attempts(self, control: DensityController, context: StepContext, moves: Moves) -> Any:
+        """Return what takes a step at given factors, always from where the optimizer moved to."""
+        start = {p: p.detach().clone() for p in moves}
 
         def attempt(named: Mapping[str, float]) -> Densities:
-            _restore(start)
+            for p, values in start.items():
+                p.copy_(values)
             factors = control.factors
             if self.schedule.layerwise:
                 factors = Factors(factors.common, {**(factors.layers or {}), **named})
             else:
                 factors = Factors(named[GLOBAL])
-            self._apply(moves, factors, None)
+            self._apply(context, moves, factors)
             return self.densities()
 
         return attempt
 
     def _apply(
-        self,
-        moves: Moves,
-        factors: Factors,
-        skip: Tensor | None,
-        plan: StepPlan | None = None,
+        self, context: StepContext, moves: Moves, factors: Factors, plan: StepPlan | None = None
     ) -> None:
-        """Apply all penalties at their strengths; off ones let only constraints act.
+        """Apply all penalties at their strengths, and put back zeros that are to stay.
 
         plan: what an update that took the prox along has left; default: all.
         """
         plan = self._plan(moves, factors) if plan is None else plan
         scale = scaled(factors)
         for launch in plan.launches:
-            launch.run(moves, self.step_size, scale, skip)
-        taken = None if skip is None else 1.0 - skip
+            launch.run(moves, self.step_size, scale, context.skip)
+        taken = None if context.skip is None else 1.0 - context.skip
         kinds = {p: active(chain, scale) for p, chain in plan.chains.items() if p in moves}
         kinds = {p: penalties for p, penalties in kinds.items() if penalties}
         for penalties, batch in entry_batches(kinds, moves):
@@ -330,6 +321,8 @@ class ProximalStep:
             plan.alone, plan.together, scale, moves, self.step_size
         ):
             prox_rows(penalty, batches, self.step_size, taken, self.state.num_steps)
+        for p in moves if context.keeps_zeros else ():
+            local(p).mul_(context.nonzero[p])
 
     def _plan(self, moves: Moves, factors: Factors, update: str = "none") -> StepPlan:
         """Return the plan for what moved: a kept one, where it serves again."""
@@ -373,7 +366,10 @@ class ProximalStep:
         for group in self.optimizer.param_groups:
             heavy = _is_heavy(group)
             for p in group["params"]:
-                if p.grad is None or p.numel() == 0 or not (every or p in self.members):
+                mine = p in self.members
+                if p.grad is None or p.numel() == 0 or not (every or mine):
+                    continue
+                if mine and not p.requires_grad:  # what is left of its gradient moves it no more
                     continue
                 first = heavy and p in context.firsts
                 gain = 1.0
@@ -459,9 +455,13 @@ class ProximalStep:
                 found |= dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
         return found
 
-    def _layer_names(self) -> dict[str, float]:
-        names = [name for name in self.densities() if name != GLOBAL]
-        return dict.fromkeys(names, 1.0)
+    def _names(self) -> list[str]:
+        """Return the names of what has a factor: the layers that are trained, or GLOBAL alone."""
+        if not self.schedule.layerwise:
+            return [GLOBAL]
+        members = self.counted()
+        keys = [part.key for p in members for part in self.chains.get(p, ())]
+        return [*keys, *(part.key for part in self._counted_parts(set(members)))]
 
     def _counted_parts(self, members: set[nn.Parameter]) -> list[Part]:
         narrow = (part.trained() for part in self.parts)
@@ -492,9 +492,12 @@ class ProximalStep:
         return TargetResult(target, worst, reason)
 
     def _warn_of_a_missed_target(self) -> None:
-        result = self.target_result()
-        if result is not None and not result.is_met:
-            warnings.warn(missed(result), stacklevel=6)
+        begin = self.schedule.closing[0]
+        stopped = [s for s in self.others if s is not self and s.state.progress <= begin]
+        for step in (self, *stopped):
+            result = step.target_result()
+            if result is not None and not result.is_met:
+                warnings.warn(missed(result), stacklevel=6)
 
     def _warn_of_split_groups(self) -> None:
         """Warn of groups that are not penalised, since this optimizer trains them in part."""
@@ -557,11 +560,6 @@ def missed(result: TargetResult) -> str:
         f"that are trained and penalised are not zero: {result.reason}. "
         "Regularizer.meet_target() sets to zero what is missing."
     )
-
-
-def _restore(start: Mapping[nn.Parameter, Tensor]) -> None:
-    for p, values in start.items():
-        p.copy_(values)
 
 
 def _is_heavy(group: Mapping[str, Any]) -> bool:

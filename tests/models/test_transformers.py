@@ -131,13 +131,16 @@ def test_every_penalty_finds_what_it_is_for(kind: type[VideoModel], name: str):
     model, penalty = built(kind), plug(name)
     regularizer = Regularizer(model, {name: penalty}, example=torch.zeros(SIZE))
     regularizer.detach()
-    chosen = regularizer.parameters()
+    chosen = regularizer.named_parameters()
     if not isinstance(penalty, WeightPenalty):
         assert chosen == {}
         return
     weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and "rel" not in n}
-    over_time = {n: p for n, p in weights.items() if p.ndim == 5 and p.shape[2] > 1}
-    assert chosen.keys() == (over_time if penalty.layout == "time" else weights).keys()
+    if penalty.layout == "time":
+        weights = {n: p for n, p in weights.items() if p.ndim == 5 and p.shape[2] > 1}
+    if penalty.layout == "filter":  # the rows of the output layer are classes
+        weights = {n: p for n, p in weights.items() if not n.startswith("net.head.")}
+    assert chosen.keys() == weights.keys()
 
 
 @both
@@ -166,7 +169,7 @@ def stepped(model: VideoModel, penalty: WeightPenalty, prepare: Callable[..., No
 @both
 def test_a_step_of_l1_ends_at_exact_zeros(kind: type[VideoModel]):
     regularizer = stepped(kind(num_classes=3), L1(lam=10.0), lambda _: None)
-    chosen = nn.utils.parameters_to_vector(regularizer.parameters().values())
+    chosen = nn.utils.parameters_to_vector(regularizer.named_parameters().values())
     # Of normal weights of deviation 0.02, so many are below step * lam = 0.01.
     assert float((chosen == 0).float().mean()) == pytest.approx(0.38, abs=0.1)
 

@@ -67,7 +67,8 @@ def test_groups_equal_the_naive_loop(layout: str, entries: int, monkeypatch: pyt
     model = Net()
     twin = copy.deepcopy(model)
     ours, theirs = (optim.Adam(m.parameters(), lr=0.03) for m in (model, twin))
-    Regularizer(model, Pull(0.02, groups=layout)).attach(ours)
+    penalty = Pull(0.02, groups=layout, on=[name for name, _ in model.named_children()])
+    Regularizer(model, penalty).attach(ours)
     for seed in range(3):
         for m, optimizer in ((model, ours), (twin, theirs)):
             moved(m, seed)
