@@ -1,11 +1,13 @@
 """RegularizerCallback: penalties for any LightningModule, unchanged."""
 
+import copy
 import logging
 import math
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -91,7 +93,11 @@ class RegularizerCallback(pl.Callback):
     @property
     def state_key(self) -> str:
         """Name under which a checkpoint keeps this callback."""
-        return f"{type(self).__name__}[{','.join(self.penalties)}]"
+        chosen = (
+            f"{name}:{getattr(p, 'on', None) or getattr(p, 'of', None) or ''}"
+            for name, p in self.penalties.items()
+        )
+        return f"{type(self).__name__}[{','.join(chosen)}]"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the regularizer's state."""
@@ -122,6 +128,8 @@ class RegularizerCallback(pl.Callback):
             log.info("\n%s", self.regularizer.summary())
         if carried is not None:
             self.regularizer.load_state_dict(carried)
+        if not pl_module.automatic_optimization:
+            ManualBackward.of(pl_module).callbacks.append(self)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hang the proximal step on the optimizers, each of which steps its own parameters."""
@@ -130,12 +138,15 @@ class RegularizerCallback(pl.Callback):
             _check_end(trainer)
             reg.set_progress(0.0)
         penalised = set(reg.penalised())
+        # What is frozen may be given to any of them later.
+        waiting = any(not p.requires_grad for p in penalised)
+        attached = False
         for optimizer in trainer.optimizers:
             held = {p for group in optimizer.param_groups for p in group["params"]}
-            if held & penalised:
+            if penalised and (waiting or held & penalised):
                 reg.attach(optimizer)
-                penalised -= held
-        if penalised and penalised == set(reg.penalised()):
+                attached = True
+        if penalised and not attached:
             raise InputError(
                 "RegularizerCallback found no penalised parameter in any optimizer of "
                 f"{type(pl_module).__name__}. Give configure_optimizers these parameters, or "
@@ -165,14 +176,23 @@ class RegularizerCallback(pl.Callback):
     ) -> None:
         """Let the gradients of the activation penalties join those of the loss.
 
-        What is added to the loss is zero, with their gradient: its value is the module's.
+        What is added to the loss is zero, with their gradient. Lightning's own tensor is changed,
+        not the module's; under manual optimization that would be one, see `ManualBackward`.
         """
-        unit = _unit(trainer, pl_module, loss)
+        if not pl_module.automatic_optimization:
+            return
+        unit = _unit(trainer, loss)
         self._loss = loss.detach() / unit
         terms = self._bound().activation_terms()
         if terms:
             total = torch.stack(list(terms.values())).sum() * unit
             loss.add_((total - total.detach()).to(loss.dtype).reshape(loss.shape))
+
+    def with_penalties(self, loss: Tensor) -> Tensor:
+        """Return a loss, before it is scaled, with the activation penalties since the last one."""
+        self._loss = loss.detach()
+        terms = self._bound().activation_terms()
+        return loss + torch.stack(list(terms.values())).sum() if terms else loss
 
     def on_train_batch_end(
         self,
@@ -207,19 +227,19 @@ class RegularizerCallback(pl.Callback):
         """Warn of what was asked for and is not there."""
         reg = self._bound()
         self.target_results = reg.target_results()
-        if not trainer.is_global_zero or self.schedule.num_steps is not None:
-            return
-        for result in self.target_results:
-            if not result.is_met:
-                warnings.warn(missed(result), stacklevel=2)
         progress = reg.progress.value or 0.0
+        said = self.schedule.num_steps is not None and progress >= 1.0  # by the step itself
+        if not trainer.is_global_zero or said:
+            return
+        found = [missed(result) for result in self.target_results if not result.is_met]
         if self.schedule.depends_on_progress and (left := self.schedule.unfinished(progress)):
-            warnings.warn(
+            found.append(
                 f"Training ended at {progress:.0%} of its length, before {' and '.join(left)}: "
                 "what its schedule asks for has not been done. Train on (a second fit goes on "
-                "where this one was), or give these a smaller share.",
-                stacklevel=2,
+                "where this one was), or give these a smaller share."
             )
+        if found:
+            warnings.warn(" ".join(found), stacklevel=2)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module and its optimizers as they were."""
@@ -234,6 +254,7 @@ class RegularizerCallback(pl.Callback):
     def _release(self) -> None:
         if self.regularizer is not None:
             self.regularizer.detach()
+            ManualBackward.release(self.regularizer.model, self)
 
     def _state_of(self, pl_module: pl.LightningModule) -> dict[str, Any] | None:
         """Return what a checkpoint, or an earlier fit of the same module, has left."""
@@ -292,6 +313,56 @@ class RegularizerCallback(pl.Callback):
         pl_module.log("density", left.total, prog_bar=True, logger=False)
 
 
+class ManualBackward:
+    """Stand for `manual_backward` of a module while it is trained, and add the penalties.
+
+    One for all callbacks; it goes with the last of them, in whatever order they leave. A copy of
+    the module, or what is pickled of it, gets the plain method of its own.
+    """
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        self.module = module
+        self.plain = module.manual_backward
+        self.is_own = "manual_backward" in vars(module)
+        self.callbacks: list[RegularizerCallback] = []
+
+    @classmethod
+    def of(cls, module: pl.LightningModule) -> "ManualBackward":
+        """Return the one that stands on a module; it is put there if there is none."""
+        found = vars(module).get("manual_backward")
+        if not isinstance(found, cls):
+            found = cls(module)
+            vars(module)["manual_backward"] = found
+        return found
+
+    @classmethod
+    def release(cls, module: Any, callback: RegularizerCallback) -> None:
+        """Take a callback off, and the stand-in with the last one."""
+        found = vars(module).get("manual_backward")
+        if not isinstance(found, cls) or callback not in found.callbacks:
+            return
+        found.callbacks.remove(callback)
+        if not found.callbacks:
+            del vars(module)["manual_backward"]
+            if found.is_own:
+                vars(module)["manual_backward"] = found.plain
+
+    def __call__(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate the loss with the penalties of all callbacks."""
+        for callback in self.callbacks:
+            loss = callback.with_penalties(loss)
+        self.plain(loss, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self.module))
+        plain = copy.deepcopy(self.plain, memo)
+        return plain if copied is None or self.is_own else MethodType(plain.__func__, copied)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # While the module is put together again it has no attribute but its class's.
+        return getattr, (self.module, "manual_backward")
+
+
 def _read(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Read numbers and tensors, those on one device together: that waits for it once."""
     on_device: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
@@ -309,11 +380,9 @@ def _log_interval(trainer: pl.Trainer) -> int:
     return getattr(trainer, "log_every_n_steps")  # noqa: B009
 
 
-def _unit(trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> Tensor:
+def _unit(trainer: pl.Trainer, loss: Tensor) -> Tensor:
     """Return what Lightning has multiplied the loss by: one over accumulation, a scaler's scale."""
-    unit = loss.new_ones(())
-    if pl_module.automatic_optimization:
-        unit = unit / trainer.accumulate_grad_batches
+    unit = loss.new_ones(()) / trainer.accumulate_grad_batches
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return unit if scaler is None else scaler.scale(unit)
 

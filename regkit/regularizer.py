@@ -67,17 +67,31 @@ class Regularizer:
         if example is None:
             example = getattr(model, "example_input_array", None)
         self._weights = PenaltySet(model, self._of_kind(WeightPenalty), example)
-        self._collectors = {
-            name: FrameCollector(
-                embedding_module(model, p.of, type(p).__name__), p.layout, p.pooled
-            )
-            for name, p in self._of_kind(ActivationPenalty).items()
-        }
+        self._collectors: dict[str, FrameCollector] = {}
+        self._listens = True
+        self._listen()
         self.last_activation_terms: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a regularizer that is attached to nothing."""
-        return {**vars(self), "_saved": self._records(), "_steps": []}
+        """Return the state of a regularizer that is attached to no optimizer."""
+        state = {**vars(self), "_saved": self._records(), "_steps": [], "_collectors": {}}
+        terms = self.last_activation_terms.items()
+        return state | {"last_activation_terms": {name: t.detach() for name, t in terms}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, and listen to the model in it."""
+        vars(self).update(state)
+        if self._listens:
+            self._listen()
+
+    def _listen(self) -> None:
+        """Hang collectors on the modules whose activations are penalised."""
+        self._collectors = {
+            name: FrameCollector(
+                embedding_module(self.model, p.of, type(p).__name__), p.layout, p.pooled
+            )
+            for name, p in self._of_kind(ActivationPenalty).items()
+        }
 
     def attach(self, optimizer: Any) -> "Regularizer":
         """Take a proximal step after every real step of this optimizer.
@@ -119,7 +133,7 @@ class Regularizer:
             step.detach()
         for collector in self._collectors.values():
             collector.remove()
-        self._steps = []
+        self._steps, self._listens = [], False
 
     def set_progress(self, share: float) -> None:
         """Say how far training will be after the coming step, from 0 to 1; it never goes back."""

@@ -5,12 +5,13 @@ Densities are counted here by hand, from the weights that the test itself trains
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812: everybody's name for it
 from torch import Tensor, nn, optim
+from torch.nn.functional import cross_entropy, mse_loss
 
 from regkit import InputError, Regularizer, Schedule
 from regkit.penalties import L1, GroupLasso, GroupMCP, WeightPenalty
@@ -73,7 +74,7 @@ def train(
         for step in range(num_steps):
             half = slice(32 * (step % 2), 32 * (step % 2) + 32)
             optimizer.zero_grad(set_to_none=set_to_none)
-            (F.mse_loss(model(x[half]), y[half]) * 4).backward()
+            (mse_loss(model(x[half]), y[half]) * 4).backward()
             before(step)
             optimizer.step()
             after(step)
@@ -265,7 +266,7 @@ def test_two_optimizers_bring_their_weights_to_the_target_each():
     x, y = data()
 
     def other(step: int) -> None:
-        (F.mse_loss(model[1](x), y) * 4 / 4).backward()
+        (mse_loss(model[1](x), y) * 4 / 4).backward()
         if step % 4 == 3:
             seldom.step()
             seldom.zero_grad()
@@ -288,7 +289,7 @@ def test_the_second_optimizer_is_warned_of_too():
     def other(step: int) -> None:
         if step < NUM_STEPS // 8:
             half.zero_grad()
-            (F.mse_loss(model[1](x), y) * 4).backward()
+            (mse_loss(model[1](x), y) * 4).backward()
             half.step()
 
     warned = train(model[0], whole, before=other)
@@ -397,9 +398,7 @@ def test_less_than_one_filter_is_said_not_done(kind: type[Any]):
 @pytest.mark.parametrize("layerwise", [False, True])
 @pytest.mark.parametrize("lam", [1e-30, 1e-12, 1e6])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_strength_is_found_from_anywhere(
-    name: str, lam: float, layerwise: bool, warm_up: bool
-):
+def test_the_strength_is_found_from_anywhere(name: str, lam: float, layerwise: bool, warm_up: bool):
     model = three()
     optimizer = OPTIMIZERS[name](model.parameters())
     lr, lowest = optimizer.param_groups[0]["lr"], []
@@ -467,7 +466,7 @@ def test_a_target_is_met_where_zeros_stay_zero_too(name: str, layerwise: bool, o
 
     assert train(model, optimizer, after=look) == []
     assert density_of(*held) == pytest.approx(0.3, abs=0.01)
-    for before, after in zip(masks, masks[1:], strict=False):
+    for before, after in pairwise(masks):
         assert all(bool((b | ~a).all()) for a, b in zip(before, after, strict=True))
 
 
@@ -514,7 +513,7 @@ def classified(model: nn.Module, on: Sequence[str], example: bool = False) -> An
     ).attach(optimizer)  # fmt: skip
     for _ in range(NUM_STEPS):
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y.argmax(1)).backward()
+        cross_entropy(model(x), y.argmax(1)).backward()
         optimizer.step()
     return reg
 

@@ -40,7 +40,7 @@ def output_parameters(model: nn.Module, example: Any = None) -> set[nn.Parameter
 
 def _ends(layers: Mapping[str, nn.Module]) -> list[nn.Module]:
     """Return the last of all layers, and the last within each that is called like a classifier."""
-    ends = {"": m for m in layers.values()}
+    ends = dict.fromkeys([""], list(layers.values())[-1]) if layers else {}
     for name, module in layers.items():
         parts = name.split(".")
         place = next((k for k, part in enumerate(parts) if part in NAMES), None)

@@ -122,7 +122,8 @@ class ProximalStep:
     schedule: how strong they are; None: always as they say.
     progress: of training, given by whoever knows it.
     others: of other optimizers in the same training, which may have stopped when this one ends.
-    Raises: InputError when the optimizer holds none of these parameters or has a step already.
+    Raises: InputError when the optimizer holds none of these parameters, and none is frozen that it
+        may be given later; or when it has a step already.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class ProximalStep:
         self.members = dict.fromkeys([*chains, *grouped])
         _check(optimizer, list(self.members), parts)
         self.step_size = _step_size_or_warning(optimizer)
-        self.state = ProxState()
+        self.state = ProxState(factors=Factors(self.schedule.strength(0.0)))
         self.control = None
         if self.schedule.target_density is not None:
             self.control = DensityController(self.schedule)
@@ -278,7 +279,8 @@ class ProximalStep:
             target = self.schedule.target_density or 0.0
             wanted = dict.fromkeys(names, (target, (1 + target) / 2))
             critical = solve(wanted, control.named(names), attempt, FIRST_TRIALS)
-            num_steps = self.schedule.ramp_until / context.stride if context.stride else 1.0
+            # Where nobody knows yet how long training is, it is taken to be long.
+            num_steps = self.schedule.ramp_until / context.stride if context.stride else 1e3
             control.begin(context.progress, critical, num_steps)
         found = solve(bounds, control.named(names), attempt)
         control.adopt(found, closing=context.progress > self.schedule.closing[0])
@@ -585,7 +587,7 @@ def _uncompiled(hook: Any) -> Any:
 def _check(optimizer: Optimizer, members: Sequence[nn.Parameter], parts: Sequence[Part]) -> None:
     held = {p for group in optimizer.param_groups for p in group["params"]}
     who = type(optimizer).__name__
-    if held.isdisjoint(members):
+    if held.isdisjoint(members) and all(p.requires_grad for p in members):
         raise InputError(
             f"attach got a {who} that holds none of the penalised parameters. Make it from the "
             "parameters of the very model that is penalised."

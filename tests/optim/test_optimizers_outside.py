@@ -111,9 +111,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("asked", SCHEDULES)
 @pytest.mark.parametrize(("name", "skips"), [*LATE[::2], *AT_ONCE])
-def test_skipped_steps_are_as_if_they_had_not_been(
-    name: str, skips: tuple[int, ...], asked: str
-):
+def test_skipped_steps_are_as_if_they_had_not_been(name: str, skips: tuple[int, ...], asked: str):
     """Powers of two scale exactly, so weights agree to the bit."""
     num_steps, x = 20, torch.randn(32, 20, generator=torch.Generator().manual_seed(0))
 
