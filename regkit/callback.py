@@ -86,9 +86,8 @@ class RegularizerCallback(pl.Callback):
         self._logged_step = -1
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy goes on from: what was found, without the module it was found on."""
-        return {**vars(self), "regularizer": None, "_saved": self.state_dict() or self._saved,
-                "_loss": None, "_kkt": None}  # fmt: skip
+        """Return a callback that has not been used: a copy begins anew."""
+        return {**vars(self), "regularizer": None, "_loss": None, "_kkt": None}
 
     @property
     def state_key(self) -> str:
@@ -100,8 +99,10 @@ class RegularizerCallback(pl.Callback):
         return f"{type(self).__name__}[{','.join(chosen)}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the regularizer's state."""
-        return {} if self.regularizer is None else self.regularizer.state_dict()
+        """Return the regularizer's state, and how long an epoch is."""
+        if self.regularizer is None:
+            return {}
+        return {**self.regularizer.state_dict(), "batches_in_epoch": self._batches_in_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until `fit` has made the regularizer."""
@@ -128,6 +129,7 @@ class RegularizerCallback(pl.Callback):
             log.info("\n%s", self.regularizer.summary())
         if carried is not None:
             self.regularizer.load_state_dict(carried)
+            self._batches_in_epoch = carried.get("batches_in_epoch", self._batches_in_epoch)
         if not pl_module.automatic_optimization:
             ManualBackward.of(pl_module).callbacks.append(self)
 

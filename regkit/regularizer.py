@@ -282,23 +282,29 @@ class Regularizer:
         """Set to zero what is missing to the target density, and return the density then.
 
         For a training that ended before its schedule did. What the penalty would zero first goes;
-        what is left is not touched, and wants some training with `debias`. With `layerwise`, layer
-        by layer.
+        what is left is not touched, and wants some training with `debias`. Each optimizer's weights
+        by themselves, and with `layerwise` each layer.
         Raises: InputError when the schedule has no target.
         """
         target = self.schedule.target_density
         if target is None:
             raise InputError("meet_target: the schedule has no target_density.")
-        members = set(self.counted_parameters().values())
+        counted = self.counted_parameters()
+        trained = [set(record["members"]) & counted.keys() for record in self._records()]
+        for names in trained or [counted.keys()]:
+            parts = self._sparsifying({counted[name] for name in names})
+            for some in _by_layer(parts) if self.schedule.layerwise else [parts]:
+                _thin(some, target)
+        held = list(counted.values())
+        counts = torch.stack([torch.count_nonzero(local(p)) for p in held])
+        return float(summed(counts, held).sum()) / sum(p.numel() for p in held)
+
+    def _sparsifying(self, members: set[nn.Parameter]) -> list[Part]:
+        """Return the parts that make zeros of these parameters, those on entries first."""
         chained = [part for p in members for part in self._weights.elementwise.get(p, ())]
         grouped = [p for p in map(Part.trained, self._weights.grouped) if p is not None]
         parts = [*chained, *(p for p in grouped if members.issuperset(p.parameters))]
-        parts = [part for part in parts if part.penalty.sparsifies]
-        for some in _by_layer(parts) if self.schedule.layerwise else [parts]:
-            _thin(some, target)
-        held = list(members)
-        counts = torch.stack([torch.count_nonzero(local(p)) for p in held])
-        return float(summed(counts, held).sum()) / sum(p.numel() for p in held)
+        return [part for part in parts if part.penalty.sparsifies]
 
     def prox_seconds(self) -> float:
         """Return the host time that the proximal steps have taken so far, in s."""

@@ -285,7 +285,9 @@ def test_progress_is_what_ends_training(
 
 def test_a_training_that_ends_before_its_phases_says_so():
     regularize = RegularizerCallback(L1(0.1), schedule=Schedule(settle=0.2, debias=0.8))
-    with pytest.warns(UserWarning, match="ended at 50% of its length, before debias=0.8: .*Train on"):
+    with pytest.warns(
+        UserWarning, match="ended at 50% of its length, before debias=0.8: .*Train on"
+    ):
         fitted(Plain(), regularize, Progress(regularize, stop_after=6))
 
 

@@ -115,7 +115,7 @@ class Client(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         return optim.SGD([p for p in self.parameters() if p.requires_grad], lr=LR)
 
-    def trained(self) -> list[list[nn.Parameter]]:
+    def trained(self) -> list[list[Any]]:
         """Return the weights that each optimizer trains; idle ones stand in the first."""
         return [[self.backbone[0].weight, self.head.weight]]
 
@@ -129,7 +129,7 @@ class LoRA(Client):
         self.head = LowRank(24, 20)
         idle_weights(self.backbone[0].down)
 
-    def trained(self) -> list[list[nn.Parameter]]:
+    def trained(self) -> list[list[Any]]:
         layers = (self.backbone[0], self.head)
         return [[p for layer in layers for p in (layer.down.weight, layer.up.weight)]]
 
@@ -159,7 +159,9 @@ class Pair(pl.LightningModule):
         self.automatic_optimization = False
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        often, seldom = self.optimizers()
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        often, seldom = optimizers
         self.toggle_optimizer(often)
         often.zero_grad()
         self.manual_backward(error(self.one, batch))
@@ -175,7 +177,7 @@ class Pair(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         return [optim.SGD(net.parameters(), lr=LR) for net in (self.one, self.two)]
 
-    def trained(self) -> list[list[nn.Parameter]]:
+    def trained(self) -> list[list[Any]]:
         return [[net[0].weight, net[2].weight] for net in (self.one, self.two)]
 
 
@@ -224,7 +226,9 @@ class Look(pl.Callback):
     def __init__(self, course: Course, regularize: RegularizerCallback) -> None:
         self.course, self.regularize = course, regularize
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert self.regularize.regularizer is not None
         self.course.look(pl_module, self.regularize.regularizer)
 
@@ -278,13 +282,12 @@ def plain(schedule: Schedule, told: bool) -> Course:
         if told:
             reg.set_progress(0.0)
         reg.attach(optimizer)
-        for i in range(TOTAL):
-            if i % NUM_BATCHES == 0:
-                batches = iter(loader())
+        batches = [batch for _ in range(NUM_EPOCHS) for batch in loader()]
+        for i, batch in enumerate(batches):
             if told:
                 reg.set_progress((i + 1) / TOTAL)
             optimizer.zero_grad()
-            error(module, next(batches)).backward()
+            error(module, batch).backward()
             optimizer.step()
             course.look(module, reg)
     course.results, course.warned = reg.target_results(), said(caught)
@@ -473,6 +476,45 @@ def test_a_first_epoch_of_unknown_length_does_not_take_the_density_down(lam: flo
     assert lowest > 0.8
 
 
+@pytest.mark.parametrize("asked", ["target", "debias"])
+def test_a_length_that_was_found_out_is_in_the_checkpoint(asked: str, tmp_path: Path):
+    """The last epoch alone must know how far it is, or nothing that belongs there is done."""
+
+    def fit(*others: pl.Callback, **options: Any) -> tuple[Client, RegularizerCallback, list[str]]:
+        regularize = RegularizerCallback(L1(LAM), schedule=ASKED[asked][0])
+        fits = trainer(regularize, *others, max_epochs=NUM_EPOCHS, enable_checkpointing=True)
+        module = Client()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fits.fit(module, DataLoader(Endless(), batch_size=4), **options)
+        return module, regularize, said(caught)
+
+    whole, _, _ = fit(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    last = tmp_path / f"epoch={NUM_EPOCHS - 2}.ckpt"
+    resumed, regularize, warned = fit(ckpt_path=str(last))
+    assert warned == []
+    assert all(result.is_met for result in regularize.target_results)
+    for p, q in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("asked", ["target", "ramp", "debias"])
+def test_another_module_begins_anew(asked: str):
+    """With the callback of an earlier fit, and with a copy of it, as a sweep may make them."""
+
+    def fit(regularize: RegularizerCallback) -> Client:
+        module = Client()
+        trainer(regularize, max_epochs=2).fit(module, loader())
+        return module
+
+    used = RegularizerCallback(L1(LAM), schedule=ASKED[asked][0])
+    first = fit(used)
+    for callback in (copy.deepcopy(used), pickle.loads(pickle.dumps(used)), used):
+        again = fit(callback)
+        for p, q in zip(again.parameters(), first.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
 class Stop(pl.Callback):
     """Ends training early, as patience does."""
 
@@ -546,7 +588,8 @@ def test_an_early_end_gives_one_warning(schedule: Schedule, module: type[Any]):
 
 def test_finishing_a_pair_brings_each_net_to_the_target():
     """Of one more is left than of the other; each has an optimizer, and so a target, of its own."""
-    module, regularize, _ = stopped(Schedule(target_density=0.3), Stop(1), Pair)
+    module, regularize, _ = stopped(Schedule(target_density=0.3), Stop(0), Pair)
+    assert min(density_of(held) for held in module.trained()) > 0.4
     with torch.no_grad():
         module.two[0].weight.mul_(10.0)
         module.two[2].weight.mul_(10.0)
@@ -689,6 +732,15 @@ def test_any_loss_may_be_differentiated_by_hand(form: str):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
 
 
+def differentiate(module: Clips, loss: Tensor, trainer: pl.Trainer) -> None:
+    """Call backward in the way of this module."""
+    if module.automatic_optimization:
+        loss.backward()
+    else:
+        module.trainer = trainer
+        module.manual_backward(loss)
+
+
 class Average(pl.Callback):
     """An average of weights by hand: it copies the module in training, and runs the copy."""
 
@@ -707,23 +759,23 @@ class Average(pl.Callback):
         expected = (1.5 * frames.mean(1) + 0.5).square().mean()
         loss = twin.objective(batch)
         torch.testing.assert_close(loss, expected)
-        loss.backward()
-        optimizer = twin.configure_optimizers()
-        grads = [p.grad.clone() for p in twin.parameters()]
-        optimizer.step()
+        differentiate(twin, loss, trainer)
+        grads = torch.autograd.grad(twin.objective(batch), list(twin.parameters()))
+        twin.configure_optimizers().step()
         for p, g in zip(twin.parameters(), grads, strict=True):
             torch.testing.assert_close(p.detach(), 0.5 - 0.05 * g)
         assert torch.equal(pl_module.encoder.weight, before)
         self.twins.append(twin)
 
 
-def test_a_copy_made_while_training_is_a_copy():
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_copy_made_while_training_is_a_copy(manual: bool):
     def regularize() -> RegularizerCallback:
         return RegularizerCallback([L1(0.1), TemporalSmoothness(0.7, of="encoder")])
 
-    alone, average = fitted(Clips(), regularize()), Average()
+    alone, average = fitted(Clips(manual=manual), regularize()), Average()
     for order in ([regularize(), average], [average, regularize()]):
-        watched = fitted(Clips(), *order)
+        watched = fitted(Clips(manual=manual), *order)
         for p, q in zip(watched.parameters(), alone.parameters(), strict=True):
             assert torch.equal(p, q)
     assert len(average.twins) == 24
@@ -749,7 +801,8 @@ class Copier(pl.Callback):
     """Copies all that there is in the middle of training."""
 
     def __init__(self, how: Callable[[Any], Any], regularize: RegularizerCallback) -> None:
-        self.how, self.regularize, self.found = how, regularize, ()
+        self.how, self.regularize = how, regularize
+        self.found: Any = None
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -760,8 +813,14 @@ class Copier(pl.Callback):
                 self.how(self.regularize),
                 self.how(self.regularize.regularizer),
                 pl_module.encoder.weight.detach().clone(),
-                self.regularize.state_dict(),
             )
+            twin = self.found[0]
+            twin.zero_grad()
+            loss = twin.objective(batch)
+            (wanted,) = torch.autograd.grad(loss, twin.encoder.weight, retain_graph=True)
+            differentiate(twin, loss, trainer)
+            assert torch.equal(twin.encoder.weight.grad, wanted)
+            twin.trainer = None
 
 
 def assert_bound(reg: Regularizer, penalised: Tensor) -> None:
@@ -778,24 +837,24 @@ def assert_bound(reg: Regularizer, penalised: Tensor) -> None:
     torch.testing.assert_close(model.encoder.weight.detach(), shrunk)
 
 
+@pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("how", COPIES)
-def test_everything_can_be_copied_and_saved(how: str):
+def test_everything_can_be_copied_and_saved(how: str, manual: bool):
     penalties = [L1(0.1, on="encoder"), TemporalSmoothness(0.7, of="encoder")]
     first = COPIES[how](RegularizerCallback(penalties))
-    expected = fitted(Clips(), RegularizerCallback(penalties))
-    module = fitted(Clips(), first)
+    expected = fitted(Clips(manual=manual), RegularizerCallback(penalties))
+    module = fitted(Clips(manual=manual), first)
     for p, q in zip(module.parameters(), expected.parameters(), strict=True):
         assert torch.equal(p, q)
 
     regularize = RegularizerCallback(penalties)
     copier = Copier(COPIES[how], regularize)
-    module = fitted(Clips(), regularize, copier)
-    twin, callback, reg, weight, state = copier.found
+    module = fitted(Clips(manual=manual), regularize, copier)
+    twin, callback, reg, weight = copier.found
     assert torch.equal(twin.encoder.weight, weight)
     assert twin.encoder.weight is not module.encoder.weight
     twin.objective(torch.randn(2, 5, 4)).backward()
     assert copy.deepcopy(callback).penalties == regularize.penalties
-    assert (callback.state_dict() or callback._saved) == state
     assert_bound(reg, weight)
 
     after = COPIES[how](regularize)
@@ -850,7 +909,9 @@ def hooks_of(module: pl.LightningModule, optimizers: Sequence[optim.Optimizer]) 
 @pytest.mark.parametrize("order", [1, -1])
 def test_two_callbacks_leave_nothing_behind(order: int, ends: str):
     class Breaks(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if ends == "in an error" and trainer.global_step > 5:
                 raise RuntimeError("mine")
 

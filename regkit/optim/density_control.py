@@ -115,8 +115,8 @@ class DensityController:
         for name, share in layers.items():
             self._feedbacks.setdefault(name, _Feedback()).follow(share - whole, passed)
 
-    def bounds(self, progress: float, stride: float, names: Collection[str]) -> Bounds | None:
-        """Return the densities between which a step shall end; None where any will do.
+    def bounds(self, progress: float, stride: float, names: Collection[str]) -> Bounds:
+        """Return the densities between which a step shall end, one with the penalty on.
 
         progress: after the step; stride: what it adds to it, so that the last step is known.
         names: of what has a factor now.
@@ -124,8 +124,6 @@ class DensityController:
         begin, end = self._schedule.closing
         target = self._schedule.target_density
         assert target is not None
-        if progress > end + 1e-12 and self._schedule.debias is not None:
-            return None
         if progress <= begin:
             return dict.fromkeys(names, (target, 1.0))
         # Down to the target in the first half of the closing phase; at it in the second, and in

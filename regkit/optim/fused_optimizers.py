@@ -218,6 +218,11 @@ class ProxSGD(FusedOptimizer):
 
     def _advance(self, group: Group, params: list[Tensor]) -> None:
         buffers: list[Tensor | None] = [self.state[p].get("momentum_buffer") for p in params]
+        found_inf = getattr(self, "found_inf", None)
+        fresh = group["momentum"] > 0 and any(buffer is None for buffer in buffers)
+        if fresh and found_inf is not None and found_inf.item():
+            # torch would begin a buffer with memory that nobody has written to.
+            return
         sgd(
             params,
             [p.grad for p in params if p.grad is not None],

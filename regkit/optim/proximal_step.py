@@ -38,11 +38,11 @@ from regkit.optim.step_size import (
     SEEN_BY_THEIR_MOVE,
     Move,
     StepSizeOf,
-    known_optimizers,
     learning_rate,
     momentum_gain,
     momentum_gain_at_rest,
     step_size_of,
+    warn_of_unknown,
 )
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.ranks import local, summed, whole_rows
@@ -149,6 +149,9 @@ class ProximalStep:
             self.control = DensityController(self.schedule)
         self.prox_seconds = 0.0
         self.plans = PlanCache()
+        # Parameters whose momentum buffer has seen no gradient, not even one that was skipped.
+        self._unbuffered: set[nn.Parameter] = set()
+        self._stride = 0.0
         self._context: StepContext | None = None
         self._fused: tuple[Moves, StepPlan] | None = None
         kept = [p for part in parts if part.penalty.joint for p in part.parameters]
@@ -187,6 +190,7 @@ class ProximalStep:
             bounds = control.bounds(progress, stride, self._names())
         else:
             factors, bounds = Factors(schedule.strength(self.state.progress)), None
+        self._unbuffered |= self._with_empty_buffers()
         skip, is_skipped = self._skipping()
         self._context = StepContext(
             progress,
@@ -196,7 +200,7 @@ class ProximalStep:
             keeps_zeros,
             skip,
             is_skipped,
-            frozenset(self._with_empty_buffers()),
+            frozenset(self._unbuffered),
             {p: p.detach().clone() for p in self._kept},
             {p: local(p.detach()) != 0 for p in self.members} if keeps_zeros else {},
         )
@@ -234,10 +238,9 @@ class ProximalStep:
     @torch.no_grad()
     def finish(self) -> None:
         """Apply the penalties to what the optimizer has moved, and advance the state."""
-        context = self._context
-        assert context is not None, "begin comes first"
-        self._context = None
-        if context.is_skipped:
+        context, self._context = self._context, None
+        # None: within a step that calls the one it overrides, of which the inner one has finished.
+        if context is None or context.is_skipped:
             return
         began = time.perf_counter()
         moves, plan = self._fused or (self._moves(context), None)
@@ -246,7 +249,7 @@ class ProximalStep:
         if self._fused:
             moves = {p: m for p, m in moves.items() if p in self.members}
         if self.control is not None and context.factors.common is not None and moves:
-            self._controlled(self.control, context, moves, plan)
+            self._controlled(self.control, context, moves)
         else:
             self._apply(context, moves, context.factors, plan)
         if self.control is not None and self.control.is_due(context.progress, context.stride):
@@ -263,17 +266,15 @@ class ProximalStep:
         state.factors = context.factors
         state.gains |= {p: m.gain for p, m in moves.items() if _is_heavy(m.group)}
         state.num_moves.update(moves.keys())
+        self._unbuffered -= moves.keys()
+        self._stride = context.stride
         if self.schedule.num_steps is not None:
             self.progress.reach(context.progress)
 
-    def _controlled(
-        self, control: DensityController, context: StepContext, moves: Moves, plan: StepPlan | None
-    ) -> None:
+    def _controlled(self, control: DensityController, context: StepContext, moves: Moves) -> None:
         """Apply the penalties at the strengths that the density asks for."""
         bounds, names = context.bounds, self._names()
-        if bounds is None:
-            self._apply(context, moves, control.factors, plan)
-            return
+        assert bounds is not None, "a step that is controlled has bounds"
         attempt = self._attempts(control, context, moves)
         if control.is_new():
             target = self.schedule.target_density or 0.0
@@ -379,18 +380,19 @@ class ProximalStep:
                     rest = momentum_gain_at_rest(group)
                     gain = momentum_gain(group, None if first else self.state.gains.get(p, rest))
                 before = context.before.get(p) if context.before else None
-                moves[p] = Move(p, group, states[p], gain, before, first)
+                count = self.state.num_moves[p] + 1
+                moves[p] = Move(p, group, states[p], gain, before, first, count)
         return moves
 
-    def _with_empty_buffers(self) -> list[nn.Parameter]:
+    def _with_empty_buffers(self) -> set[nn.Parameter]:
         """Return the parameters whose momentum buffers the coming step will begin."""
-        return [
+        return {
             p
             for group in self.optimizer.param_groups
             if _is_heavy(group)
             for p in group["params"]
             if self.optimizer.state.get(p, {}).get("momentum_buffer") is None
-        ]
+        }
 
     def _coming_progress(self) -> float:
         """Return how far training will be after the coming step."""
@@ -494,8 +496,11 @@ class ProximalStep:
         return TargetResult(target, worst, reason)
 
     def _warn_of_a_missed_target(self) -> None:
-        begin = self.schedule.closing[0]
-        stopped = [s for s in self.others if s is not self and s.state.progress <= begin]
+        stopped = [
+            step
+            for step in self.others
+            if step is not self and step.state.progress + step._stride < 1 - 1e-9
+        ]
         for step in (self, *stopped):
             result = step.target_result()
             if result is not None and not result.is_met:
@@ -641,13 +646,5 @@ def _warn_of_half_precision(members: Sequence[nn.Parameter]) -> None:
 def _step_size_or_warning(optimizer: Optimizer) -> StepSizeOf:
     known = step_size_of(optimizer)
     if known is None:
-        warnings.warn(
-            f"regkit does not know how far {type(optimizer).__name__} moves along a gradient: the "
-            "prox is taken with its learning rate as the step, so training converges to something "
-            "else than the minimiser of the stated objective where this optimizer rescales or "
-            "averages gradients; and where it evaluates averaged weights (schedule-free), zeros "
-            f"are none there. Known: {known_optimizers()}.",
-            stacklevel=4,
-        )
-        return learning_rate
-    return known
+        warn_of_unknown(type(optimizer).__name__)
+    return known or learning_rate

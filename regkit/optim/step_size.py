@@ -8,8 +8,10 @@ optimizers: to add one, add its entry to `STEP_SIZES`.
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ class Move:
     gain: what its momentum buffer makes of a constant unit gradient.
     before: where the parameter was, if that was kept.
     is_first: the momentum buffer is still empty.
+    count: how often the parameter has been moved, this time included.
     """
 
     parameter: nn.Parameter
@@ -40,6 +43,7 @@ class Move:
     gain: float = 1.0
     before: Tensor | None = None
     is_first: bool = False
+    count: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +190,15 @@ def _ramda(move: Move) -> StepSize:
 
 
 def _lion(move: Move) -> StepSize:
-    """Move by lr times a sign: lr / |m| along an averaged gradient m (Chen et al., 2023)."""
-    return StepSize(move.group["lr"], scale="exp_avg", eps=TINY)
+    """Move by lr times a sign: lr / |m| along an averaged gradient m (Chen et al., 2023).
+
+    The average begins at zero, which is corrected for.
+    """
+    if "exp_avg" not in move.state:
+        _warn_of_a_strange_lion()
+        return learning_rate(move)
+    correction = 1 - move.group["betas"][1] ** move.count
+    return StepSize(move.group["lr"] * correction, scale="exp_avg", eps=TINY)
 
 
 def _muon(move: Move) -> StepSize:
@@ -199,8 +210,9 @@ def _muon(move: Move) -> StepSize:
     assert move.before is not None
     grad, buffer, group = move.parameter.grad, move.state["momentum_buffer"], move.group
     mean = buffer if grad is None or not group["nesterov"] else grad.lerp(buffer, group["momentum"])
+    correction = 1 - group["momentum"] ** (move.count + bool(group["nesterov"]))
     moved = move.before * (1 - group["lr"] * group["weight_decay"]) - move.parameter.detach()
-    return StepSize(1.0, inverse=moved.abs() / (mean.abs() + TINY))
+    return StepSize(correction, inverse=moved.abs() / (mean.abs() + TINY))
 
 
 def _adafactor(move: Move) -> StepSize:
@@ -224,6 +236,11 @@ def _adafactor(move: Move) -> StepSize:
     return StepSize(rate, inverse=inverse)
 
 
+@cache  # it is asked for at every step
+def _warn_of_a_strange_lion() -> None:
+    warn_of_unknown("a Lion that keeps no exp_avg")
+
+
 STEP_SIZES: dict[type[optim.Optimizer], StepSizeOf] = {
     optim.SGD: _sgd,
     optim.Adam: _adam,
@@ -240,8 +257,8 @@ STEP_SIZES: dict[type[optim.Optimizer], StepSizeOf] = {
     RMDA: _rmda,
     RAMDA: _ramda,
 }
-# Optimizers of other packages, by the name of their class; each with what it has to keep.
-FOREIGN_STEP_SIZES: dict[str, tuple[StepSizeOf, str]] = {"Lion": (_lion, "exp_avg")}
+# Optimizers of other packages, by the name of their class.
+FOREIGN_STEP_SIZES: dict[str, StepSizeOf] = {"Lion": _lion}
 
 
 # Those whose step is read off the move itself, so that the weights before it have to be kept.
@@ -257,8 +274,19 @@ def step_size_of(optimizer: optim.Optimizer) -> StepSizeOf | None:
     for known, step_size in STEP_SIZES.items():
         if isinstance(optimizer, known) and own is inspect.unwrap(known.step):
             return step_size
-    name = type(optimizer).__name__
-    return FOREIGN_STEP_SIZES[name][0] if name in FOREIGN_STEP_SIZES else None
+    return FOREIGN_STEP_SIZES.get(type(optimizer).__name__)
+
+
+def warn_of_unknown(who: str) -> None:
+    """Warn that the prox of an optimizer is taken with its plain learning rate."""
+    warnings.warn(
+        f"regkit does not know how far {who} moves along a gradient: the prox is taken with its "
+        "learning rate as the step, so training converges to something else than the minimiser of "
+        "the stated objective where this optimizer rescales or averages gradients; and where it "
+        "evaluates averaged weights (schedule-free), zeros are none there. Known: "
+        f"{known_optimizers()}.",
+        stacklevel=4,
+    )
 
 
 def learning_rate(move: Move) -> StepSize:

@@ -156,22 +156,24 @@ def test_an_absurd_lam_is_not(critical: float):
 
 
 def test_no_step_takes_a_layer_below_the_target():
-    """Channels that have died stay dead; each layer near the target is held by itself."""
-    one = controller(target_density=0.5, layerwise=True)
-    assert one.bounds(0.01, STRIDE) is None
+    """Channels that have died stay dead; each layer is held by itself, and from the start."""
+    one, names = controller(target_density=0.5, layerwise=True), ("near", "far")
+    free = dict.fromkeys(names, (0.5, 1.0))
+    assert one.bounds(0.01, STRIDE, names) == free
     one.observe(0.01, {GLOBAL: 0.7, "near": 0.55, "far": 0.9})
-    assert one.bounds(0.02, STRIDE) == {"near": (0.5, 1.0)}
+    assert one.bounds(0.02, STRIDE, names) == free
     factors = one.factors.layers
     assert factors is not None
     assert factors["near"] < 1 < factors["far"]
     # The closing: from where each is, halfway down to the target.
     one.observe(0.9, {GLOBAL: 0.575, "near": 0.55, "far": 0.6})
     one.adopt({"near": 1.0, "far": 1.0}, closing=True)
-    assert one.bounds(0.96, STRIDE) == {
-        name: (pytest.approx(0.5),) * 2 for name in ("near", "far")
+    assert one.bounds(0.96, STRIDE, names) == {
+        name: (pytest.approx(0.5),) * 2 for name in names
     }  # fmt: skip
-    assert one.bounds(0.93, STRIDE) == {
-        name: (pytest.approx(wanted),) * 2 for name, wanted in (("near", 0.52), ("far", 0.54))
+    assert one.bounds(0.93, STRIDE, [*names, "new"]) == {
+        name: (pytest.approx(wanted),) * 2
+        for name, wanted in (("near", 0.52), ("far", 0.54), ("new", 0.5))
     }
 
 
@@ -179,23 +181,23 @@ def test_the_last_step_of_a_short_training_ends_at_the_target():
     """Four steps: the closing is less than one of them."""
     one = controller(target_density=0.5)
     one.observe(0.75, {GLOBAL: 0.9})
-    assert one.bounds(0.75, 0.25) is None
-    assert one.bounds(1.0, 0.25) == {GLOBAL: (0.5, 0.5)}
+    assert one.bounds(0.75, 0.25, [GLOBAL]) == {GLOBAL: (0.5, 1.0)}
+    assert one.bounds(1.0, 0.25, [GLOBAL]) == {GLOBAL: (0.5, 0.5)}
     early = controller(target_density=0.5, debias=0.7)
     early.observe(0.5, {GLOBAL: 0.9})
-    assert early.bounds(0.65, 0.1) == {GLOBAL: (0.5, 0.5)}
-    assert early.bounds(0.75, 0.1) is None
+    assert early.bounds(0.65, 0.1, [GLOBAL]) == {GLOBAL: (0.5, 0.5)}
 
 
 def test_training_goes_on_from_the_strengths_that_were_found():
     one = controller(target_density=0.2)
     one.adopt({GLOBAL: 3.0}, closing=False)
     assert one.factors.common == pytest.approx(3.0)
-    assert one.named() == pytest.approx({GLOBAL: 3.0})
+    assert one.named([GLOBAL]) == pytest.approx({GLOBAL: 3.0})
     each = controller(target_density=0.5, layerwise=True)
     each.observe(0.01, {GLOBAL: 0.6, "a": 0.6, "b": 0.6})
     each.adopt({"a": 3.0, "b": 0.5}, closing=False)
-    assert each.named() == each.factors.layers == pytest.approx({"a": 3.0, "b": 0.5})
+    assert each.factors.layers == pytest.approx({"a": 3.0, "b": 0.5})
+    assert each.named(["a", "new"]) == pytest.approx({"a": 3.0, "new": 1.0})
 
 
 def test_the_closing_course_is_saved_with_where_it_began():
@@ -205,7 +207,6 @@ def test_the_closing_course_is_saved_with_where_it_began():
     other = controller(target_density=0.2)
     other.load_state_dict(one.state_dict())
     other.adopt({GLOBAL: 1.0}, closing=True)
-    assert one.bounds(0.92, STRIDE) == other.bounds(0.92, STRIDE) == {
-        GLOBAL: pytest.approx((0.44, 0.44))
-    }  # fmt: skip
-    assert one.bounds(1.0, STRIDE) == {GLOBAL: pytest.approx((0.2, 0.2))}
+    for each in (one, other):
+        assert each.bounds(0.92, STRIDE, [GLOBAL]) == {GLOBAL: pytest.approx((0.44, 0.44))}
+    assert one.bounds(1.0, STRIDE, [GLOBAL]) == {GLOBAL: pytest.approx((0.2, 0.2))}
