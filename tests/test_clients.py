@@ -482,7 +482,8 @@ def test_a_length_that_was_found_out_is_in_the_checkpoint(asked: str, tmp_path: 
 
     def fit(*others: pl.Callback, **options: Any) -> tuple[Client, RegularizerCallback, list[str]]:
         regularize = RegularizerCallback(L1(LAM), schedule=ASKED[asked][0])
-        fits = trainer(regularize, *others, max_epochs=NUM_EPOCHS, enable_checkpointing=True)
+        fits = trainer(regularize, *others, max_epochs=NUM_EPOCHS,
+                       enable_checkpointing=True, default_root_dir=tmp_path)  # fmt: skip
         module = Client()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
