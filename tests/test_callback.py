@@ -242,9 +242,9 @@ def test_the_strength_of_each_layer_is_logged(tmp_path: Any):
 
 def test_training_without_an_end_needs_its_number_of_steps():
     endless = {"max_epochs": -1, "max_steps": -1}
+    regularize = RegularizerCallback(L1(0.1), schedule=Schedule(target_density=0.5))
     with pytest.raises(InputError, match=r"the trainer has no end\. Set max_epochs"):
-        schedule = Schedule(target_density=0.5)
-        fitted(Plain(), RegularizerCallback(L1(0.1), schedule=schedule), **endless)
+        fitted(Plain(), regularize, **endless)
 
 
 class Progress(pl.Callback):

@@ -3,6 +3,7 @@
 The search runs against densities that are known as formulas.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_it_looks_four_hundred_times_and_before_the_closing():
     assert looks[:3] == [25, 50, 75]
     before = [step for step in looks if step < 9000]
     # Rounding may put a look off by a step.
-    assert {b - a for a, b in zip(before, before[1:], strict=False)} <= {25, 26}
+    assert {b - a for a, b in itertools.pairwise(before)} <= {25, 26}
     assert {9000, 9001, 9002} < set(looks)
     one.adopt({GLOBAL: 1.0}, closing=True)
     assert not one.is_due(0.91, 1 / 10_000)
