@@ -13,7 +13,7 @@ from regkit.activations import FrameCollector
 from regkit.bound_penalty import BoundPenalty, Penalties, named
 from regkit.errors import InputError
 from regkit.optim.density_control import Bracket, Factors
-from regkit.optim.parts import Part, scaled
+from regkit.optim.parts import Part, Scale
 from regkit.optim.proximal_step import ProximalStep, TargetResult
 from regkit.optim.residual import kkt_residual
 from regkit.optim.schedule import Progress, Schedule
@@ -361,7 +361,7 @@ class Regularizer:
         records = self._records()
         owners = {name: record for record in records for name in record["members"]}
         default = records[0] if records else {"common": 1.0, "layers": None}
-        scales = {id(r): scaled(Factors(r["common"], r["layers"])) for r in [default, *records]}
+        scales = {id(r): Scale(Factors(r["common"], r["layers"])) for r in [default, *records]}
 
         def scale(part: Part) -> WeightPenalty | None:
             names = (piece.name for piece in part.bundle.pieces)

@@ -42,25 +42,29 @@ class Part:
 Chain = tuple[Part, ...]
 
 
-def scaled(factors: Factors) -> Callable[[Part], WeightPenalty | None]:
-    """Return what gives a part's penalty at its strength of a step; None where it is off.
+class Scale:
+    """Give a part's penalty at its strength of a step; None where it is off.
 
     Constraints are never off.
     """
-    found: dict[tuple[WeightPenalty, float], WeightPenalty] = {}
 
-    def scale(part: Part) -> WeightPenalty | None:
-        factor = factors.of(part.key)
+    def __init__(self, factors: Factors) -> None:
+        self.factors = factors
+        self._found: dict[tuple[WeightPenalty, float], WeightPenalty] = {}
+
+    def __call__(self, part: Part) -> WeightPenalty | None:
+        """Return the penalty of one part."""
+        factor = self.factors.of(part.key)
         if factor is None:
             return part.penalty if part.penalty.constraint else None
         key = (part.penalty, factor)
-        if key not in found:
-            found[key] = part.penalty.at(factor)
-        return found[key]
-
-    return scale
+        if key not in self._found:
+            self._found[key] = part.penalty.at(factor)
+        return self._found[key]
 
 
-def active(chain: Sequence[Part], scale: Callable[[Part], WeightPenalty | None]) -> tuple:
+def active(
+    chain: Sequence[Part], scale: Callable[[Part], WeightPenalty | None]
+) -> tuple[WeightPenalty, ...]:
     """Return the penalties of a chain that act, at their strength."""
     return tuple(now for part in chain if (now := scale(part)) is not None)

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from regkit.optim.density_control import (
     solve,
 )
 from regkit.optim.fused_optimizers import FusedOptimizer
-from regkit.optim.parts import Chain, Part, active, scaled
+from regkit.optim.parts import Chain, Part, Scale, active
 from regkit.optim.schedule import Progress, Schedule
 from regkit.optim.sharding import group_batches
 from regkit.optim.step_plan import (
@@ -224,7 +225,7 @@ class ProximalStep:
         if plan.counts:
             taken = 1.0 if context.skip is None else 1.0 - context.skip
             torch._foreach_add_(list(plan.counts), taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
-        scale = scaled(context.factors)
+        scale = Scale(context.factors)
         grad_scale = getattr(self.optimizer, "grad_scale", None)
         for launch in plan.launches:
             launch.run(moves, self.step_size, scale, context.skip, grad_scale)
@@ -275,7 +276,8 @@ class ProximalStep:
         """Apply the penalties at the strengths that the density asks for."""
         bounds, names = context.bounds, self._names()
         assert bounds is not None, "a step that is controlled has bounds"
-        attempt = self._attempts(control, context, moves)
+        start = {p: p.detach().clone() for p in moves}
+        attempt = partial(self._attempt, control, context, moves, start)
         if control.is_new():
             target = self.schedule.target_density or 0.0
             wanted = dict.fromkeys(names, (target, (1 + target) / 2))
@@ -287,22 +289,27 @@ class ProximalStep:
         control.adopt(found, closing=context.progress > self.schedule.closing[0])
         self.state.factors = control.factors
 
-    def _attempts(self, control: DensityController, context: StepContext, moves: Moves) -> Any:
-        """Return what takes a step at given factors, always from where the optimizer moved to."""
-        start = {p: p.detach().clone() for p in moves}
+    def _attempt(
+        self,
+        control: DensityController,
+        context: StepContext,
+        moves: Moves,
+        start: Mapping[nn.Parameter, Tensor],
+        named: Mapping[str, float],
+    ) -> Densities:
+        """Take the step at given factors, from where the optimizer moved to; say what it leaves.
 
-        def attempt(named: Mapping[str, float]) -> Densities:
-            for p, values in start.items():
-                p.copy_(values)
-            factors = control.factors
-            if self.schedule.layerwise:
-                factors = Factors(factors.common, {**(factors.layers or {}), **named})
-            else:
-                factors = Factors(named[GLOBAL])
-            self._apply(context, moves, factors)
-            return self.densities()
-
-        return attempt
+        start: the weights there. named: factors by name.
+        """
+        for p, values in start.items():
+            p.copy_(values)
+        factors = control.factors
+        if self.schedule.layerwise:
+            factors = Factors(factors.common, {**(factors.layers or {}), **named})
+        else:
+            factors = Factors(named[GLOBAL])
+        self._apply(context, moves, factors)
+        return self.densities()
 
     def _apply(
         self, context: StepContext, moves: Moves, factors: Factors, plan: StepPlan | None = None
@@ -312,7 +319,7 @@ class ProximalStep:
         plan: what an update that took the prox along has left; default: all.
         """
         plan = self._plan(moves, factors) if plan is None else plan
-        scale = scaled(factors)
+        scale = Scale(factors)
         for launch in plan.launches:
             launch.run(moves, self.step_size, scale, context.skip)
         taken = None if context.skip is None else 1.0 - context.skip
@@ -333,18 +340,17 @@ class ProximalStep:
         trained = tuple(p.requires_grad for p in self.members)
         memory = signature(moves, self.step_size, update)
         key = (update, off, layered, trained, self._paces(moves), memory)
+        return self.plans.get(key, partial(self._build_plan, moves, off, layered, update))
 
-        def build() -> StepPlan:
-            chains, parts = self.chains, self.parts
-            if off:
-                chains = {p: tuple(c for c in chain if c.penalty.constraint)
-                          for p, chain in chains.items()}  # fmt: skip
-                chains = {p: chain for p, chain in chains.items() if chain}
-                parts = [part for part in parts if part.penalty.constraint]
-            self._warn_of_split_groups()
-            return build_plan(chains, parts, moves, self.step_size, layered=layered, update=update)
-
-        return self.plans.get(key, build)
+    def _build_plan(self, moves: Moves, off: bool, layered: bool, update: str) -> StepPlan:
+        """Build a plan; where penalties are off, of constraints alone."""
+        chains, parts = self.chains, self.parts
+        if off:
+            held = {p: [c for c in chain if c.penalty.constraint] for p, chain in chains.items()}
+            chains = {p: tuple(chain) for p, chain in held.items() if chain}
+            parts = [part for part in parts if part.penalty.constraint]
+        self._warn_of_split_groups()
+        return build_plan(chains, parts, moves, self.step_size, layered=layered, update=update)
 
     def _paces(self, moves: Moves) -> tuple[int, ...]:
         """Number the parameters by how they have moved; those with one number share it all.

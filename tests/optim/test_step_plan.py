@@ -18,7 +18,7 @@ from regkit.ops.prox_pass import BACKENDS
 from regkit.optim.density_control import Factors
 from regkit.optim.fused_optimizers import ProxAdamW, ProxSGD
 from regkit.optim.kernel_params import ParamRow, kernel_params
-from regkit.optim.parts import scaled
+from regkit.optim.parts import Scale
 from regkit.optim.step_plan import StepPlan
 from regkit.optim.step_size import STEP_SIZES, Move
 from regkit.penalties import (
@@ -223,7 +223,6 @@ def test_what_happens_between_steps(kernels: Callable[[bool], None], kind: str, 
         assert_equal(net, plain)
 
 
-@pytest.mark.filterwarnings("ignore:target_density=0.5 was asked for")  # three groups of 216
 @pytest.mark.parametrize(
     "strength",
     [{"ramp": "linear"}, {"target_density": 0.5}, {"debias": 0.5, "ramp": "cubic"}],
@@ -232,7 +231,9 @@ def test_what_happens_between_steps(kernels: Callable[[bool], None], kind: str, 
 def test_strength_that_changes(
     kernels: Callable[[bool], None], kind: str, strength: dict[str, Any]
 ):
-    penalty = GroupLasso(0.05, groups="input")
+    # Three groups of 216 among 863 weights leave no half: a search would end where rounding says.
+    aimed = "target_density" in strength
+    penalty = L1(0.05) if aimed else GroupLasso(0.05, groups="input")
     kernels(False)
     plain, _ = train(penalty, OPTIMIZERS[kind][0], 16, **strength)
     kernels(True)
@@ -331,6 +332,7 @@ def test_a_gradient_that_comes_and_goes_is_not_planned_for_each_time():
     assert reg._steps[0].plans.num_built == 3
 
 
+@pytest.mark.filterwarnings("ignore:target_density=0.5 was asked for")  # 3 inputs of the first
 def test_strengths_of_layers_are_numbers_and_no_plans():
     """A schedule that changes the strength of every layer at every step plans nothing anew."""
     for penalty in (L1(0.05), GroupLasso(0.05, groups="input")):
@@ -349,7 +351,7 @@ def test_steps_that_are_counted_on_the_host(lr: float | Tensor):
     move = Move(weight, group, {"step": count, "exp_avg_sq": second})
     reg = Regularizer(nn.Linear(2, 2), L1(0.1))
     row = ParamRow(weight, tuple(reg.bound["l1"].parts), 1, folds=True)
-    numbers = kernel_params(row, STEP_SIZES[optim.AdamW](move), move, scaled(Factors(1.0)))
+    numbers = kernel_params(row, STEP_SIZES[optim.AdamW](move), move, Scale(Factors(1.0)))
     rate = numbers[Param.RATE] * (1.0 if isinstance(lr, float) else lr)
     expected = 0.02 / (second.sqrt() / (1 - 0.99**3) ** 0.5 + 1e-3)
     torch.testing.assert_close(rate / (second.sqrt() + numbers[Param.EPS]), expected)
