@@ -44,10 +44,10 @@ def train(penalties: Any, make: Callable[[Any], Optimizer], num_steps: int, kern
         optimizer.step()
     if kernels:
         (step,) = reg._steps
-        (planned,) = step._passes.values()
-        assert planned.passes
+        planned = list(step.plans._plans.values())[-1]
+        assert planned.launches
         assert not planned.chains
-        assert not planned.bundles
+        assert not planned.alone
         assert (len(planned.updated) == len(list(net.parameters()))) == ("Prox" in str(optimizer))
     return net
 

@@ -333,7 +333,9 @@ def test_zeros_are_exact_and_in_the_checkpoint(tmp_path: Any):
         {"target_density": 1 / 3, "layerwise": True},
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*Please add the following callbacks")
+@pytest.mark.filterwarnings(
+    "ignore:.*Please add the following callbacks", "ignore:.*[Tt]raining ended at 50% of its length"
+)
 def test_resume_is_bitwise_the_uninterrupted_run(
     tmp_path: Any, make: Callable[..., Any], options: dict[str, Any]
 ):

@@ -492,7 +492,7 @@ class ProximalStep:
         if self.state.progress <= self.schedule.closing[0]:
             reason = (
                 f"training ended at {self.state.progress:.0%} of its length, and the density is "
-                f"met in the last {1 - self.schedule.closing[0]:.0%}"
+                f"met from {self.schedule.closing[0]:.0%} on"
             )
         else:
             reason = (
