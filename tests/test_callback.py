@@ -254,7 +254,7 @@ class Progress(pl.Callback):
         self.regularize, self.stop_after = regularize, stop_after
         self.seen: list[float] = []
 
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, *args: Any, **named: Any) -> None:
         assert self.regularize.regularizer is not None
         self.seen.append(self.regularize.regularizer.progress.value)
         trainer.should_stop = len(self.seen) == self.stop_after
