@@ -160,7 +160,7 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
         bundles = _chosen(found, entries)
         entries = [_told(e, bundles, penalty.layout) for e in entries]
     else:
-        if penalty.layout == "filter":
+        if penalty.layout == "filter" and not penalty.joint:  # low rank removes no row
             entries = _without_output_rows(model, penalty, entries, example)
         entries, bundles = _singles(entries, penalty.layout)
     if not bundles:

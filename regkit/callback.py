@@ -77,6 +77,7 @@ class RegularizerCallback(pl.Callback):
         self.target_results: list[TargetResult] = []
         self._saved: dict[str, Any] | None = None
         self._batches_in_epoch: int | None = None
+        self._steps_in_batch = self._step_at_start = 0
         self._loss: Tensor | None = None
         self._kkt: Tensor | None = None
         self._checked = False
@@ -170,6 +171,7 @@ class RegularizerCallback(pl.Callback):
     ) -> None:
         """Start the clock, and say how far training will be after this batch."""
         self._began = time.perf_counter()
+        self._step_at_start = trainer.global_step
         if self.schedule.num_steps is None:
             self._bound().set_progress(self._progress(trainer, batch_idx))
 
@@ -206,6 +208,8 @@ class RegularizerCallback(pl.Callback):
     ) -> None:
         """Check once that every penalised module ran; log at the logging interval."""
         self._busy_s += time.perf_counter() - self._began
+        if not pl_module.automatic_optimization:
+            self._steps_in_batch = trainer.global_step - self._step_at_start
         self._num_batches += 1
         if not self._checked and (silent := self._bound().modules_not_run()):
             raise InputError(
@@ -273,7 +277,8 @@ class RegularizerCallback(pl.Callback):
         """Return the share of training that is done after a batch, by whatever ends it."""
         shares = [0.0]
         if trainer.max_steps > 0:
-            shares.append((trainer.global_step + 1) / trainer.max_steps)
+            # A batch may make several steps: as many as the one before.
+            shares.append((trainer.global_step + max(self._steps_in_batch, 1)) / trainer.max_steps)
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches = trainer.num_training_batches
             if math.isinf(batches):

@@ -138,7 +138,7 @@ def test_every_penalty_finds_what_it_is_for(kind: type[VideoModel], name: str):
     weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and "rel" not in n}
     if penalty.layout == "time":
         weights = {n: p for n, p in weights.items() if p.ndim == 5 and p.shape[2] > 1}
-    if penalty.layout == "filter":  # the rows of the output layer are classes
+    if penalty.layout == "filter" and not penalty.joint:  # rows of the head are classes
         weights = {n: p for n, p in weights.items() if not n.startswith("net.head.")}
     assert chosen.keys() == weights.keys()
 

@@ -211,3 +211,9 @@ def test_the_closing_course_is_saved_with_where_it_began():
     for each in (one, other):
         assert each.bounds(0.92, STRIDE, [GLOBAL]) == {GLOBAL: pytest.approx((0.44, 0.44))}
     assert one.bounds(1.0, STRIDE, [GLOBAL]) == {GLOBAL: pytest.approx((0.2, 0.2))}
+
+
+def test_of_equal_misses_the_weaker_penalty_is_taken():
+    """All strengths below 7 leave 0.5; at the edge the next survivor would be worn to nothing."""
+    found = solve({"a": (0.4, 0.4)}, {"a": 1.0}, lambda f: {"a": 0.5 if f["a"] < 7 else 0.25})
+    assert found["a"] <= 1.0
