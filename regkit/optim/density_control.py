@@ -232,7 +232,7 @@ class Bracket:
         above, below = max(density - self.high, 0.0), max(self.low - density, 0.0)
         # What is all zero may not come back: anything else is nearer.
         miss = (float(density == 0), above + below)
-        # Of equal misses the weaker penalty: at the edge the last survivor would be worn to nothing.
+        # Of equal misses the weaker penalty: at the edge a survivor would be worn to nothing.
         weaker = miss == self._miss and self._log < math.log(self.best)
         if miss < self._miss or weaker:
             self._miss, self.best = miss, math.exp(self._log)
