@@ -24,6 +24,8 @@ from regkit.targets import declared_embeddings, embedding_module, survey, table,
 
 # How often `meet_target` tries a strength.
 NUM_TRIALS = 60
+# What there is to know before any optimizer is attached.
+UNATTACHED: Mapping[str, Any] = {"common": 1.0, "layers": None, "members": [], "counted": []}
 
 
 class Regularizer:
@@ -155,11 +157,11 @@ class Regularizer:
     def counted_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that count for density, by name.
 
-        Those that a penalty with lam > 0 chooses and an attached optimizer trains; before the
-        first step, those that are not frozen. Without such a penalty, all weights that are not
-        frozen, for comparison.
+        Those that a penalty with lam > 0 chooses and an attached optimizer trains (with a target
+        density: what can become zero of them); before the first step, those that are not frozen.
+        Without such a penalty, all weights that are not frozen, for comparison.
         """
-        members = {name for record in self._records() for name in record["members"]}
+        members = {name for record in self._records() for name in record["counted"]}
         penalised = set(self._weights.penalised())
         if not penalised:
             chosen = self.named_parameters() if self.bound else weights(self.model)
@@ -258,7 +260,8 @@ class Regularizer:
         """
         found = {name: penalty.lam for name, penalty in self.penalties.items()}
         for name, one in self.bound.items():
-            penalty = _at(one.penalty, self._record_of(one.parts)["common"])
+            factors = self._factors(self._record_of(one.parts)["common"])
+            penalty = Scale(factors)(replace(one.parts[0], penalty=one.penalty))
             found[name] = 0.0 if penalty is None else penalty.lam
         return found
 
@@ -284,13 +287,18 @@ class Regularizer:
         For a training that ended before its schedule did. What the penalty would zero first goes;
         what is left is not touched, and wants some training with `debias`. Each optimizer's weights
         by themselves, and with `layerwise` each layer.
-        Raises: InputError when the schedule has no target.
+        Raises: InputError when the schedule has no target, or weights are sharded.
         """
         target = self.schedule.target_density
         if target is None:
             raise InputError("meet_target: the schedule has no target_density.")
         counted = self.counted_parameters()
-        trained = [set(record["members"]) & counted.keys() for record in self._records()]
+        if sharded := [name for name, p in counted.items() if hasattr(p, "placements")]:
+            raise InputError(
+                f"meet_target: {sharded[0]!r} is sharded over ranks, and what goes first of its "
+                "weights is not known on one. Call it on the whole model, loaded on one process."
+            )
+        trained = [set(record["counted"]) & counted.keys() for record in self._records()]
         for names in trained or [counted.keys()]:
             parts = self._sparsifying({counted[name] for name in names})
             for some in _by_layer(parts) if self.schedule.layerwise else [parts]:
@@ -352,7 +360,7 @@ class Regularizer:
 
     def _record_of(self, parts: Any) -> Mapping[str, Any]:
         """Return the record of the optimizer that trains most weights of some parts."""
-        records = self._records() or [{"common": 1.0, "layers": None, "members": []}]
+        records = self._records() or [UNATTACHED]
         names = {piece.name for part in parts for piece in part.bundle.pieces}
         return max(records, key=lambda record: len(names.intersection(record["members"])))
 
@@ -360,8 +368,10 @@ class Regularizer:
         """Return what gives the penalty of a part at the strength of the last step."""
         records = self._records()
         owners = {name: record for record in records for name in record["members"]}
-        default = records[0] if records else {"common": 1.0, "layers": None}
-        scales = {id(r): Scale(Factors(r["common"], r["layers"])) for r in [default, *records]}
+        default = records[0] if records else UNATTACHED
+        scales = {
+            id(r): Scale(self._factors(r["common"], r["layers"])) for r in [default, *records]
+        }
 
         def scale(part: Part) -> WeightPenalty | None:
             names = (piece.name for piece in part.bundle.pieces)
@@ -369,6 +379,9 @@ class Regularizer:
             return scales[id(owner)](part)
 
         return scale
+
+    def _factors(self, common: float | None, layers: Any = None) -> Factors:
+        return Factors(common, layers, searched=self.schedule.target_density is not None)
 
     def _of_kind(self, kind: type) -> dict[str, Any]:
         return {name: p for name, p in self.penalties.items() if isinstance(p, kind)}
@@ -386,12 +399,6 @@ class Regularizer:
                 "or give longer clips."
             )
         return frames
-
-
-def _at(penalty: WeightPenalty, common: float | None) -> WeightPenalty | None:
-    if common is None:
-        return penalty if penalty.constraint else None
-    return penalty.at(common)
 
 
 def _check_target(schedule: Schedule, penalties: Mapping[str, WeightPenalty]) -> None:

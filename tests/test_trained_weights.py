@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy, mse_loss
 
 from regkit import InputError, Regularizer, Schedule
-from regkit.penalties import L1, GroupLasso, GroupMCP, WeightPenalty
+from regkit.penalties import L1, L2, GroupLasso, GroupMCP, WeightPenalty
 
 NUM_STEPS = 40
 Make = Callable[[Iterable[nn.Parameter]], optim.Optimizer]
@@ -558,3 +558,21 @@ def test_layerwise_factors_cost_no_planning(name: str, penalty: str):
     reg = aimed(model, optimizer, PENALTIES[penalty], layerwise=True)
     train(model, optimizer)
     assert reg._steps[0].plans.num_built <= 4
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_no_penalty_can_make_zero_is_neither_counted_nor_searched_for(
+    name: str, layerwise: bool
+):
+    """A ridge on one layer keeps its lam; L1 on another meets the target by itself."""
+    model = three()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    penalties = {"ridge": L2(1e-3, on="0"), "lasso": L1(1e-3, on=["2", "4"])}
+    reg = aimed(model, optimizer, penalties, layerwise=layerwise)
+    assert train(model, optimizer) == []
+    assert density_of(model[0].weight) == 1.0
+    assert density_of(model[2].weight, model[4].weight) == pytest.approx(0.3, abs=0.01)
+    assert reg.current_lams()["ridge"] == 1e-3
+    assert 0 < reg.current_lams()["lasso"] < 1e3
+    assert set(reg.counted_parameters()) == {"2.weight", "4.weight"}

@@ -33,10 +33,12 @@ class Factors:
 
     common: in all layers; None: the penalties are off, and only constraints hold.
     layers: beside it, by the key of a part; 1 where none is given.
+    searched: they were found for a density, and hold for penalties that make zeros alone.
     """
 
     common: float | None = 1.0
     layers: Mapping[str, float] | None = None
+    searched: bool = False
 
     def of(self, key: str) -> float | None:
         """Return the factor of one part."""
@@ -65,7 +67,7 @@ class DensityController:
         """The factors that hold now."""
         found = {name: feedback.factor for name, feedback in self._feedbacks.items()}
         common = found.pop(GLOBAL)
-        return Factors(common, found if self._schedule.layerwise else None)
+        return Factors(common, found if self._schedule.layerwise else None, searched=True)
 
     def named(self, names: Collection[str]) -> dict[str, float]:
         """Return the factors that a search may change, by name; 1 where none is known yet."""

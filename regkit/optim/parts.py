@@ -57,6 +57,8 @@ class Scale:
         factor = self.factors.of(part.key)
         if factor is None:
             return part.penalty if part.penalty.constraint else None
+        if self.factors.searched and not part.penalty.sparsifies:
+            return part.penalty
         key = (part.penalty, factor)
         if key not in self._found:
             self._found[key] = part.penalty.at(factor)

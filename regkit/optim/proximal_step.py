@@ -143,6 +143,8 @@ class ProximalStep:
         grouped = (p for part in parts for p in part.parameters)
         self.members = dict.fromkeys([*chains, *grouped])
         _check(optimizer, list(self.members), parts)
+        every = [part for chain in chains.values() for part in chain] + list(parts)
+        self._zeroable = {p for one in every if one.penalty.sparsifies for p in one.parameters}
         self.step_size = _step_size_or_warning(optimizer)
         self.state = ProxState(factors=Factors(self.schedule.strength(0.0)))
         self.control = None
@@ -305,9 +307,10 @@ class ProximalStep:
             p.copy_(values)
         factors = control.factors
         if self.schedule.layerwise:
-            factors = Factors(factors.common, {**(factors.layers or {}), **named})
+            layers = {**(factors.layers or {}), **named}
+            factors = Factors(factors.common, layers, searched=True)
         else:
-            factors = Factors(named[GLOBAL])
+            factors = Factors(named[GLOBAL], searched=True)
         self._apply(context, moves, factors)
         return self.densities()
 
@@ -436,8 +439,14 @@ class ProximalStep:
     def counted(self) -> list[nn.Parameter]:
         """Return the parameters that count for density: penalised, and trained by this optimizer.
 
-        Before its first step: those that it holds and that are not frozen.
+        Of those, where a density is aimed at, what a penalty can make zero. Before the first step:
+        those that it holds and that are not frozen.
         """
+        trained = self.trained()
+        return trained if self.control is None else [p for p in trained if p in self._zeroable]
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the penalised parameters that this optimizer trains."""
         moved = self.state.num_moves or {
             p: 0 for group in self.optimizer.param_groups for p in group["params"]
         }
@@ -456,8 +465,7 @@ class ProximalStep:
         found = {GLOBAL: sum(alive.values()) / sum(p.numel() for p in members)}
         if self.schedule.layerwise:
             for p in members:
-                for part in self.chains.get(p, ()):
-                    found[part.key] = alive[p] / p.numel()
+                found |= {part.key: alive[p] / p.numel() for part in self._counted_chain(p)}
             parts = self._counted_parts(set(members))
             seen = whole_rows([(part.key, part.bundle) for part in parts])
             shares = {key: (rows != 0).float().mean() for key, rows in seen}
@@ -470,11 +478,14 @@ class ProximalStep:
         if not self.schedule.layerwise:
             return [GLOBAL]
         members = self.counted()
-        keys = [part.key for p in members for part in self.chains.get(p, ())]
+        keys = [part.key for p in members for part in self._counted_chain(p)]
         return [*keys, *(part.key for part in self._counted_parts(set(members)))]
 
+    def _counted_chain(self, p: nn.Parameter) -> list[Part]:
+        return [part for part in self.chains.get(p, ()) if part.penalty.sparsifies]
+
     def _counted_parts(self, members: set[nn.Parameter]) -> list[Part]:
-        narrow = (part.trained() for part in self.parts)
+        narrow = (part.trained() for part in self.parts if part.penalty.sparsifies)
         return [p for p in narrow if p is not None and members.issuperset(p.parameters)]
 
     def target_result(self) -> TargetResult | None:
@@ -538,7 +549,8 @@ class ProximalStep:
             "progress": state.progress,
             "gains": {names[p]: gain for p, gain in state.gains.items() if p in names},
             "num_moves": {names[p]: num for p, num in state.num_moves.items() if p in names},
-            "members": [names[p] for p in self.counted() if p in names],
+            "members": [names[p] for p in self.trained() if p in names],
+            "counted": [names[p] for p in self.counted() if p in names],
             "common": state.factors.common,
             "layers": None if layers is None else dict(layers),
             "control": None if self.control is None else self.control.state_dict(),
@@ -560,7 +572,7 @@ class ProximalStep:
             Counter(
                 {found[name]: num for name, num in saved["num_moves"].items() if name in found}
             ),
-            Factors(saved["common"], saved["layers"]),
+            Factors(saved["common"], saved["layers"], self.control is not None),
         )
         if self.control is not None and saved["control"] is not None:
             self.control.load_state_dict(saved["control"])

@@ -26,7 +26,8 @@ class Schedule:
         training.
     ramp_until: end of a ramp, or of the cubic fall of the density towards `target_density`.
     target_density: share of the weights that are trained and penalised that is not zero in the
-        end. The strength is found: `lam` is only where the search starts.
+        end. The strength of penalties that make zeros is found: their `lam` is only where the
+        search starts; weights that others alone choose are not counted.
     layerwise: every layer (or set of channels) comes down to the target by a strength of its own.
     settle: share of training from which zeros stay zero, while the penalty stays on.
     debias: share of training from which the penalty is off and zeros stay zero, so that what is
