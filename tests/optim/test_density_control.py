@@ -113,7 +113,7 @@ def controller(**options: Any) -> DensityController:
 def test_the_strength_follows_what_there_is_too_much():
     """By hand: 60 per density and training of the integral, 3 per density of the proportional."""
     one = controller(target_density=0.5, ramp_until=0.0)
-    assert one.factors == Factors(1.0, None)
+    assert one.factors == Factors(1.0, None, searched=True)
     one.observe(0.1, {GLOBAL: 0.7})
     assert one.factors.common == pytest.approx(2.718281828 ** (60 * 0.1 * 0.2 + 3 * 0.2))
     one.observe(0.2, {GLOBAL: 0.4})
