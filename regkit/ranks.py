@@ -195,6 +195,34 @@ def summed(counts: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def placement(tensor: Tensor) -> Any:
+    """Return what two tensors have in common that are shared by the same ranks on like devices."""
+    mesh = getattr(tensor, "device_mesh", None)
+    return mesh, _placements(tensor), local(tensor).device
+
+
+def gathered_groups(numbers: Tensor, bundle: Bundle) -> Tensor:
+    """Return a number for each group of a bundle of which every rank has its own (a collective).
+
+    numbers: (groups of this rank,)
+    """
+    rows = shared_rows(bundle)
+    if rows is None:
+        return numbers.clone()
+    found: list[Any] = [None] * rows.num_ranks
+    dist.all_gather_object(found, numbers.cpu(), group=rows.group)
+    return torch.cat(found)
+
+
+def own_groups(numbers: Tensor, bundle: Bundle) -> Tensor:
+    """Return of `gathered_groups` what is this rank's: groups are counted row by row."""
+    rows = shared_rows(bundle)
+    if rows is None:
+        return numbers
+    per_row = len(numbers) // max(rows.num_rows, 1)
+    return numbers[rows.run.start * per_row : rows.run.stop * per_row]
+
+
 def _all_gather(parts: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]:
     """Return the whole of tensors of which every rank gives its rows.
 

@@ -554,7 +554,7 @@ def stopped(
 @pytest.mark.parametrize("layerwise", [False, True])
 @pytest.mark.parametrize("stop", STOPS)
 def test_an_early_end_is_said_once_and_can_be_finished(stop: str, layerwise: bool):
-    schedule = Schedule(target_density=0.3, layerwise=layerwise)
+    schedule = Schedule(target_density=0.3, ramp_until=0.8, layerwise=layerwise)
     module, regularize, warned = stopped(schedule, STOPS[stop]())
     assert len(warned) == 1
     assert "Regularizer.meet_target()" in warned[0]
@@ -575,8 +575,8 @@ def test_an_early_end_is_said_once_and_can_be_finished(stop: str, layerwise: boo
     ("schedule", "module"),
     [
         (Schedule(target_density=0.3, debias=0.8), Client),
-        (Schedule(target_density=0.3), Pair),
-        (Schedule(target_density=0.3, num_steps=TOTAL), Client),
+        (Schedule(target_density=0.3, ramp_until=0.8), Pair),
+        (Schedule(target_density=0.3, ramp_until=0.8, num_steps=TOTAL), Client),
         (Schedule(ramp="cubic", ramp_until=0.5, settle=0.7, debias=0.8), Client),
         (Schedule(debias=0.8, num_steps=TOTAL), Client),
     ],

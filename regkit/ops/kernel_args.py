@@ -79,6 +79,8 @@ class KernelArgs:
         included; exp_avgs: first moments or momentum buffers; grads and exp_avgs: for an update
         only.
     geometry: (pieces, NUM_AXES) on the CPU; None for entries.
+    gates: bytes as `regkit.ops.gate` has them, of all entries of each weight, in its strides; or
+        with a geometry of the groups of each bundle. Empty: every zero may wake.
     """
 
     weights: Sequence[Tensor]
@@ -89,6 +91,7 @@ class KernelArgs:
     exp_avgs: Sequence[Tensor] = ()
     grads: Sequence[Tensor] = ()
     geometry: Tensor | None = None
+    gates: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True, eq=False)

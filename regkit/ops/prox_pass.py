@@ -59,7 +59,8 @@ BACKENDS: dict[str, Backend] = {
 class ProxPass:
     """A pass that is made again and again, with other parameters each time.
 
-    table: None for the bodies in plain torch, the reference; addresses: of the weights in it.
+    table: None for the bodies in plain torch, the reference; addresses: of the weights and gates
+        in it.
     """
 
     args: KernelArgs
@@ -80,7 +81,7 @@ class ProxPass:
         """
         args = self.args
         lists = (args.weights, args.grads, args.exp_avgs, args.exp_avg_sqs)
-        lists = (*lists, args.max_exp_avg_sqs, args.step_counts)
+        lists = (*lists, args.max_exp_avg_sqs, args.step_counts, args.gates)
         ops = torch.ops.regkit
         op, geometry = ops.prox_entries, ()
         if args.geometry is not None:
@@ -123,8 +124,12 @@ def prepare(
     table = None if backend is None else backend.prepare(args, formulas, metric, update)
     if table is None:
         return None
-    addresses = torch.tensor([weight.data_ptr() for weight in args.weights])
+    addresses = torch.tensor(_addresses(args))
     return ProxPass(args, tuple(formulas), metric, update, table, addresses)
+
+
+def _addresses(args: KernelArgs) -> list[int]:
+    return [tensor.data_ptr() for tensor in (*args.weights, *args.gates)]
 
 
 def _entries(
@@ -134,6 +139,7 @@ def _entries(
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
     step_counts: list[Tensor],
+    gates: list[Tensor],
     param_row: list[int],
     params: Tensor,
     table: list[Tensor] | None,
@@ -146,15 +152,16 @@ def _entries(
 ) -> None:
     """Be the body of `regkit::prox_entries` on every device.
 
-    table: addresses of the weights, and what the kernels read. A program traced by torch.compile
-    may hand in copies of the weights, to be written back: kernels would write past those.
+    table: addresses of weights and gates, and what the kernels read. A program traced by
+    torch.compile may hand in copies of those, to be written back: kernels would write past them.
     """
     args = KernelArgs(
         *(weights, param_row, exp_avg_sqs, step_counts, max_exp_avg_sqs, exp_avgs, grads),
         geometry=geometry,
+        gates=gates,
     )
     run = reference.run
-    if table is not None and table[0].tolist() == [weight.data_ptr() for weight in weights]:
+    if table is not None and table[0].tolist() == _addresses(args):
         run = BACKENDS[weights[0].device.type].run
     known, rest = [FORMULAS[key] for key in formulas], LaunchTable((table or [])[1:])
     run(args, rest, params, skip, scale, update, metric, known)
@@ -162,7 +169,7 @@ def _entries(
 
 def _groups(*given: object) -> None:
     """Be the body of `regkit::prox_groups` on every device."""
-    before, geometry, rest = given[:8], given[8], given[9:]
+    before, geometry, rest = given[:9], given[9], given[10:]
     _entries(*before, *rest, geometry=geometry)  # pyright: ignore[reportArgumentType]: as torch has checked
 
 
@@ -172,7 +179,8 @@ def _nothing(*given: object) -> None:
 
 _LISTS = (
     "Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-    "Tensor(d!)[] max_exp_avg_sqs, Tensor[] step_counts, int[] param_row, Tensor params, "
+    "Tensor(d!)[] max_exp_avg_sqs, Tensor[] step_counts, Tensor(e!)[] gates, int[] param_row, "
+    "Tensor params, "
 )
 _REST = (
     "Tensor[]? table, Tensor? skip, Tensor? scale, str update, str metric, str[] formulas) -> ()"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from regkit.ops.formula import NUM_COEFFICIENTS, Coefficients, Formula
+from regkit.ops.gate import keep_zeros, recorded
 from regkit.ops.kernel_args import SIZES, STRIDES, GroupAxis, KernelArgs, LaunchTable, Param
 
 
@@ -54,7 +55,12 @@ def _entries(
         step = _step(args, place, param, metric)
         for formula, coefficients in _chain(formulas, param):
             x = formula.prox(x, step, param[Param.LR], coefficients)
-        weight.copy_(x)
+        if args.gates:
+            gate = args.gates[place]
+            weight.copy_(keep_zeros(x, gate))
+            gate.copy_(recorded(gate, weight == 0))
+        else:
+            weight.copy_(x)
 
 
 def _groups(
@@ -67,7 +73,7 @@ def _groups(
     formulas: Sequence[Formula],
 ) -> None:
     weights = args.weights
-    for bundle in geometry[:, GroupAxis.BUNDLE].unique().tolist():
+    for number, bundle in enumerate(geometry[:, GroupAxis.BUNDLE].unique().tolist()):
         pieces = geometry[geometry[:, GroupAxis.BUNDLE] == bundle].tolist()
         xs, steps = [], []
         for piece in pieces:
@@ -83,6 +89,11 @@ def _groups(
         param = params[args.param_row[pieces[0][GroupAxis.WEIGHT]]].tolist()
         ((formula, coefficients),) = _chain(formulas, param)
         rows = formula.prox(rows, step, param[Param.LR], coefficients)
+        if args.gates:
+            gate = args.gates[number]
+            rows = keep_zeros(rows, gate)
+            written = rows.to(weights[pieces[0][GroupAxis.WEIGHT]].dtype)
+            gate.copy_(recorded(gate, (written == 0).all(1)))
         for piece, part in zip(pieces, rows.split([x.shape[1] for x in xs], 1), strict=True):
             seen = _seen(weights[piece[GroupAxis.WEIGHT]], piece)
             seen.copy_(part.reshape(seen.shape))

@@ -33,6 +33,8 @@ class Slice:
         then).
     start, stop: the run, along the first axis of the view.
     move: what the optimizer did to the parameter.
+    gate: bytes of `regkit.ops.gate`: of the entries, laid out as the values, or of the groups, end
+        to end; None where every zero may wake.
     """
 
     values: Tensor
@@ -40,12 +42,15 @@ class Slice:
     start: int
     stop: int
     move: Move
+    gate: Tensor | None = None
 
     @classmethod
-    def whole(cls, values: Tensor, move: Move, view: View | None = None) -> "Slice":
+    def whole(
+        cls, values: Tensor, move: Move, view: View | None = None, gate: Tensor | None = None
+    ) -> "Slice":
         """Return all entries, or all groups that a view sees."""
         stop = values.numel() if view is None else view.shape[view.order[0]]
-        return cls(values, view, 0, stop, move)
+        return cls(values, view, 0, stop, move, gate)
 
     def seen(self, tensor: Tensor) -> Tensor:
         """Return the run as it lies in memory: of the values a view, which is written to."""
@@ -58,6 +63,14 @@ class Slice:
         if self.view is None:
             return seen
         return seen.reshape(prod(seen.shape[: self.view.lead]), -1)
+
+    def gates(self) -> Tensor:
+        """Return the bytes of the run as they lie in memory."""
+        assert self.gate is not None
+        if self.view is None:
+            return flat(self.gate, self.values)[self.start : self.stop]
+        first = self.view.shape[self.view.order[0]]
+        return self.gate.view(first, -1)[self.start : self.stop].view(-1)
 
     def between(self, start: int, stop: int) -> "Slice":
         """Return a part of the run."""
@@ -99,6 +112,19 @@ class Batch:
         if pairs:
             targets, parts = map(list, zip(*pairs, strict=True))
             torch._foreach_copy_(targets, parts)  # pyright: ignore[reportPrivateImportUsage]: no public name
+
+    def gates(self) -> Tensor | None:
+        """Return the gates of all entries or groups, not to be written to; None without any."""
+        if self.slices[0].gate is None:
+            return None
+        parts = [s.gates() for s in self.slices]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def write_gates(self, gates: Tensor) -> None:
+        """Write the gates back."""
+        targets = [s.gates() for s in self.slices]
+        parts = list(gates.split([len(t) for t in targets]))
+        torch._foreach_copy_(targets, parts)  # pyright: ignore[reportPrivateImportUsage]: no public name
 
     def step(self, step_size: StepSizeOf) -> Number:
         """Return the step of every entry: a number where all agree, else laid out as `values`."""
@@ -143,39 +169,46 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return whole.to(torch.promote_types(whole.dtype, torch.float32))
 
 
+def _own(parameter: nn.Parameter) -> Tensor:
+    return local(parameter.detach())
+
+
 def entry_batches(
-    kinds: Mapping[nn.Parameter, Any], moves: Mapping[nn.Parameter, Move]
+    kinds: Mapping[nn.Parameter, Any],
+    moves: Mapping[nn.Parameter, Move],
+    gates: Mapping[nn.Parameter, Tensor] | None = None,
+    read: Callable[[nn.Parameter], Tensor] = _own,
 ) -> Iterator[tuple[Any, Batch]]:
     """Yield entries of one kind, of equal settings, type and device, end to end.
 
     kinds: of each parameter, comparable; those without one are left out.
+    gates: of those that have some. read: gives the values that are seen and written to.
     """
     if not kinds:
         return
     buckets: dict[Any, list[Slice]] = defaultdict(list)
     copies: list[tuple[Tensor, Tensor]] = []
     for p, move in moves.items():
-        values = local(p.detach())
-        if p not in kinds or values.numel() == 0:
+        if p not in kinds:
+            continue
+        values = read(p)
+        if values.numel() == 0:
             continue
         if not is_dense(values):
             copies.append((values, values.contiguous()))
             values = copies[-1][1]
-        key = (kinds[p], id(move.group), values.dtype, values.device)
-        buckets[key].append(Slice.whole(values, move))
-    for (kind, _, _, device), slices in buckets.items():
-        for batch in packed(slices, _most(device.type)):
+        gate = None if gates is None or p not in gates else local(gates[p])
+        key = (kinds[p], id(move.group), gate is None, values.dtype, values.device)
+        buckets[key].append(Slice.whole(values, move, gate=gate))
+    for (kind, _, _, _, device), slices in buckets.items():
+        for batch in packed(slices, most_entries(device.type)):
             yield kind, batch
     for values, copy in copies:
         values.copy_(copy)
 
 
-def _own(parameter: nn.Parameter) -> Tensor:
-    return local(parameter.detach())
-
-
 def row_batches(
-    bundles: Sequence[tuple[Any, Bundle, bool]],
+    bundles: Sequence[tuple[Any, Bundle, bool, Tensor | None]],
     moves: Mapping[nn.Parameter, Move],
     read: Callable[[nn.Parameter], Tensor] = _own,
 ) -> Iterator[tuple[Any, list[Batch]]]:
@@ -184,29 +217,32 @@ def row_batches(
     A bundle in one parameter is stacked upon others of its kind whose groups have equal size; a
     bundle in several is by itself. Left out where a parameter did not move.
 
-    bundles: each with its kind, comparable, and whether its rows are one matrix (joint).
+    bundles: each with its kind, comparable, whether its rows are one matrix (joint), and the gates
+        of its groups.
     read: gives the values that are seen and written to; by default this rank's own.
     """
     stacks: dict[Any, list[Slice]] = defaultdict(list)
-    for kind, bundle, joint in bundles:
+    for kind, bundle, joint, gate in bundles:
         if any(piece.parameter not in moves for piece in bundle.pieces):
             continue
-        parts = [Slice.whole(read(p.parameter), moves[p.parameter], p.view) for p in bundle.pieces]
+        parts = [
+            Slice.whole(read(p.parameter), moves[p.parameter], p.view, gate) for p in bundle.pieces
+        ]
         if len(parts) > 1 or joint:
             yield from ((kind, cut) for cut in _side_by_side(parts, bundle, joint))
             continue
         one = parts[0]
-        key = (kind, id(one.move.group), bundle.size, one.values.dtype, one.values.device)
-        stacks[key].append(one)
-    for (kind, _, _, _, device), slices in stacks.items():
-        for batch in packed(slices, _most(device.type)):
+        what = one.values.dtype, one.values.device
+        stacks[kind, id(one.move.group), bundle.size, gate is None, *what].append(one)
+    for (kind, _, _, _, _, device), slices in stacks.items():
+        for batch in packed(slices, most_entries(device.type)):
             yield kind, [batch]
 
 
 def _side_by_side(parts: Sequence[Slice], bundle: Bundle, joint: bool) -> Iterator[list[Batch]]:
     """Cut the slices of one bundle at the same groups."""
     stop = parts[0].stop
-    most = _most(parts[0].values.device.type)
+    most = most_entries(parts[0].values.device.type)
     length = stop if joint else max(most * stop // (bundle.num_groups * bundle.size), 1)
     for start in range(0, stop, length):
         yield [Batch([one.between(start, min(start + length, stop))]) for one in parts]
@@ -262,5 +298,6 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _most(device_type: str) -> int:
+def most_entries(device_type: str) -> int:
+    """Return how many entries a batch has at most on a type of device."""
     return BATCH_ENTRIES.get(device_type, 2**24)

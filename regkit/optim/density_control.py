@@ -234,8 +234,9 @@ class Bracket:
         above, below = max(density - self.high, 0.0), max(self.low - density, 0.0)
         # What is all zero may not come back: anything else is nearer.
         miss = (float(density == 0), above + below)
-        # Of equal misses the weaker penalty: at the edge a survivor would be worn to nothing.
-        weaker = miss == self._miss and self._log < math.log(self.best)
+        # Of equal misses the weaker penalty: at the edge a survivor would be worn to nothing. Where
+        # weaker ones bring nothing back, zeros are held, and the strength stays.
+        weaker = miss == self._miss and self._log < math.log(self.best) and above > 0
         if miss < self._miss or weaker:
             self._miss, self.best = miss, math.exp(self._log)
         if above > 0:

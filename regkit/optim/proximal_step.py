@@ -27,7 +27,7 @@ from regkit.optim.density_control import (
 from regkit.optim.fused_optimizers import FusedOptimizer
 from regkit.optim.parts import Chain, Part, Scale, active
 from regkit.optim.schedule import Progress, Schedule
-from regkit.optim.sharding import group_batches
+from regkit.optim.sharding import divide, group_batches
 from regkit.optim.step_plan import (
     FIRST_MOMENT_KEYS,
     PlanCache,
@@ -36,15 +36,19 @@ from regkit.optim.step_plan import (
     signature,
 )
 from regkit.optim.step_size import (
+    AVERAGED_ALREADY,
+    AVERAGES,
     SEEN_BY_THEIR_MOVE,
     Move,
     StepSizeOf,
+    gradient,
     learning_rate,
     momentum_gain,
     momentum_gain_at_rest,
     step_size_of,
     warn_of_unknown,
 )
+from regkit.optim.support import INTERVAL, Support, interval_of
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.ranks import local, summed, whole_rows
 
@@ -75,6 +79,8 @@ class StepContext:
     skip: on a GPU, not 0 where a loss scaler skips the step; is_skipped: it does, and we know.
     firsts: parameters whose momentum buffer is still empty.
     before: weights before the move, where something is computed from them.
+    nonzero: which weights are not zero, where zeros are kept.
+    gates: before the step, where the support is looked at after it; else None.
     """
 
     progress: float
@@ -87,6 +93,7 @@ class StepContext:
     firsts: frozenset[nn.Parameter]
     before: Mapping[nn.Parameter, Tensor]
     nonzero: Mapping[nn.Parameter, Tensor]
+    gates: Sequence[Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,12 @@ class ProximalStep:
             self.control = DensityController(self.schedule)
         self.prox_seconds = 0.0
         self.plans = PlanCache()
+        averaged = self.step_size in AVERAGED_ALREADY
+        self.support = Support(holds=self.schedule.holds_zeros and not averaged)
+        self._average_of = None if averaged else AVERAGES.get(self.step_size, gradient)
+        self._divided: tuple[tuple[bool, ...], Sequence[Part], Sequence[Part]] | None = None
+        self._versions: dict[nn.Parameter, Any] = {}
+        self._is_shut = False
         # Parameters whose momentum buffer has seen no gradient, not even one that was skipped.
         self._unbuffered: set[nn.Parameter] = set()
         self._stride = 0.0
@@ -180,8 +193,9 @@ class ProximalStep:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Look at where a step starts from; nothing of the state changes."""
+        """Look at where a step starts from."""
         self._fused = None
+        self._watch_zeros()
         progress = self._coming_progress()
         stride = max(progress - self.state.progress, 0.0)
         schedule, control = self.schedule, self.control
@@ -193,6 +207,9 @@ class ProximalStep:
             bounds = control.bounds(progress, stride, self._names())
         else:
             factors, bounds = Factors(schedule.strength(self.state.progress)), None
+        if keeps_zeros and not self._is_shut:
+            self.support.shut()
+        self._is_shut = keeps_zeros
         self._unbuffered |= self._with_empty_buffers()
         skip, is_skipped = self._skipping()
         self._context = StepContext(
@@ -206,7 +223,26 @@ class ProximalStep:
             frozenset(self._unbuffered),
             {p: p.detach().clone() for p in self._kept},
             {p: local(p.detach()) != 0 for p in self.members} if keeps_zeros else {},
+            self.support.snapshot() if self._is_tenth(self.state.num_steps + 1) else None,
         )
+
+    def _is_tenth(self, step: int) -> bool:
+        """Say whether the support is looked at after this step."""
+        return step % INTERVAL == 0
+
+    def _watch_zeros(self) -> None:
+        """Make gates that are missing, and see what others have written since the last step."""
+        trained = tuple(p.requires_grad for p in self.members)
+        if self._divided is None or self._divided[0] != trained:
+            parts = (part.trained() for part in self.parts)
+            held = {p for group in self.optimizer.param_groups for p in group["params"]}
+            here = [p for p in parts if p is not None and held.issuperset(p.parameters)]
+            self._divided = (trained, *divide(here))
+        mine = {p: chain for p, chain in self.chains.items() if p.requires_grad}
+        self.support.watch(mine, *self._divided[1:])
+        changed = [p for p, version in self._versions.items() if version != _version(p)]
+        if changed:
+            self.support.resync(changed)
 
     @torch.no_grad()
     def fused_step(self, update: str) -> set[Tensor]:
@@ -251,16 +287,38 @@ class ProximalStep:
         moves = _stirring(moves)
         if self._fused:
             moves = {p: m for p, m in moves.items() if p in self.members}
+        self._weigh_zeros(context, moves)
         if self.control is not None and context.factors.common is not None and moves:
             self._controlled(self.control, context, moves)
         else:
             self._apply(context, moves, context.factors, plan)
+        if context.gates is not None:
+            self.support.count(context.gates)
+        self._versions = {p: _version(p) for p in self.support.members}
         if self.control is not None and self.control.is_due(context.progress, context.stride):
             self.control.observe(context.progress, self.densities())
         self.prox_seconds += time.perf_counter() - began
         is_last = context.progress >= 1.0 and context.stride > 0
         if self.schedule.num_steps is not None and is_last:
             self._warn_of_a_missed_target()
+
+    def _weigh_zeros(self, context: StepContext, moves: Moves) -> None:
+        """Learn from the gradients of the step which zeros may wake."""
+        support, step = self.support, self.state.num_steps
+        members = support.members
+        if self._average_of is not None:
+            leads = {id(m.group): m for m in map(moves.get, members) if m is not None}
+            due = {
+                group
+                for group, lead in leads.items()
+                if step % interval_of(self._average_of(lead)) == 0
+            }
+            some = {p: moves[p] for p in members if p in moves and id(moves[p].group) in due}
+            unscale = getattr(self.optimizer, "grad_scale", None)
+            support.sample(some, self._average_of, unscale, context.skip)
+        if context.gates is not None and context.factors.common is not None:
+            scale = Scale(context.factors)
+            support.weigh(self.chains, scale, moves, self.step_size, not context.keeps_zeros)
 
     def _advance(self, context: StepContext, moves: Moves) -> None:
         state = self.state
@@ -279,7 +337,7 @@ class ProximalStep:
         bounds, names = context.bounds, self._names()
         assert bounds is not None, "a step that is controlled has bounds"
         start = {p: p.detach().clone() for p in moves}
-        attempt = partial(self._attempt, control, context, moves, start)
+        attempt = partial(self._attempt, control, context, moves, start, self.support.snapshot())
         if control.is_new():
             target = self.schedule.target_density or 0.0
             wanted = dict.fromkeys(names, (target, (1 + target) / 2))
@@ -297,20 +355,26 @@ class ProximalStep:
         context: StepContext,
         moves: Moves,
         start: Mapping[nn.Parameter, Tensor],
+        gates: Sequence[Tensor],
         named: Mapping[str, float],
     ) -> Densities:
         """Take the step at given factors, from where the optimizer moved to; say what it leaves.
 
-        start: the weights there. named: factors by name.
+        start: the weights there. gates: of before the step. named: factors by name.
         """
         for p, values in start.items():
             p.copy_(values)
+        self.support.restore(gates)
         factors = control.factors
         if self.schedule.layerwise:
             layers = {**(factors.layers or {}), **named}
             factors = Factors(factors.common, layers, searched=True)
         else:
             factors = Factors(named[GLOBAL], searched=True)
+        if context.progress > self.schedule.closing[0] and not context.keeps_zeros:
+            # Which zeros may wake depends on the strength, and now each has to be met exactly.
+            scale = Scale(factors)
+            self.support.weigh(self.chains, scale, moves, self.step_size, opens=True)
         self._apply(context, moves, factors)
         return self.densities()
 
@@ -328,10 +392,10 @@ class ProximalStep:
         taken = None if context.skip is None else 1.0 - context.skip
         kinds = {p: active(chain, scale) for p, chain in plan.chains.items() if p in moves}
         kinds = {p: penalties for p, penalties in kinds.items() if penalties}
-        for penalties, batch in entry_batches(kinds, moves):
+        for penalties, batch in entry_batches(kinds, moves, self.support.entries):
             prox_entries(penalties, batch, self.step_size, taken)
         for penalty, batches in group_batches(
-            plan.alone, plan.together, scale, moves, self.step_size
+            plan.alone, plan.together, scale, moves, self.step_size, self.support.groups
         ):
             prox_rows(penalty, batches, self.step_size, taken, self.state.num_steps)
         for p in moves if context.keeps_zeros else ():
@@ -342,7 +406,8 @@ class ProximalStep:
         off, layered = factors.common is None, factors.layers is not None
         trained = tuple(p.requires_grad for p in self.members)
         memory = signature(moves, self.step_size, update)
-        key = (update, off, layered, trained, self._paces(moves), memory)
+        version = self.support.version
+        key = (update, off, layered, trained, version, self._paces(moves), memory)
         return self.plans.get(key, partial(self._build_plan, moves, off, layered, update))
 
     def _build_plan(self, moves: Moves, off: bool, layered: bool, update: str) -> StepPlan:
@@ -353,7 +418,15 @@ class ProximalStep:
             chains = {p: tuple(chain) for p, chain in held.items() if chain}
             parts = [part for part in parts if part.penalty.constraint]
         self._warn_of_split_groups()
-        return build_plan(chains, parts, moves, self.step_size, layered=layered, update=update)
+        return build_plan(
+            chains,
+            parts,
+            moves,
+            self.step_size,
+            support=self.support,
+            layered=layered,
+            update=update,
+        )
 
     def _paces(self, moves: Moves) -> tuple[int, ...]:
         """Number the parameters by how they have moved; those with one number share it all.
@@ -541,7 +614,11 @@ class ProximalStep:
                 return
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
-        """Return what training needs again: numbers, by parameter name."""
+        """Return what training needs again, by parameter name; a collective for shards."""
+        return {**self.record(names), "support": self.support.state_dict(names)}
+
+    def record(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """Return the numbers of the state, by parameter name."""
         state = self.state
         layers = state.factors.layers
         return {
@@ -576,6 +653,9 @@ class ProximalStep:
         )
         if self.control is not None and saved["control"] is not None:
             self.control.load_state_dict(saved["control"])
+        self._watch_zeros()
+        self.support.load_state_dict(saved["support"], found)
+        self._versions = {p: _version(p) for p in self.support.members}
 
 
 def missed(result: TargetResult) -> str:
@@ -592,6 +672,12 @@ def _is_heavy(group: Mapping[str, Any]) -> bool:
     return ("dampening" in group and group["momentum"] > 0) or (
         "centered" in group and group["momentum"] > 0
     )  # fmt: skip
+
+
+def _version(p: nn.Parameter) -> tuple[int, int]:
+    """Return what changes when somebody writes to a parameter, or gives it other memory."""
+    values = local(p) if hasattr(p, "placements") else p
+    return values._version, values.data_ptr()
 
 
 def _stirring(moves: Moves) -> Moves:

@@ -35,6 +35,9 @@ class Schedule:
     num_steps: number of steps of the whole training, of the optimizer that takes most; for plain
         PyTorch. Without it, `Regularizer.set_progress` says how far training is; under Lightning
         the callback does.
+    holds_zeros: a zero wakes only on the evidence of averaged gradients (`regkit.optim.support`),
+        so that what is zero in the end is no draw from the last mini-batches. False: as soon as
+        the optimizer's own step moves it out of the penalty's reach.
     Raises: InputError when an option is out of range, or two exclude each other.
     """
 
@@ -45,6 +48,7 @@ class Schedule:
     settle: float | None = None
     debias: float | None = None
     num_steps: int | None = None
+    holds_zeros: bool = True
 
     def __post_init__(self) -> None:
         if self.ramp is not None and self.ramp not in RAMPS:

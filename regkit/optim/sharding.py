@@ -9,6 +9,7 @@ agreed upon, and the prox is the one of a single process.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from regkit.groups import Bundle, View
@@ -16,7 +17,7 @@ from regkit.optim.batching import Batch, row_batches
 from regkit.optim.parts import Part
 from regkit.optim.step_size import Move, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import buckets, gathered, parameters_of, put_back, rows_of, shared_rows
+from regkit.ranks import buckets, gathered, local, parameters_of, put_back, rows_of, shared_rows
 
 Batches = Iterator[tuple[WeightPenalty, list[Batch]]]
 
@@ -73,19 +74,26 @@ def group_batches(
     scale: Callable[[Part], WeightPenalty | None],
     moves: Mapping[nn.Parameter, Move],
     step_size: StepSizeOf,
+    gates: Mapping[str, Tensor],
+    read: Callable[[nn.Parameter], Tensor] = torch.Tensor.detach,
 ) -> Batches:
     """Yield penalties at their strength, each with rows of the groups that it acts on.
 
     alone, together: as `divide` returns them.
+    gates: of groups, by `Part.key`.
+    read: gives what is seen, and written to, of a parameter; placed on the ranks as it is.
     """
-    yield from row_batches(_at(alone, scale), moves)
-    yield from _gathered_batches(together, scale, moves, step_size)
+    yield from row_batches(_at(alone, scale, gates), moves, lambda p: local(read(p)))
+    yield from _gathered_batches(together, scale, moves, step_size, gates, read)
 
 
 def _at(
-    parts: Sequence[Part], scale: Callable[[Part], WeightPenalty | None]
-) -> list[tuple[WeightPenalty, Bundle, bool]]:
-    return [(now, part.bundle, now.joint) for part in parts if (now := scale(part)) is not None]
+    parts: Sequence[Part],
+    scale: Callable[[Part], WeightPenalty | None],
+    gates: Mapping[str, Tensor],
+) -> list[tuple[WeightPenalty, Bundle, bool, Tensor | None]]:
+    active = [(part, now) for part in parts if (now := scale(part)) is not None]
+    return [(now, part.bundle, now.joint, gates.get(part.key)) for part, now in active]
 
 
 def _gathered_batches(
@@ -93,6 +101,8 @@ def _gathered_batches(
     scale: Callable[[Part], WeightPenalty | None],
     moves: Mapping[nn.Parameter, Move],
     step_size: StepSizeOf,
+    gates: Mapping[str, Tensor],
+    read: Callable[[nn.Parameter], Tensor],
 ) -> Batches:
     """Yield `row_batches` of whole tensors, and keep this rank's rows of what is written there.
 
@@ -110,7 +120,7 @@ def _gathered_batches(
         wanted: list[dict[str, Tensor]] = []
         for p in parameters:
             before = {"before": moves[p].before} if p in joint else {}
-            found = {"values": p.detach(), **_states(moves[p], step_size), **before}
+            found = {"values": read(p), **_states(moves[p], step_size), **before}
             wanted.append({key: t for key, t in found.items() if t is not None})
         tensors = iter(gathered([t for each in wanted for t in each.values()]))
         wholes, whole_moves = {}, {}
@@ -120,9 +130,9 @@ def _gathered_batches(
             state = {**moves[p].state, **whole}
             whole_moves[p] = replace(moves[p], state=state, before=before)
         yield from row_batches(
-            _at([part for part, _ in bucket], scale), whole_moves, wholes.__getitem__
+            _at([part for part, _ in bucket], scale, gates), whole_moves, wholes.__getitem__
         )
-        put_back(wholes, {p: p.detach() for p in parameters})
+        put_back(wholes, {p: read(p) for p in parameters})
 
 
 def _states(move: Move, step_size: StepSizeOf) -> dict[str, Tensor]:

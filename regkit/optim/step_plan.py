@@ -17,6 +17,7 @@ from regkit.optim.kernel_params import ParamRow, ParamTable, kernel_params, on_d
 from regkit.optim.parts import Chain, Part
 from regkit.optim.sharding import divide
 from regkit.optim.step_size import Move, StepSizeOf
+from regkit.optim.support import Support, makes_zeros
 from regkit.penalties.penalty import WeightPenalty
 from regkit.ranks import local
 
@@ -140,12 +141,14 @@ def build_plan(
     moves: Moves,
     step_size: StepSizeOf,
     *,
+    support: Support,
     layered: bool = False,
     update: str = "none",
 ) -> StepPlan:
     """Divide the penalties of the moved parameters into launches, and what torch has to do.
 
     parts: on groups; those of which a parameter has not moved are left out.
+    support: has the gates of zeros.
     layered: parts have strengths of their own.
     update: of the optimizer, which then is part of the launches wherever kernels can: of all
         parameters, penalised or not.
@@ -153,7 +156,7 @@ def build_plan(
     narrow = (part.trained() for part in parts)
     whole = [p for p in narrow if p is not None and all(q in moves for q in p.parameters)]
     alone, together = divide(whole)
-    builder = _PlanBuilder(chains, alone, moves, step_size, layered)
+    builder = _PlanBuilder(chains, alone, moves, step_size, support, layered)
     if update == "none":
         builder.add_entries()
         left = {p: chain for p, chain in chains.items() if p not in builder.done}
@@ -178,9 +181,11 @@ class _PlanBuilder:
         parts: Sequence[Part],
         moves: Moves,
         step_size: StepSizeOf,
+        support: Support,
         layered: bool,
     ) -> None:
         self.chains, self.parts, self.moves, self.layered = chains, parts, moves, layered
+        self.support = support
         self.sizes = {p: step_size(move) for p, move in moves.items()}
         self.launches: list[Launch] = []
         self.done: set[nn.Parameter] = set()
@@ -193,11 +198,13 @@ class _PlanBuilder:
             wanted = update != "none" or bool(chain)
             if wanted and p not in self.done and self._is_served(p, chain, update):
                 formulas = tuple(k for part in chain if (k := part.penalty.kernel) is not None)
-                stacks[formulas, *self._kind(p)].append(p)
-        for (formulas, *_), parameters in stacks.items():
+                gated = makes_zeros(chain) and p in self.support.entries
+                stacks[formulas, gated, *self._kind(p)].append(p)
+        for (formulas, gated, *_), parameters in stacks.items():
             table = self._table()
             rows = [table.place(p, self.chains.get(p, ()), 1) for p in parameters]
-            self._add(parameters, rows, table, formulas, None, update)
+            gates = [local(self.support.entries[p]) for p in parameters if gated]
+            self._add(parameters, rows, table, formulas, None, update, gates)
 
     def add_groups(self, update: str = "none", without: Iterable[nn.Parameter] = ()) -> None:
         """Add launches over groups; with an update, of those that fill single parameters.
@@ -213,16 +220,20 @@ class _PlanBuilder:
                 whole = part.bundle.num_groups * part.bundle.size == local(held[0]).numel()
                 fits = fits and len(held) == 1 and whole and held[0] not in self.chains
             if fits:
-                stacks[part.penalty.kernel, *self._kind(held[0])].append(part)
+                gated = part.key in self.support.groups
+                stacks[part.penalty.kernel, gated, *self._kind(held[0])].append(part)
             else:
                 rest.append(part)
-        for (formula, *_), parts in stacks.items():
+        for (formula, gated, *_), parts in stacks.items():
             table = self._table()
             geometry, held, rows = geometry_of(
                 [part.bundle for part in parts],
                 [_row_of(table, part) for part in parts],
             )
-            if geometry is None or not self._add(held, rows, table, (formula,), geometry, update):
+            gates = [self.support.groups[part.key] for part in parts if gated]
+            if geometry is None or not self._add(
+                held, rows, table, (formula,), geometry, update, gates
+            ):
                 rest += parts
         self.parts = rest
 
@@ -254,12 +265,13 @@ class _PlanBuilder:
         formulas: tuple[Formula, ...],
         geometry: Tensor | None,
         update: str,
+        gates: Sequence[Tensor],
     ) -> bool:
         """Add a launch over these parameters; say whether a kernel serves it."""
         weights = [local(p.detach()) for p in parameters]
         fresh: dict[nn.Parameter, Tensor] = {}
         lists = self._lists(parameters, table.rows[0].folds, update, fresh)
-        args = KernelArgs(weights, param_row, geometry=geometry, **lists)
+        args = KernelArgs(weights, param_row, geometry=geometry, gates=gates, **lists)
         metric = "scalar" if self.sizes[parameters[0]].second is None else "adaptive"
         prox_pass = prepare(args, formulas, metric, update)
         if prox_pass is None:

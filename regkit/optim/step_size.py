@@ -3,7 +3,8 @@
 An optimizer that moves each coordinate by `step_i` times a gradient that stays constant minimises
 F only if the prox that follows is taken with that very `step_i`: the learning rate for plain SGD,
 lr / (1 - momentum) for heavy ball, lr / (sqrt(v_hat) + eps) for Adam. This file alone knows
-optimizers: to add one, add its entry to `STEP_SIZES`.
+optimizers: to add one, add its entry to `STEP_SIZES`, and to `AVERAGES` where it keeps an average
+of its gradients.
 """
 
 import inspect
@@ -261,6 +262,62 @@ STEP_SIZES: dict[type[optim.Optimizer], StepSizeOf] = {
 FOREIGN_STEP_SIZES: dict[str, StepSizeOf] = {"Lion": _lion}
 
 
+@dataclass(frozen=True, eq=False)
+class GradientAverage:
+    """What an optimizer keeps that is, times a scale, an average of gradients.
+
+    key: of its state; None where it keeps none, and the gradient itself is meant.
+    scale: a number, or a 0-d tensor. span: steps that the average goes back.
+    """
+
+    key: str | None = None
+    scale: Number = 1.0
+    span: float = 1.0
+
+
+AverageOf = Callable[[Move], GradientAverage]
+
+
+def gradient(move: Move) -> GradientAverage:
+    """Return the gradient itself."""
+    return GradientAverage()
+
+
+def _momentum(move: Move) -> GradientAverage:
+    mu = move.group["momentum"]
+    if mu == 0:
+        return GradientAverage()
+    return GradientAverage("momentum_buffer", 1 / move.gain, 1 / (1 - mu))
+
+
+def _decayed(key: str, beta: float, count: Number) -> GradientAverage:
+    """Return an average that begins at zero, which is corrected for."""
+    return GradientAverage(key, 1 / (1 - beta**count), 1 / (1 - beta))
+
+
+def _first_moment(move: Move) -> GradientAverage:
+    return _decayed("exp_avg", float(move.group["betas"][0]), _number(move.state["step"]))
+
+
+def _lions_average(move: Move) -> GradientAverage:
+    if "exp_avg" not in move.state:
+        return GradientAverage()
+    return _decayed("exp_avg", float(move.group["betas"][1]), float(move.count))
+
+
+def _muons_average(move: Move) -> GradientAverage:
+    return _decayed("momentum_buffer", float(move.group["momentum"]), float(move.count))
+
+
+# What averages of gradients an optimizer keeps, by its step size; no entry: none.
+AVERAGES: dict[StepSizeOf, AverageOf] = {
+    _sgd: _momentum,
+    **dict.fromkeys((_adam, _nadam, _radam, _adamax), _first_moment),
+    _lion: _lions_average,
+    _muon: _muons_average,
+}
+# Those whose iterate is the prox of an average of all gradients: noise does not wake their zeros.
+AVERAGED_ALREADY = (_rmda, _ramda)
 # Those whose step is read off the move itself, so that the weights before it have to be kept.
 SEEN_BY_THEIR_MOVE = (_muon,)
 

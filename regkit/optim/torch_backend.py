@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regkit.ops.gate import keep_zeros, recorded
 from regkit.optim.batching import Batch, beside
 from regkit.optim.step_size import Number, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
@@ -26,7 +27,13 @@ def prox_entries(
             if step is None:
                 step = _unless_skipped(batch.step(step_size), taken)
             rows = penalty.prox(rows, step)
+    gates = batch.gates()
+    if gates is None:
+        batch.write(rows)
+        return
+    rows = keep_zeros(rows, gates).to(batch.slices[0].values.dtype)
     batch.write(rows)
+    batch.write_gates(recorded(gates, rows == 0))
 
 
 def prox_rows(
@@ -48,6 +55,10 @@ def prox_rows(
         rows = _jointly(penalty, rows, step, batches[0], num_steps)
     else:
         rows = penalty.prox(rows, step)
+    gates = batches[0].gates()
+    if gates is not None:
+        rows = keep_zeros(rows, gates).to(batches[0].slices[0].values.dtype)
+        batches[0].write_gates(recorded(gates, (rows == 0).all(1)))
     parts = rows.split([v.shape[1] for v in values], dim=1)
     for batch, part in zip(batches, parts, strict=True):
         batch.write(part)

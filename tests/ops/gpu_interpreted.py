@@ -15,6 +15,7 @@ from prox_calls import (
     Call,
     args_of,
     copied,
+    gated,
     kernels_of,
     param,
     trimmed,
@@ -61,7 +62,7 @@ def compare(call: Call, params: Tensor, **given: Tensor) -> None:
     other.by_reference(params, **given)
     for name in WRITTEN:
         for got, want in zip(getattr(call.args, name), getattr(other.args, name), strict=True):
-            tolerance = TOLERANCE[got.dtype]
+            tolerance = TOLERANCE.get(got.dtype, 0)
             torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
             if name == "weights" and got.dtype == torch.float32:
                 assert torch.equal(got == 0, want == 0)
@@ -92,6 +93,36 @@ def test_every_update(update: str, metric: str):
     )
     scale = torch.tensor(4.0 if update == "adamw" else 0.3)
     compare(Call(args, kernels_of(*chain), metric, update, SMALL), params, scale=scale)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_gates_of_entries(update: str):
+    args = gated(trimmed(args_of(layout="last"), "adaptive", update))
+    compare(Call(args, kernels_of("l1"), "adaptive", update, SMALL), params_for("l1"))
+    left = torch.cat([w[g & 3 == 1] for w, g in zip(args.weights, args.gates, strict=True)])
+    assert len(left) > 20
+    assert not left.any()
+
+
+@pytest.mark.parametrize("metric", ["scalar", "adaptive"])
+@pytest.mark.parametrize("update", ["none", "adamw"])
+def test_gates_of_groups(update: str, metric: str):
+    """In a tile, in several, too long for both, across memory, and in two weights."""
+    shapes = [(9, 16), (3, 27), (1, 63), (2, 96), (1, 160), (9, 4), (30, 9)]
+    rows = [(k, k, [(n, m)], [(m, 1)]) for k, (n, m) in enumerate(shapes[:6])]
+    if update == "none":  # with an update only rows of whole weights are served
+        rows[5] = (5, 5, [(9, 4)], [(4, 1)])
+        rows.append((5, 6, [(9, 1)], [(30, 9)]))
+        rows.append((6, 0, [(16, 1)], [(9, 16)]))
+        shapes.append((9, 16))
+        rows[-1] = (6, 7, [(16, 1)], [(9, 16)])
+    args = trimmed(args_of(shapes), metric, update)
+    args = gated(replace(args, geometry=geometry(*rows)))
+    call = Call(args, kernels_of("shrink"), metric, update, SMALL)
+    compare(call, params_for("shrink", RATE=0.3))
+    zero = torch.cat(args.gates) & 1 == 1
+    assert zero.any()
+    assert not zero.all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -11,7 +11,14 @@ from regkit.ops import prox_pass, reference
 from regkit.ops.formula import SHRINK, Formula
 from regkit.ops.gpu import launch as gpu
 from regkit.ops.gpu.launch_tables import SIZES, Sizes, prepare
-from regkit.ops.kernel_args import NUM_COEFFICIENTS, NUM_PARAMS, KernelArgs, LaunchTable, Param
+from regkit.ops.kernel_args import (
+    NUM_COEFFICIENTS,
+    NUM_PARAMS,
+    GroupAxis,
+    KernelArgs,
+    LaunchTable,
+    Param,
+)
 from regkit.ops.prox_pass import ProxPass
 from regkit.penalties import (
     L0,
@@ -115,7 +122,23 @@ def trimmed(args: KernelArgs, metric: str, update: str) -> KernelArgs:
     )
 
 
-WRITTEN = ("weights", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
+def gated(args: KernelArgs) -> KernelArgs:
+    """Give every entry, or group of a geometry, a byte of any kind."""
+    if args.geometry is None:
+        like = args.weights
+    else:
+        firsts = {int(p[GroupAxis.BUNDLE]): p for p in reversed(args.geometry)}
+        counts = [(p[GroupAxis.COUNT1] * p[GroupAxis.COUNT2]).item() for p in firsts.values()]
+        like = [args.weights[0].new_empty(int(n)) for n in reversed(counts)]
+    draw = torch.Generator().manual_seed(1)
+    gates = [
+        torch.empty_like(t, dtype=torch.uint8).copy_(torch.randint(8, t.shape, generator=draw))
+        for t in like
+    ]
+    return replace(args, gates=gates)
+
+
+WRITTEN = ("weights", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "gates")
 
 
 def copied(args: KernelArgs) -> KernelArgs:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prox_calls import gated
 from torch import Tensor
 
 from regkit.ops.formula import NUM_COEFFICIENTS, SHRINK, formula, maximum
@@ -414,6 +415,63 @@ def test_groups_die_at_the_boundary(size: int, metric: str):
         tau = float((v.double() / step).norm()) * (1 - 2e-7)
         by_kernel(args, param(0.1, (0.0, tau, 0.0, 0.0, 0.0))[None], ["shrink"], metric)
         assert (v == 0).all()
+
+
+def check_gates(args: KernelArgs, params: Tensor, names: Sequence[str]) -> None:
+    """Closed units stay zero, all others are as without gates, and what is zero is noted."""
+    args = gated(args)
+    plain = replace(args, weights=[w.clone() for w in args.weights], gates=())
+    before = [gate.clone() for gate in args.gates]
+    by_kernel(plain, params, names, "adaptive")
+    by_kernel(args, params, names, "adaptive")
+    for number, (old, new) in enumerate(zip(before, args.gates, strict=True)):
+        got, want = (units(a, number) for a in (args, plain))
+        closed = (old & 1 == 1) & (old & 2 == 0)
+        closed = closed if args.geometry is None else closed[:, None]
+        want = want.masked_fill(closed & ~want.isnan(), 0.0)
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        is_zero = got == 0 if args.geometry is None else (got == 0).all(1)
+        assert torch.equal(new, (old & 6) | is_zero)
+        assert closed.any()
+
+
+def units(args: KernelArgs, number: int) -> Tensor:
+    """Return the entries of a weight, or the groups of a bundle as rows."""
+    if args.geometry is None:
+        return args.weights[number]
+    bundles = args.geometry[:, GroupAxis.BUNDLE]
+    pieces = args.geometry[bundles == bundles.unique()[number]].tolist()
+    rows = [seen(args.weights[p[GroupAxis.WEIGHT]].flatten(), p).flatten(1) for p in pieces]
+    return torch.cat(rows, 1)
+
+
+def test_gates_of_entries():
+    weights = [torch.randn(shape) for shape in ((70000,), (6, 5, 3, 3, 3), (40,))]
+    weights[1] = weights[1].contiguous(memory_format=torch.channels_last_3d)
+    check_gates(args_on(*weights), param(0.01, COEFFICIENTS["l1"])[None], ["l1"])
+    check_gates(
+        args_on(torch.tensor([math.nan, 1.0] * 20)), param(0.01, COEFFICIENTS["l1"])[None], ["l1"]
+    )
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_gates_of_groups(place: str):
+    shape, piece = PLACES[place]
+    for rate in (1e-4, 0.03):
+        args = args_on(torch.randn(shape), geometry=geometry(piece))
+        check_gates(args, param(rate, STRENGTHS["all"])[None], ["shrink"])
+
+
+@pytest.mark.parametrize("longer", [3, 400])
+def test_gates_of_bundles(longer: int):
+    weights = [torch.randn(shape) for shape in ((20, longer), (20,), (6, 100))]
+    table = geometry(
+        (4, 0, 0, 1, 0, 20, longer, 1, 0, 1, 0, longer, 1),
+        (4, 1, 0, 1, 0, 20, 1, 1, 0, 1, 0, 1, 1),
+        (7, 2, 0, 1, 0, 6, 100, 1, 0, 1, 0, 100, 1),
+    )
+    args = args_on(*weights, geometry=table)
+    check_gates(args, param(0.02, STRENGTHS["all"])[None], ["shrink"])
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -7,24 +7,28 @@
 
 import triton.language as tl
 
+from regkit.ops.gate import Gate
 from regkit.ops.gpu.formula_kernel import coefficients
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import inverse_scale, moved, rates
 from regkit.ops.kernel_args import NUM_PARAMS
 
 _COLUMNS = tl.constexpr(NUM_PARAMS)
+_ZERO = tl.constexpr(int(Gate.ZERO))
+_OPEN = tl.constexpr(int(Gate.OPEN))
 
 
 @jit
 def addresses(pointers, place, num_weights, types: tl.constexpr):
-    """Load where weight, gradient, first, second and most of one weight begin, and its count."""
+    """Load where weight, gradient, first, second and most of one weight begin, its count, its gate."""
     at = pointers + place
     weight = tl.load(at).to(tl.pointer_type(types[0]))
     grad = tl.load(at + num_weights).to(tl.pointer_type(types[1]))
     first = tl.load(at + 2 * num_weights).to(tl.pointer_type(types[2]))
     second = tl.load(at + 3 * num_weights).to(tl.pointer_type(types[3]))
     most = tl.load(at + 4 * num_weights).to(tl.pointer_type(types[4]))
-    return weight, grad, first, second, most, tl.load(at + 5 * num_weights)
+    count, gate = tl.load(at + 5 * num_weights), tl.load(at + 6 * num_weights)
+    return weight, grad, first, second, most, count, gate.to(tl.pointer_type(tl.uint8))
 
 
 @jit
@@ -44,6 +48,24 @@ def past(p, start, aligned: tl.constexpr):
         first, second = tl.multiple_of(first, 16), tl.multiple_of(second, 16)
         most = tl.multiple_of(most, 16)
     return weight, grad, first, second, most
+
+
+@jit
+def is_closed(gate):
+    """Say which units have to stay zero."""
+    return (gate & (_ZERO | _OPEN)) == _ZERO
+
+
+@jit
+def recorded(gate, is_zero):
+    """Return the bytes after a step that leaves these units at zero."""
+    return ((gate & (255 - _ZERO)) | tl.where(is_zero, _ZERO, 0)).to(tl.uint8)
+
+
+@jit
+def kept(x, closed):
+    """Return values with what has to stay zero put back; NaN is not hidden."""
+    return tl.where(closed & (x == x), 0.0, x)
 
 
 @jit
@@ -94,6 +116,7 @@ def updated(  # noqa: C901  all but the loads is decided while compiling
 @jit
 def _write(
     p,
+    gate,
     offsets,
     mask,
     r,
@@ -105,6 +128,7 @@ def _write(
     root: tl.constexpr,
     formula1: tl.constexpr,
     formula2: tl.constexpr,
+    gated: tl.constexpr,
 ):
     """Write entries after update and prox."""
     x, step = updated(p, offsets, mask, r, unscale, update, states, root)
@@ -112,6 +136,14 @@ def _write(
         x = formula1(x, step, r[1], c)
     if formula2 is not None:
         x = formula2(x, step, r[1], d)
+    if gated:
+        if mask is None:
+            byte = tl.load(gate + offsets)
+        else:
+            byte = tl.load(gate + offsets, mask, 0)
+        x = kept(x, is_closed(byte))
+        x = x.to(p[0].dtype.element_ty)
+        tl.store(gate + offsets, recorded(byte, x == 0), mask)
     tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
 
 
@@ -133,6 +165,7 @@ def prox_entries(
     counted: tl.constexpr,
     formula1: tl.constexpr,
     formula2: tl.constexpr,
+    gated: tl.constexpr,
     block: tl.constexpr,
     num_blocks: tl.constexpr,
 ):
@@ -158,15 +191,15 @@ def prox_entries(
         p = past(at, start, True)
         for k in range(num_blocks):
             _write(
-                p, k * block + lane, None, r, c, d, unscale,
-                update, states, root, formula1, formula2,
+                p, at[6] + start, k * block + lane, None, r, c, d, unscale,
+                update, states, root, formula1, formula2, gated,
             )  # fmt: skip
     else:
         p = past(at, start, False)
         done = 0
         while done < count:
             _write(
-                p, done + lane, done + lane < count, r, c, d, unscale,
-                update, states, root, formula1, formula2,
+                p, at[6] + start, done + lane, done + lane < count, r, c, d, unscale,
+                update, states, root, formula1, formula2, gated,
             )  # fmt: skip
             done += block

@@ -10,7 +10,7 @@ A program goes over its groups again and again: what it read once comes from the
 
 import triton.language as tl
 
-from regkit.ops.gpu.entries import addresses
+from regkit.ops.gpu.entries import addresses, is_closed, kept, recorded
 from regkit.ops.gpu.formula_kernel import coefficients
 from regkit.ops.gpu.group_layout import NUM_NUMBERS
 from regkit.ops.gpu.jit import jit
@@ -136,12 +136,17 @@ def _sums(
 
 @jit
 def _write(
-    tables, own, group, entry, there, c, mu, dead, share, broken,
-    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr,
-    entries: tl.constexpr, metric: tl.constexpr,
+    tables, own, group, entry, there, c, mu, dead, share, broken, gate,
+    types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, axis: tl.constexpr,
+    entries: tl.constexpr, metric: tl.constexpr, gated: tl.constexpr,
 ):  # fmt: skip
     """Write all entries of the groups."""
     pointers, pieces, params, num_weights = tables
+    closed = False
+    alive = tl.zeros_like(entry + group)
+    if gated:
+        byte = tl.load(gate + group, there, 0)
+        closed = is_closed(byte)
     place = 0
     while place < own[1]:
         piece = pieces + (own[0] + place) * _NUMBERS
@@ -159,16 +164,23 @@ def _write(
                 x = tl.where(broken == broken, shrunk(x, step, mu, dead), broken)
             else:
                 x = x * share
-            tl.store(at[0] + offsets, x.to(at[0].dtype.element_ty), mask)
+            if gated:
+                x = kept(x, closed)
+            written = x.to(at[0].dtype.element_ty)
+            alive |= ((written != 0) & mask).to(tl.int32)
+            tl.store(at[0] + offsets, written, mask)
             done += entries
         place += 1
+    if gated:
+        left = tl.max(alive, axis, keep_dims=True)
+        tl.store(gate + group, recorded(byte, left == 0), there)
 
 
 @jit
 def _shrunk(
-    tables, own, first, num, c, evaluations,
+    tables, own, first, num, c, evaluations, gate,
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
-    groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr,
+    gated: tl.constexpr, groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr,
 ):  # fmt: skip
     """Shrink some groups."""
     if across:
@@ -216,8 +228,8 @@ def _shrunk(
         step = tl.load(param + _RATE)
         share = factor(norm, step / (1.0 + step * c[2]), c[1])
     _write(
-        tables, own, group, entry, there, c, mu, dead, share, broken,
-        types, root, counted, entries, metric,
+        tables, own, group, entry, there, c, mu, dead, share, broken, gate,
+        types, root, counted, axis, entries, metric, gated,
     )  # fmt: skip
 
 
@@ -228,25 +240,28 @@ def _shrunk(
 def prox_groups(
     pointers, items, pieces, params, skip, num_weights, evaluations,
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
-    groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr, classes: tl.constexpr,
+    gated: tl.constexpr, groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr,
+    classes: tl.constexpr,
 ):  # fmt: skip
-    """Shrink the groups of one item: (first piece, pieces, first group, groups, class).
+    """Shrink the groups of one item: (first piece, pieces, first group, groups, class, gate).
+
+    gate: where the byte of the bundle's first group is.
 
     metric: whether entries of a group may have different steps.
     """
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
-    item = items + tl.program_id(0).to(tl.int64) * 5
+    item = items + tl.program_id(0).to(tl.int64) * 6
     own = (tl.load(item), tl.load(item + 1).to(tl.int32))
     first, num = tl.load(item + 2).to(tl.int32), tl.load(item + 3).to(tl.int32)
-    kind = tl.load(item + 4)
+    kind, gate = tl.load(item + 4), tl.load(item + 5).to(tl.pointer_type(tl.uint8))
     param = params + tl.load(pieces + own[0] * _NUMBERS + _PARAM_ROW) * _COLUMNS
     c = coefficients(param, 0)
     tables = (pointers, pieces, params, num_weights)
     for k in tl.static_range(classes):
         if kind == k:
             _shrunk(
-                tables, own, first, num, c, evaluations, types, root, counted, metric,
-                groups[k], entries[k], across[k],
+                tables, own, first, num, c, evaluations, gate, types, root, counted, metric,
+                gated, groups[k], entries[k], across[k],
             )  # fmt: skip

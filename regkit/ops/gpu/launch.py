@@ -44,7 +44,7 @@ def run(
             _groups(args, numbers, params, skip, scale, update, metric)
     # Autograd is told what was written behind its back.
     states = (*args.exp_avgs, *args.exp_avg_sqs, *args.max_exp_avg_sqs) if update != "none" else ()
-    torch.autograd.graph.increment_version((*args.weights, *states))
+    torch.autograd.graph.increment_version((*args.weights, *states, *args.gates))
 
 
 def _entries(
@@ -66,7 +66,8 @@ def _entries(
     first, second, *_ = (*map(kernel_of, formulas), None, None)
     entries.prox_entries[(len(n.entries),)](
         n.pointers, n.entries, params, skip, scale, len(args.weights),
-        *_traits(args, update, metric), first, second, block, num_blocks,
+        *_traits(args, update, metric), first, second, bool(args.gates) and args.geometry is None,
+        block, num_blocks,
         **_options("entries"),
     )  # fmt: skip
 
@@ -89,14 +90,14 @@ def _groups(
     if len(n.tiles):
         classes = n.tile_classes.tolist()
         rows.prox_tiles[(len(n.tiles),)](
-            n.pointers, n.tiles, *common,
+            n.pointers, n.tiles, *common, bool(args.gates),
             tuple(c[0] for c in classes), tuple(c[1] for c in classes), len(classes), vector,
             **_options("tiles"),
         )  # fmt: skip
     if len(n.long):
         classes = n.long_classes.tolist()
         rows.prox_long[(len(n.long),)](
-            n.pointers, n.long, *common,
+            n.pointers, n.long, *common, bool(args.gates),
             tile, tuple(c[0] for c in classes), len(classes), vector, **_options("long"),
         )  # fmt: skip
     # The update of weights whose groups neither kernel holds; their prox follows.
@@ -105,7 +106,7 @@ def _groups(
         classes = n.group_classes.tolist()
         groups.prox_groups[(len(n.groups),)](
             n.pointers, n.groups, n.pieces, params, skip, len(args.weights), EVALUATIONS,
-            traits[0], *traits[3:], bool(differ),
+            traits[0], *traits[3:], bool(differ), bool(args.gates),
             *(tuple(c[k] for c in classes) for k in range(3)), len(classes),
             **_options("groups"),
         )  # fmt: skip

@@ -18,7 +18,6 @@ from regkit.ops.kernel_args import METRICS, MOST_FORMULAS, UPDATES, KernelArgs, 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Rows of the table of addresses; a tensor that the pass does not use has address 0.
 GRADS = 1
-NUM_LISTS = 6
 # Offsets within an item, and entries of a group, are counted in 32 bits.
 LONGEST = 2**31 - 2**16
 SIZES = Sizes()
@@ -28,11 +27,13 @@ class GpuTable(NamedTuple):
     """The tensors of a table; `shape`, `grads` and the classes are on the CPU.
 
     shape: block, num_blocks, tile, and whether steps may differ within a flat group.
-    pointers: (6, weights) addresses, in the order of `_LISTS`.
+    pointers: (lists, weights) addresses, in the order of `_LISTS`.
     grads: the addresses of the gradients that `pointers` holds.
     entries: (items, 4) weight, row of params, start, count.
-    tiles, long: (items, 7) weight, row of params, class, start, rows, length, stride.
-    groups: (items, 5) first piece, pieces, first group, groups, class.
+    tiles, long: (items, 8) weight, row of params, class, start, rows, length, stride, where the
+        bytes of the rows are.
+    groups: (items, 6) first piece, pieces, first group, groups, class, where the byte of the
+        bundle's first group is.
     pieces: (pieces, NUM_NUMBERS) geometry and row of params.
     tile_classes: (rows, columns); long_classes: tiles; group_classes: (groups, entries, across).
     """
@@ -118,7 +119,7 @@ def refresh(table: LaunchTable, args: KernelArgs) -> LaunchTable | None:
 
 
 _ON_DEVICE = ("pointers", "entries", "tiles", "long", "groups", "pieces")
-_LISTS = ("weights", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "step_counts")
+_LISTS = ("weights", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "step_counts", "gates")
 
 
 Made = tuple[list[Stack], list[Tensor], Tensor, bool]
@@ -126,7 +127,7 @@ Made = tuple[list[Stack], list[Tensor], Tensor, bool]
 
 def _stacks() -> list[Stack]:
     """Return stacks for entries, tiles, long rows and groups."""
-    return [Stack(width) for width in (4, 7, 7, 5)]
+    return [Stack(width) for width in (4, 8, 8, 6)]
 
 
 def _entries(args: KernelArgs, formulas: Sequence[Formula], sizes: Sizes) -> Made:
@@ -154,7 +155,8 @@ def _groups(args: KernelArgs, update: str, sizes: Sizes) -> Made | None:
     entries, tiles, long, groups = stacks = _stacks()
     classes = [_Classes(), _Classes(), _Classes()]
     first = 0
-    for bundle in found:
+    for number, bundle in enumerate(found):
+        gate = args.gates[number].data_ptr() if args.gates else 0
         piece = bundle[0]
         if piece.num_groups * sum(part.length for part in bundle) == 0:
             first += len(bundle)
@@ -167,14 +169,14 @@ def _groups(args: KernelArgs, update: str, sizes: Sizes) -> Made | None:
         ]
         parts = [num for num in sizes.long if piece.length <= num * sizes.tile]
         if alone and fits:
-            tiling.of_rows(tiles, piece, classes[0].place(fits[0]), fits[0][0])
+            tiling.of_rows(tiles, piece, classes[0].place(fits[0]), fits[0][0], gate)
         elif alone and parts:
-            tiling.of_rows(long, piece, classes[1].place((parts[0],)), 1)
+            tiling.of_rows(long, piece, classes[1].place((parts[0],)), 1, gate)
         else:
             kind = tiling.kind_of(bundle)
             num, length = sizes.kinds[kind]
             place = classes[2].place((num, length, kind // 2))
-            tiling.of_groups(groups, bundle, place, num, first)
+            tiling.of_groups(groups, bundle, place, num, first, gate)
             if update != "none":
                 count = args.weights[piece.weight].numel()
                 tiling.of_entries(entries, piece.weight, piece.param_row, count, sizes)
@@ -208,6 +210,7 @@ def _used(args: KernelArgs, metric: str, update: str) -> dict[str, Sequence[Tens
         "exp_avg_sqs": args.exp_avg_sqs if adamw or (adaptive and not args.max_exp_avg_sqs) else (),
         "max_exp_avg_sqs": args.max_exp_avg_sqs if adaptive or adamw else (),
         "step_counts": args.step_counts if adaptive or adamw else (),
+        "gates": args.gates if args.geometry is None else (),
     }
 
 
@@ -238,6 +241,9 @@ def _is_served(args: KernelArgs, metric: str, update: str) -> bool:
             return False
         if name == "step_counts":
             if any(t.numel() != 1 or t.dtype != torch.float32 for t in tensors):
+                return False
+        elif name == "gates":
+            if not _are_like(tensors, args.weights[: len(tensors)]):
                 return False
         elif tensors and (tensors[0].dtype not in TYPES or not _are_like(tensors, args.weights)):
             return False

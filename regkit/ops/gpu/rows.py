@@ -11,7 +11,7 @@ A program holds several short rows in one tile of registers, or one long row in 
 import triton.language as tl
 
 from regkit.ops.gpu.arithmetic import soft
-from regkit.ops.gpu.entries import addresses, are_aligned, past, updated
+from regkit.ops.gpu.entries import addresses, are_aligned, is_closed, kept, past, recorded, updated
 from regkit.ops.gpu.formula_kernel import coefficients
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import rates
@@ -65,9 +65,9 @@ def _shrunk_tile(x, step, tau, evaluations, root: tl.constexpr):
 
 @jit
 def _tile(
-    at, r, c, unscale, evaluations, start_, num_rows, length, stride,
+    at, r, c, unscale, evaluations, start_, num_rows, length, stride, gate,
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
-    rows: tl.constexpr, columns: tl.constexpr, aligned: tl.constexpr,
+    rows: tl.constexpr, columns: tl.constexpr, aligned: tl.constexpr, gated: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of rows after update and prox."""
     row = tl.arange(0, rows)[:, None]
@@ -80,14 +80,21 @@ def _tile(
         step = tl.where(mask, step, 0.0)
     x, step = thinned(tl.where(mask, x, 0.0), step, c)
     x = _shrunk_tile(x, step, c[1], evaluations, root)
+    if gated:
+        place = tl.arange(0, rows)
+        byte = tl.load(gate + place, place < num_rows, 0)
+        x = kept(x, is_closed(byte)[:, None])
+        x = x.to(p[0].dtype.element_ty)
+        alive = tl.max((x != 0).to(tl.int32), 1)
+        tl.store(gate + place, recorded(byte, alive == 0), place < num_rows)
     tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
 
 
 @jit
 def _long(
-    at, r, c, unscale, evaluations, start_, length,
+    at, r, c, unscale, evaluations, start_, length, gate,
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
-    tile: tl.constexpr, num: tl.constexpr, aligned: tl.constexpr,
+    tile: tl.constexpr, num: tl.constexpr, aligned: tl.constexpr, gated: tl.constexpr,
 ):  # fmt: skip
     """Write one row, held as `num` tiles, after update and prox."""
     p = past(at, start_, aligned)
@@ -110,6 +117,11 @@ def _long(
         share = _factor_of_tiles(xs, steps[0], largest, c[1], tile, num)
     else:
         mu, dead, broken = _multiplier_of_tiles(xs, steps, largest, c[1], evaluations, tile, num)
+    closed = False
+    alive = tl.zeros((tile,), tl.int32)
+    if gated:
+        byte = tl.load(gate)
+        closed = is_closed(byte)
     for k in tl.static_range(num):
         offsets = k * tile + lane
         mask = offsets < length
@@ -117,7 +129,12 @@ def _long(
             x = xs[k] * share
         else:
             x = tl.where(broken == broken, shrunk(xs[k], steps[k], mu, dead), broken)
+        if gated:
+            x = kept(x, closed).to(p[0].dtype.element_ty)
+            alive |= ((x != 0) & mask).to(tl.int32)
         tl.store(p[0] + offsets, x.to(p[0].dtype.element_ty), mask)
+    if gated:
+        tl.store(gate, recorded(byte, tl.max(alive, 0) == 0))
 
 
 @jit
@@ -174,17 +191,21 @@ def _multiplier_of_tiles(
 def prox_tiles(
     pointers, items, params, skip, scale, num_weights, evaluations,
     types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
-    counted: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, classes: tl.constexpr,
-    vector: tl.constexpr,
+    counted: tl.constexpr, gated: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
+    classes: tl.constexpr, vector: tl.constexpr,
 ):  # fmt: skip
-    """Work on the rows of one item: (weight, row of params, class, start, rows, length, stride)."""
+    """Work on the rows of one item: weight, row of params, class, start, rows, length, stride, gate.
+
+    gate: where the bytes of these rows are.
+    """
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
-    item = items + tl.program_id(0).to(tl.int64) * 7
+    item = items + tl.program_id(0).to(tl.int64) * 8
     param = params + tl.load(item + 1) * _COLUMNS
     kind, start_, num = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4).to(tl.int32)
     length, stride = tl.load(item + 5).to(tl.int32), tl.load(item + 6).to(tl.int32)
+    gate = tl.load(item + 7).to(tl.pointer_type(tl.uint8))
     at = addresses(pointers, tl.load(item), num_weights, types)
     r = rates(param, at[5], counted)
     c = coefficients(param, 0)
@@ -198,13 +219,13 @@ def prox_tiles(
         if kind == k:
             if whole & are_aligned(at):
                 _tile(
-                    at, r, c, unscale, evaluations, start_, num, even, apart,
-                    update, states, root, rows[k], columns[k], True,
+                    at, r, c, unscale, evaluations, start_, num, even, apart, gate,
+                    update, states, root, rows[k], columns[k], True, gated,
                 )  # fmt: skip
             else:
                 _tile(
-                    at, r, c, unscale, evaluations, start_, num, length, stride,
-                    update, states, root, rows[k], columns[k], False,
+                    at, r, c, unscale, evaluations, start_, num, length, stride, gate,
+                    update, states, root, rows[k], columns[k], False, gated,
                 )  # fmt: skip
 
 
@@ -215,16 +236,17 @@ def prox_tiles(
 def prox_long(
     pointers, items, params, skip, scale, num_weights, evaluations,
     types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
-    counted: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr, classes: tl.constexpr,
+    counted: tl.constexpr, gated: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr, classes: tl.constexpr,
     vector: tl.constexpr,
 ):  # fmt: skip
     """Work on the one row of an item, written as those of `prox_tiles`."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
-    item = items + tl.program_id(0).to(tl.int64) * 7
+    item = items + tl.program_id(0).to(tl.int64) * 8
     param = params + tl.load(item + 1) * _COLUMNS
     kind, start_, length = tl.load(item + 2), tl.load(item + 3), tl.load(item + 5).to(tl.int32)
+    gate = tl.load(item + 7).to(tl.pointer_type(tl.uint8))
     at = addresses(pointers, tl.load(item), num_weights, types)
     r = rates(param, at[5], counted)
     c = coefficients(param, 0)
@@ -236,11 +258,11 @@ def prox_long(
         if kind == k:
             if whole & are_aligned(at):
                 _long(
-                    at, r, c, unscale, evaluations, start_, length // vector * vector,
-                    update, states, root, tile, nums[k], True,
+                    at, r, c, unscale, evaluations, start_, length // vector * vector, gate,
+                    update, states, root, tile, nums[k], True, gated,
                 )  # fmt: skip
             else:
                 _long(
-                    at, r, c, unscale, evaluations, start_, length,
-                    update, states, root, tile, nums[k], False,
+                    at, r, c, unscale, evaluations, start_, length, gate,
+                    update, states, root, tile, nums[k], False, gated,
                 )  # fmt: skip

@@ -63,21 +63,30 @@ def of_entries(stack: Stack, place: int, param_row: int, count: int, sizes: Size
     stack.add((place, param_row, starts, counts), counts)
 
 
-def of_rows(stack: Stack, piece: Piece, kind: int, num: int) -> None:
-    """Add rows, `num` at a time: weight, row of params, class, start, rows, length, stride."""
+def of_rows(stack: Stack, piece: Piece, kind: int, num: int, gate: int) -> None:
+    """Add rows, `num` at a time, see `GpuTable`.
+
+    gate: address of the first row's byte; 0 where there are none.
+    """
     first = torch.arange(0, piece.num_groups, num)
     rows = (piece.num_groups - first).clamp_max(num)
     start = piece.offset + first * piece.stride
-    columns = (piece.weight, piece.param_row, kind, start, rows, piece.length, piece.stride)
+    gates = gate + first if gate else 0
+    columns = (piece.weight, piece.param_row, kind, start, rows, piece.length, piece.stride, gates)
     stack.add(columns, rows * piece.length)
 
 
-def of_groups(stack: Stack, pieces: Sequence[Piece], kind: int, num: int, place: int) -> None:
-    """Add groups, `num` at a time: first piece, pieces, first group, groups, class."""
+def of_groups(
+    stack: Stack, pieces: Sequence[Piece], kind: int, num: int, place: int, gate: int
+) -> None:
+    """Add groups, `num` at a time, see `GpuTable`.
+
+    gate: address of the first group's byte; 0 where there are none.
+    """
     first = torch.arange(0, pieces[0].num_groups, num)
     groups = (pieces[0].num_groups - first).clamp_max(num)
     length = sum(piece.length for piece in pieces)
-    stack.add((place, len(pieces), first, groups, kind), groups * length)
+    stack.add((place, len(pieces), first, groups, kind, gate), groups * length)
 
 
 def kind_of(pieces: Sequence[Piece]) -> int:

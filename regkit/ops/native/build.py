@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from regkit.ops.formula import NUM_COEFFICIENTS, Formula
+from regkit.ops.gate import Gate
 from regkit.ops.kernel_args import NUM_PARAMS, Param
 from regkit.ops.native.formula_source import FUNCTION, source_of
 
@@ -36,6 +37,7 @@ FLAGS = (
     "-fopenmp",
     f"-I{HERE}",
     *(f"-DPARAM_{param.name}={param.value}" for param in Param),
+    *(f"-DGATE_{bit.name}={bit.value}" for bit in Gate),
     f"-DNUM_PARAMS={NUM_PARAMS}",
     f"-DNUM_COEFFICIENTS={NUM_COEFFICIENTS}",
 )

@@ -1,6 +1,6 @@
 /* What the passes over entries and over groups share.
  *
- * PARAM_*, NUM_PARAMS and NUM_COEFFICIENTS are given on the compiler's command line.
+ * PARAM_*, GATE_*, NUM_PARAMS and NUM_COEFFICIENTS are given on the compiler's command line.
  */
 #ifndef REGKIT_NATIVE_COMMON_H
 #define REGKIT_NATIVE_COMMON_H
@@ -16,6 +16,15 @@ _Static_assert(sizeof(void *) == sizeof(int64_t), "tables hold addresses as int6
 typedef struct {
     float rate, inverse, eps;
 } Metric;
+
+/* Bytes as gate.py has them. */
+static inline int is_closed(uint8_t gate) {
+    return (gate & (GATE_ZERO | GATE_OPEN)) == GATE_ZERO;
+}
+
+static inline uint8_t recorded(uint8_t gate, int is_zero) {
+    return (uint8_t)((gate & ~GATE_ZERO) | (is_zero ? GATE_ZERO : 0));
+}
 
 /* The coefficients of the k-th formula, in a row of parameters. */
 static inline const double *coefficients(const double *param, int64_t k) {

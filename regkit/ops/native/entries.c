@@ -10,11 +10,23 @@
 /* Write the prox of n entries. c: the coefficients of the formula. */
 typedef void (*Prox)(float *x, const float *step, int64_t n, float lr, const double *c);
 
+/* gate: NULL where every zero may wake. */
 typedef struct {
     float *x;
     const float *second, *count;
+    uint8_t *gate;
     int64_t num, param_row;
 } Run;
+
+/* Put back the zeros that may not wake, and note which there are. */
+static inline void keep_zeros(float *restrict x, uint8_t *restrict gate, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float left = is_closed(gate[i]) & (x[i] == x[i]) ? 0 : x[i];
+        x[i] = left;
+        gate[i] = recorded(gate[i], left == 0);
+    }
+}
 
 static void prox_run(const Run *run, const Prox *proxes, int64_t num_proxes,
                      const double *params) {
@@ -26,6 +38,7 @@ static void prox_run(const Run *run, const Prox *proxes, int64_t num_proxes,
         if (run->second || at == 0) steps(step, run->second ? run->second + at : NULL, n, metric);
         for (int64_t k = 0; k < num_proxes; k++)
             proxes[k](run->x + at, step, n, (float)param[PARAM_LR], coefficients(param, k));
+        if (run->gate) keep_zeros(run->x + at, run->gate + at, n);
     }
 }
 

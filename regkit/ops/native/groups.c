@@ -12,9 +12,11 @@ typedef struct {
     int64_t param_row, count2, stride1, stride2, size, size1, step1, size2, step2, size3, step3;
 } Piece;
 
-/* Groups begin to end of a bundle. size: entries in each. */
+/* Groups begin to end of a bundle. size: entries in each. gate: of the bundle's first group; NULL
+ * where every group may wake. */
 typedef struct {
     int64_t piece, num_pieces, begin, end, size, across;
+    uint8_t *gate;
 } Batch;
 
 static inline void pass(float *restrict tile, float *restrict memory, int back) {
@@ -116,6 +118,34 @@ static float even_step(const Batch *batch, const Piece *pieces, const double *pa
     return rate / (1 + rate * ridge);
 }
 
+/* Say of each lane whether its group has to stay zero; of one long group, all lanes say it. */
+static inline void closed_lanes(const Batch *batch, int64_t group, int lanes, int *closed) {
+    FOR_LANES closed[g] = 0;
+    if (batch->gate && batch->across)
+        for (int g = 0; g < lanes; g++) closed[g] = is_closed(batch->gate[group + g]);
+    else if (batch->gate)
+        FOR_LANES closed[g] = is_closed(batch->gate[group]);
+}
+
+/* Put back the groups that may not wake, and note which are zero. */
+static inline void keep_zeros(Tile *tile, const Batch *batch, int64_t group, int lanes,
+                              const int *closed) {
+    int alive[LANES] = {0}, any = 0;
+    for (int64_t i = 0; i < tile->rows; i++) {
+        float *z = tile->z + i * LANES;
+#pragma omp simd
+        FOR_LANES {
+            z[g] = closed[g] & (z[g] == z[g]) ? 0 : z[g];
+            alive[g] |= z[g] != 0;
+        }
+    }
+    FOR_LANES any |= alive[g];
+    for (int g = 0; g < lanes; g++) {
+        uint8_t *gate = &batch->gate[group + g];
+        *gate = recorded(*gate, batch->across ? !alive[g] : !any);
+    }
+}
+
 static void prox_batch(const Batch *batch, const Piece *pieces, const double *params, float *room) {
     const double *c = coefficients(params + pieces[batch->piece].param_row * NUM_PARAMS, 0);
     float l1 = (float)c[0], norm = (float)c[1], ridge = (float)c[2];
@@ -125,11 +155,14 @@ static void prox_batch(const Batch *batch, const Piece *pieces, const double *pa
     for (int64_t group = batch->begin; group < batch->end; group += batch->across ? LANES : 1) {
         int64_t left = batch->end - group;
         int lanes = !batch->across ? 1 : left < LANES ? (int)left : LANES;
+        int closed[LANES];
+        closed_lanes(batch, group, lanes, closed);
         fill(&tile, batch, pieces, params, group, lanes);
         if (l1 > 0) soften(tile.z, tile.step, rows * LANES, l1);
         if (ridge > 0) add_ridge(tile.z, tile.step, rows * LANES, ridge);
         find_scale(&tile);
         if (norm > 0) shrink(&tile, norm, even);
+        if (batch->gate) keep_zeros(&tile, batch, group, lanes, closed);
         empty(&tile, batch, pieces, group, lanes);
     }
 }

@@ -54,6 +54,11 @@ def _is_served(args: KernelArgs, metric: str) -> bool:
     if metric == "adaptive" and not states:
         return False
     like = all(s.stride() == w.stride() for s, w in zip(states, args.weights, strict=bool(states)))
+    if args.geometry is None:
+        like = like and all(
+            gate.stride() == w.stride()
+            for gate, w in zip(args.gates, args.weights, strict=bool(args.gates))
+        )
     tensors = (*args.weights, *states, *args.step_counts)
     return like and all(
         t.device.type == "cpu" and t.dtype == torch.float32 and _is_dense(t) for t in tensors
@@ -106,8 +111,10 @@ def _table_of_entries(args: KernelArgs, metric: str, proxes: Sequence[int | None
     for place, weight in enumerate(args.weights):
         for at in range(0, weight.numel(), ITEM):
             length = min(ITEM, weight.numel() - at)
-            runs.append([*_addresses(args, metric, place, at), length, args.param_row[place]])
-    return LaunchTable((_int64(runs, 5), _int64(proxes)))
+            gate = args.gates[place].data_ptr() + at if args.gates else 0
+            begin = _addresses(args, metric, place, at)
+            runs.append([*begin, gate, length, args.param_row[place]])
+    return LaunchTable((_int64(runs, 6), _int64(proxes)))
 
 
 def _table_of_groups(args: KernelArgs, metric: str) -> LaunchTable:
@@ -117,7 +124,8 @@ def _table_of_groups(args: KernelArgs, metric: str) -> LaunchTable:
     for piece in args.geometry.tolist():
         bundles.setdefault(piece[GroupAxis.BUNDLE], []).append(piece)
     batches, pieces, floats = [], [], 0
-    for bundle in bundles.values():
+    for number, bundle in enumerate(bundles.values()):
+        gate = args.gates[number].data_ptr() if args.gates else 0
         size = sum(_num_entries(piece) for piece in bundle)
         across = size <= SHORT or all(map(_are_neighbours, bundle))
         room = size * LANES if across else -(-size // LANES) * LANES
@@ -128,9 +136,9 @@ def _table_of_groups(args: KernelArgs, metric: str) -> LaunchTable:
         num_groups = bundle[0][GroupAxis.COUNT1] * bundle[0][GroupAxis.COUNT2]
         for at in range(0, num_groups if size else 0, share):
             end = min(at + share, num_groups)
-            batches.append([len(pieces), len(bundle), at, end, size, int(across)])
+            batches.append([len(pieces), len(bundle), at, end, size, int(across), gate])
         pieces += [_row_of(args, metric, piece) for piece in bundle]
-    return LaunchTable((_int64(batches, 6), _int64(pieces, 14), torch.tensor(floats)))
+    return LaunchTable((_int64(batches, 7), _int64(pieces, 14), torch.tensor(floats)))
 
 
 def _row_of(args: KernelArgs, metric: str, piece: list[int]) -> list[int]:
@@ -202,7 +210,7 @@ def run(
         )
         if failed:
             raise MemoryError(f"prox_groups found no room for {int(floats)} floats a thread.")
-    torch.autograd.graph.increment_version(args.weights)
+    torch.autograd.graph.increment_version((*args.weights, *args.gates))
 
 
 def _num_threads() -> int:

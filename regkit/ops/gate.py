@@ -1,0 +1,42 @@
+"""Gates: a byte for each entry, or group, that says whether it may wake from zero.
+
+A unit that was zero before a step, and whose gate is not open, is zero after it, whatever the prox
+says. Kernels read and write the bytes in the same pass as the weights; who opens gates is
+`regkit.optim.support`.
+"""
+
+import enum
+
+from torch import Tensor
+
+
+class Gate(enum.IntFlag):
+    """Bits of a byte.
+
+    ZERO: the unit was zero after the last step. OPEN: it may wake. SEEN: it was not zero when
+    supports were last compared; passes leave that bit as it is.
+    """
+
+    ZERO = 1
+    OPEN = 2
+    SEEN = 4
+
+
+def is_closed(gates: Tensor) -> Tensor:
+    """Say which units have to stay zero."""
+    return (gates & int(Gate.ZERO | Gate.OPEN)) == int(Gate.ZERO)
+
+
+def keep_zeros(values: Tensor, gates: Tensor) -> Tensor:
+    """Return the values after a prox with what has to stay zero put back; NaN is not hidden.
+
+    values: of entries, or with one more axis than `gates` of groups.
+    """
+    closed = is_closed(gates)
+    closed = closed.unsqueeze(-1) if values.ndim > gates.ndim else closed
+    return values.masked_fill(closed & (values == values), 0.0)
+
+
+def recorded(gates: Tensor, is_zero: Tensor) -> Tensor:
+    """Return the bytes after a step that leaves these units at zero."""
+    return (gates & ~int(Gate.ZERO) & 0xFF) | is_zero.to(gates.dtype)

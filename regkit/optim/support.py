@@ -1,0 +1,494 @@
+"""The support: which zeros may wake, and how settled the pattern of zeros is.
+
+Under the plain proximal step a zero wakes as soon as the optimizer's short average of gradients
+leaves the subdifferential of the penalty, which the noise of mini-batches alone brings about. Here
+it wakes on evidence: the gradient, averaged over the last thousand steps and less what noise alone
+would make of that average, leaves the subdifferential. With full gradients that is the plain step,
+so minimisers stay where they are.
+"""
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from regkit.ops.gate import Gate, recorded
+from regkit.optim.batching import Batch, beside, entry_batches, flat, is_dense, most_entries
+from regkit.optim.parts import Chain, Part, active
+from regkit.optim.sharding import group_batches
+from regkit.optim.step_size import AverageOf, GradientAverage, Move, StepSizeOf
+from regkit.penalties.penalty import WeightPenalty
+from regkit.ranks import gathered_groups, local, own_groups, placement, plain, put_back, summed
+from regkit.ranks import whole_rows
+
+Moves = Mapping[nn.Parameter, Move]
+ScaleOf = Callable[[Part], WeightPenalty | None]
+
+# Steps that the average of gradients goes back.
+HORIZON = 1000
+# Shorter trainings are forgotten as they go on: sample k weighs as k^(FADING - 1) (Shamir and
+# Zhang, ICML 2013, "polynomial-decay averaging").
+FADING = 2
+# Steps between two samples, at most: what the optimizer itself averages lies between.
+INTERVAL = 10
+# Samples before which there is no evidence: one says nothing about its noise.
+LEAST_SAMPLES = 2
+# Standard deviations of noise that an average has to be clear of.
+CONFIDENCE = 2.0
+# Samples that a report goes back.
+REMEMBERED = 20
+# Columns of a sample: entries, of them zero, those that flipped, alive now and before, alive now or
+# before, zeros that should wake.
+TOTAL, ZERO, FLIPS, BOTH, EITHER, WAKES = range(6)
+
+
+@dataclass
+class Average:
+    """The mean of the gradients of one parameter.
+
+    values: float32 at least, placed as the parameter. variance: of a sample, the mean over entries, 0-d.
+    count: number of samples. concentration: sum of their squared weights, 1 / count of equal ones.
+    """
+
+    values: Tensor
+    variance: Tensor
+    count: int = 0
+    concentration: float = 0.0
+
+    @property
+    def noise(self) -> Tensor:
+        """The variance of an entry of the mean, 0-d."""
+        return self.variance * self.concentration
+
+
+class SupportReport(NamedTuple):
+    """How settled the zeros are of penalties that make them; shares of the entries they act on.
+
+    flips: went from zero to not zero, or back, in one step. jaccard: of the entries that are not
+    zero now or were not ten steps before, those that both holds for. should_wake: of the zeros,
+    those that the averaged gradient says to be none. Means over the last samples, one in ten steps.
+    """
+
+    flips: float
+    jaccard: float
+    should_wake: float
+
+    @property
+    def is_settled(self) -> bool:
+        """Say whether zeros stay: 0.05 % flip in a step, and 99 % are the same ten steps on."""
+        return self.flips <= 5e-4 and self.jaccard >= 0.99
+
+
+class Support:
+    """Gates of one optimizer's zeros, averages that open them, and what became of the zeros.
+
+    Memory: five bytes for each weight that a penalty may make zero.
+
+    holds: False lets every zero wake at any time; it is counted all the same.
+    entries: gates (`regkit.ops.gate`) of the parameters whose entries a penalty makes zero, placed
+        as they are. groups: gates of groups, by `Part.key`: of this rank's where it has them whole.
+    version: changes with every new gate.
+    """
+
+    def __init__(self, holds: bool = True) -> None:
+        self.holds = holds
+        self.averages: dict[nn.Parameter, Average] = {}
+        self.entries: dict[nn.Parameter, Tensor] = {}
+        self.groups: dict[str, Tensor] = {}
+        self.version = 0
+        self._alone: Sequence[Part] = ()
+        self._together: Sequence[Part] = ()
+        self._wakes: dict[int, Tensor] = {}
+        self._samples: deque[Tensor] = deque(maxlen=REMEMBERED)
+
+    def watch(
+        self, chains: Mapping[nn.Parameter, Chain], alone: Sequence[Part], together: Sequence[Part]
+    ) -> None:
+        """Make the gates that are missing, of weights as they are before a step.
+
+        alone, together: as `sharding.divide` returns them; a collective where there are new ones of
+        the latter.
+        """
+        self._alone = [part for part in alone if makes_zeros([part])]
+        self._together = [part for part in together if makes_zeros([part])]
+        for p, chain in chains.items():
+            if makes_zeros(chain) and not self._serves(p):
+                gate = torch.zeros_like(p.detach(), dtype=torch.uint8)
+                local(gate).copy_(_begun(local(p.detach()) == 0))
+                self._add(self.entries, p, gate)
+        for part in self._alone:
+            if len(self.groups.get(part.key, ())) != part.bundle.num_groups:
+                rows = part.bundle.rows(lambda p: local(p.detach()))
+                self._add(self.groups, part.key, _begun((rows == 0).all(1)))
+        new = [part for part in self._together if part.key not in self.groups]
+        for key, rows in whole_rows([(part.key, part.bundle) for part in new]):
+            self._add(self.groups, key, _begun((rows == 0).all(1)))
+
+    def resync(self, changed: Collection[nn.Parameter]) -> None:
+        """Look again which weights are zero, of parameters that somebody else has written to.
+
+        A collective where groups lie on several ranks.
+        """
+        for p in changed:
+            if p in self.entries:
+                _record(local(self.entries[p]), local(p.detach()) == 0)
+        for part in self._alone:
+            if set(part.parameters) & set(changed):
+                rows = part.bundle.rows(lambda p: local(p.detach()))
+                _record(self.groups[part.key], (rows == 0).all(1))
+        some = [part for part in self._together if set(part.parameters) & set(changed)]
+        for key, rows in whole_rows([(part.key, part.bundle) for part in some]):
+            _record(self.groups[key], (rows == 0).all(1))
+
+    @property
+    def members(self) -> list[nn.Parameter]:
+        """What has gates."""
+        grouped = (p for part in (*self._alone, *self._together) for p in part.parameters)
+        return list(dict.fromkeys([*self.entries, *grouped]))
+
+    def _serves(self, p: nn.Parameter) -> bool:
+        """Say whether the gate of a parameter is there, and lies as it does."""
+        gate = self.entries.get(p)
+        if gate is None:
+            return False
+        own, values = local(gate), local(p.detach())
+        same = own.device == values.device and own.shape == values.shape
+        return same and (own.stride() == values.stride() or not is_dense(values))
+
+    def _add(self, gates: dict[Any, Tensor], key: Any, gate: Tensor) -> None:
+        old, own = gates.get(key), local(gate)
+        if not self.holds:
+            own.bitwise_or_(int(Gate.OPEN))
+        if old is not None and local(old).shape == own.shape:  # the weight has moved in memory
+            own.bitwise_or_(local(old).to(own.device) & int(Gate.OPEN))
+        gates[key] = gate
+        self.version += 1
+
+    def snapshot(self) -> list[Tensor]:
+        """Return copies of all gates."""
+        return [local(gate).clone() for gate in self._all()]
+
+    def restore(self, snapshot: Sequence[Tensor]) -> None:
+        """Bring all gates back to a snapshot."""
+        for gate, kept in zip(self._all(), snapshot, strict=True):
+            local(gate).copy_(kept)
+
+    def _all(self) -> list[Tensor]:
+        return [*self.entries.values(), *self.groups.values()]
+
+    def shut(self) -> None:
+        """Close all gates: zeros stay zero until the next evidence."""
+        for gate in self._all():
+            local(gate).bitwise_and_(int(Gate.ZERO | Gate.SEEN))
+
+    def sample(
+        self,
+        moves: Moves,
+        average_of: AverageOf,
+        unscale: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> None:
+        """Take the gradients of a step into the averages (a collective for shards).
+
+        moves: of the parameters to be averaged.
+        unscale: what raw gradients are to be divided by. skip: where it is not 0 they are left out.
+        """
+        alike: dict[Any, list[nn.Parameter]] = defaultdict(list)
+        for p, move in moves.items():
+            if p not in self.averages:
+                values = torch.zeros_like(p.detach(), dtype=_accurate(p))
+                self.averages[p] = Average(values, local(values).new_zeros(()))
+            where = local(self.averages[p].values).device
+            alike[id(move.group), self.averages[p].count, where].append(p)
+        for parameters in alike.values():
+            self._take(parameters, moves, average_of(moves[parameters[0]]), unscale, skip)
+
+    def _take(
+        self,
+        parameters: Sequence[nn.Parameter],
+        moves: Moves,
+        kept: GradientAverage,
+        unscale: Tensor | None,
+        skip: Tensor | None,
+    ) -> None:
+        averages = [self.averages[p] for p in parameters]
+        count, concentration = averages[0].count + 1, averages[0].concentration
+        weight = max(FADING / (count + FADING - 1), interval_of(kept) / HORIZON)
+        factor, raw = kept.scale, kept.key is None
+        if raw and unscale is not None:
+            factor = factor / unscale
+        squares = {p: torch.zeros_like(self.averages[p].variance) for p in parameters}
+        for owners, means, grads in _pieces(parameters, self.averages, moves, kept.key):
+            apart = torch._foreach_mul(grads, factor)  # pyright: ignore[reportPrivateImportUsage]: no public name
+            torch._foreach_sub_(apart, means)  # pyright: ignore[reportPrivateImportUsage]: no public name
+            for one in apart if raw and skip is not None else ():
+                one.masked_fill_(skip != 0, 0.0)
+            lengths = torch._foreach_norm(apart)  # pyright: ignore[reportPrivateImportUsage]: no public name
+            torch._foreach_add_(means, apart, alpha=weight)  # pyright: ignore[reportPrivateImportUsage]: no public name
+            for p, length in zip(owners, lengths, strict=True):
+                squares[p] += length.square()
+        found = summed(torch.stack(list(squares.values())), parameters)
+        found /= found.new_tensor([max(p.numel(), 1) for p in parameters])
+        # A sample lies further from the mean of those before it than from its own.
+        found /= 1 + concentration
+        share = max(FADING / (max(count - 1, 1) + FADING - 1), weight)
+        for average, mean in zip(averages, found.unbind(), strict=True):
+            if count > 1:
+                average.variance.lerp_(mean, share)
+            average.count = count
+            average.concentration = (1 - weight) ** 2 * concentration + weight**2
+
+    def weigh(
+        self,
+        chains: Mapping[nn.Parameter, Chain],
+        scale: ScaleOf,
+        moves: Moves,
+        step_size: StepSizeOf,
+        opens: bool,
+    ) -> None:
+        """Open the gates of what the averages say to be no zero, and close all others.
+
+        A zero stays where the prox of a step from it, along the averaged gradient, is zero again.
+
+        scale: gives the penalty of a part at its strength. opens: False closes all, and only counts.
+        """
+        known = {
+            p: move
+            for p, move in moves.items()
+            if p in self.averages and self.averages[p].count >= LEAST_SAMPLES
+        }
+        self._wakes = {}
+        kinds = {p: active(chains[p], scale) for p in self.entries if p in chains}
+        kinds = {p: penalties for p, penalties in kinds.items() if penalties}
+        for penalties, batch in entry_batches(kinds, known, self.entries, self._mean):
+            rows = batch.values()
+            bound = self._noise(batch) * _noise_bound(1)
+            trial = rows.sign() * (rows.square() - bound).clamp_min_(0).sqrt_()
+            step = batch.step(step_size)
+            trial *= -step
+            for penalty in penalties:
+                if not penalty.decoupled:
+                    trial = penalty.prox(trial, step)
+            self._open(batch, trial != 0, opens)
+        for penalty, batches in group_batches(
+            self._alone, self._together, scale, known, step_size, self.groups, self._whole_mean
+        ):
+            values = [batch.values() for batch in batches]
+            noises = [self._noise(batch) for batch in batches]
+            sizes = [v.shape[1] for v in values]
+            mean = sum(n * size for n, size in zip(noises, sizes, strict=True))
+            spread = sum(2 * n.square() * size for n, size in zip(noises, sizes, strict=True))
+            rows = torch.cat(values, dim=1)
+            square = rows.square().sum(1).clamp_min_(torch.finfo(rows.dtype).tiny)
+            left = (1 - (mean + CONFIDENCE * spread**0.5) / square).clamp_min_(0).sqrt_()
+            step = beside([batch.step(step_size) for batch in batches], values)
+            trial = penalty.prox(rows * left[:, None] * -step, step)
+            self._open(batches[0], (trial != 0).any(1), opens)
+
+    def _mean(self, p: nn.Parameter) -> Tensor:
+        return local(self.averages[p].values)
+
+    def _whole_mean(self, p: nn.Parameter) -> Tensor:
+        return self.averages[p].values
+
+    def _noise(self, batch: Batch) -> Tensor:
+        """Return the variance of each entry, or of the entries of each group."""
+        parts = [
+            self.averages[s.move.parameter].noise.expand(len(s.rows(s.values)))
+            for s in batch.slices
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _open(self, batch: Batch, found: Tensor, opens: bool) -> None:
+        gates = batch.gates()
+        assert gates is not None, "what has no gate is not weighed"
+        start = 0
+        for s in batch.slices:
+            assert s.gate is not None
+            length = len(s.gates())
+            awake = found[start : start + length] & ((s.gates() & int(Gate.ZERO)) != 0)
+            where = s.gate.data_ptr()
+            self._wakes[where] = self._wakes.get(where, 0) + awake.sum()
+            start += length
+        if self.holds or not opens:
+            new = (found & opens).to(torch.uint8) * int(Gate.OPEN)
+            batch.write_gates((gates & int(Gate.ZERO | Gate.SEEN)) | new)
+
+    def count(self, before: Sequence[Tensor]) -> None:
+        """Add a sample of what became of the zeros (a collective for shards).
+
+        before: `snapshot` of before the step. Waits for no GPU.
+        """
+        parts = {part.key: part for part in (*self._alone, *self._together)}
+        alone = {part.key for part in self._alone}
+        counted: dict[Any, list[Tensor]] = defaultdict(list)
+        leads: dict[Any, Tensor] = {}
+        keys = [*self.entries, *self.groups]
+        for key, gate, old in zip(keys, self._all(), before, strict=True):
+            size, lead = 1, gate
+            if isinstance(key, str):
+                if key not in parts:
+                    continue
+                size = parts[key].bundle.size
+                lead = parts[key].parameters[0] if key in alone else gate
+            own = local(gate)
+            if own.numel() > 0:
+                wakes = self._wakes.get(own.data_ptr(), own.new_zeros(()))
+                counted[placement(lead)].append(_counts(own, old, wakes) * size)
+                leads[placement(lead)] = lead
+            own.bitwise_and_(int(Gate.ZERO | Gate.OPEN))
+            own.bitwise_or_((((own & int(Gate.ZERO)) == 0) * int(Gate.SEEN)).to(torch.uint8))
+        if counted:
+            where = next(iter(counted.values()))[0].device
+            rows = torch.stack([torch.stack(c).sum(0).to(where) for c in counted.values()])
+            self._samples.append(summed(rows, list(leads.values())).sum(0))
+
+    def report(self) -> SupportReport | None:
+        """Return how settled the zeros are; None before the second sample. Waits for a GPU."""
+        rows = torch.stack(list(self._samples)[-REMEMBERED:]).tolist() if self._samples else []
+        if len(rows) < LEAST_SAMPLES:
+            return None
+        total = [sum(column) for column in zip(*rows, strict=True)]
+        return SupportReport(
+            total[FLIPS] / max(total[TOTAL], 1),
+            total[BOTH] / total[EITHER] if total[EITHER] else 1.0,
+            total[WAKES] / max(total[ZERO], 1),
+        )
+
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """Return everything, by parameter name; a collective for shards."""
+        alone = {part.key: part for part in self._alone}
+        return {
+            "averages": {
+                names[p]: (plain(a.values).clone(), a.variance.clone(), a.count, a.concentration)
+                for p, a in self.averages.items()
+                if p in names
+            },
+            "entries": {names[p]: plain(g).clone() for p, g in self.entries.items() if p in names},
+            "groups": {
+                key: gathered_groups(g, alone[key].bundle) if key in alone else g.clone()
+                for key, g in self.groups.items()
+            },
+            "samples": list(self._samples),
+        }
+
+    def load_state_dict(
+        self, saved: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Take over a saved state.
+
+        parameters: those of the optimizer, by the names in the state.
+        """
+        for name, (values, variance, count, concentration) in saved["averages"].items():
+            if name in parameters:
+                p = parameters[name]
+                own = torch.zeros_like(p.detach(), dtype=_accurate(p))
+                self.averages[p] = Average(
+                    _placed(values, own), variance.to(local(own).device), count, concentration
+                )
+        for name, gate in saved["entries"].items():
+            if name in parameters:
+                own = torch.zeros_like(parameters[name].detach(), dtype=torch.uint8)
+                self.entries[parameters[name]] = _placed(gate, own)
+        parts = {part.key: part for part in (*self._alone, *self._together)}
+        alone = {part.key for part in self._alone}
+        for key, gate in saved["groups"].items():
+            if key in parts:
+                bundle = parts[key].bundle
+                where = local(bundle.pieces[0].parameter).device
+                own = own_groups(gate, bundle) if key in alone else gate
+                self.groups[key] = own.to(where, copy=True)
+        self._samples.extend(saved["samples"])
+        self.version += 1
+
+
+def _accurate(p: nn.Parameter) -> torch.dtype:
+    return torch.promote_types(p.dtype, torch.float32)
+
+
+def _begun(is_zero: Tensor) -> Tensor:
+    """Return gates of units that nothing is known of but whether they are zero."""
+    return torch.where(is_zero, int(Gate.ZERO), int(Gate.SEEN)).to(torch.uint8)
+
+
+def _record(gate: Tensor, is_zero: Tensor) -> None:
+    gate.copy_(recorded(gate, is_zero))
+
+
+def makes_zeros(chain: Sequence[Part]) -> bool:
+    """Say whether some penalty of a chain makes weights zero."""
+    return any(part.penalty.sparsifies and not part.penalty.constraint for part in chain)
+
+
+def interval_of(kept: GradientAverage) -> int:
+    """Return how many steps lie between two samples of what the optimizer has averaged."""
+    return max(min(INTERVAL, round(kept.span)), 1)
+
+
+def _noise_bound(size: int) -> float:
+    """Return how long noise alone makes the mean of a group, squared, in variances of an entry.
+
+    Chi-squared: the mean, and `CONFIDENCE` standard deviations.
+    """
+    return size + CONFIDENCE * math.sqrt(2 * size)
+
+
+def _counts(gate: Tensor, before: Tensor, wakes: Tensor) -> Tensor:
+    """Return the columns of a sample, of the units of one gate."""
+    zero, was_zero = gate & int(Gate.ZERO) != 0, before & int(Gate.ZERO) != 0
+    seen = gate & int(Gate.SEEN) != 0
+    found = {
+        TOTAL: torch.as_tensor(gate.numel(), device=gate.device),
+        ZERO: zero.sum(),
+        FLIPS: (zero ^ was_zero).sum(),
+        BOTH: (seen & ~zero).sum(),
+        EITHER: (seen | ~zero).sum(),
+        WAKES: wakes,
+    }
+    return torch.stack([found[column] for column in sorted(found)]).double()
+
+
+def _pieces(
+    parameters: Sequence[nn.Parameter],
+    averages: Mapping[nn.Parameter, Average],
+    moves: Moves,
+    key: str | None,
+) -> Iterator[tuple[list[nn.Parameter], list[Tensor], list[Tensor]]]:
+    """Yield runs of averages and of what is averaged, so many that temporaries stay small.
+
+    key: of the optimizer's state; None for the gradients themselves.
+    """
+    owners: list[nn.Parameter] = []
+    means: list[Tensor] = []
+    grads: list[Tensor] = []
+    room = most = 0
+    for p in parameters:
+        mean = local(averages[p].values)
+        kept = moves[p].state[key] if key is not None else p.grad
+        assert kept is not None, "what has moved has a gradient"
+        most = most_entries(mean.device.type)
+        parts = zip(
+            flat(mean, mean).split(most),
+            flat(local(kept).detach(), mean).to(mean.dtype).split(most),
+            strict=True,
+        )
+        for one, other in parts:
+            if owners and one.numel() > room:
+                yield owners, means, grads
+                owners, means, grads, room = [], [], [], most
+            owners, means, grads = [*owners, p], [*means, one], [*grads, other]
+            room = (room if len(owners) > 1 else most) - one.numel()
+    if owners:
+        yield owners, means, grads
+
+
+def _placed(whole: Tensor, into: Tensor) -> Tensor:
+    """Write a whole tensor, or this rank's part of it, into a tensor that is placed already."""
+    if hasattr(into, "placements"):
+        put_back({into: whole.to(local(into).device)}, {into: into})  # type: ignore[dict-item]
+        return into
+    return into.copy_(whole)
