@@ -21,8 +21,9 @@ from regkit.bound_penalty import Penalties, named
 from regkit.errors import InputError
 from regkit.optim.proximal_step import TargetResult, missed
 from regkit.optim.schedule import Schedule
+from regkit.optim.support import SupportReport
 from regkit.regularizer import Regularizer
-from regkit.sparsity.measure import density
+from regkit.sparsity.measure import density, sized_density
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,12 @@ class RegularizerCallback(pl.Callback):
 
     Logs, every `log_every_n_steps` steps and with the same names for every penalty:
     objective/total, objective/loss, penalty/<name>, lam/<name>, density/total, density/live_groups,
-    density_layer/<parameter>, speed/steps_per_s and speed/prox_share (host time, without loading);
-    where layers have strengths of their own lam_layer/<name>/<layer>; for group penalties
-    groups/<name>, the share of its groups that is not zero; objective/kkt, the length of the
-    shortest subgradient of F at a logged step, from its batch.
+    density/sized (the weights above a thousandth of their layer's root mean square),
+    density_layer/<parameter>; support/flips, support/jaccard and support/should_wake
+    (`regkit.optim.support.SupportReport`); speed/steps_per_s and speed/prox_share (host time,
+    without loading); where layers have strengths of their own lam_layer/<name>/<layer>; for group
+    penalties groups/<name>, the share of its groups that is not zero; objective/kkt, the length of
+    the shortest subgradient of F at a logged step, from its batch.
 
     penalties: one, several, or several by name.
     example: what the module is called with, where groups are found by tracing it; default: its
@@ -73,8 +76,9 @@ class RegularizerCallback(pl.Callback):
         self.example = example
         self.schedule = schedule or Schedule()
         self.regularizer: Regularizer | None = None
-        # Of each optimizer, when training has ended.
+        # When training has ended: of each optimizer, and of all.
         self.target_results: list[TargetResult] = []
+        self.support_report: SupportReport | None = None
         self._saved: dict[str, Any] | None = None
         self._batches_in_epoch: int | None = None
         self._steps_in_batch = self._step_at_start = 0
@@ -233,6 +237,7 @@ class RegularizerCallback(pl.Callback):
         """Warn of what was asked for and is not there."""
         reg = self._bound()
         self.target_results = reg.target_results()
+        self.support_report = reg.support_report()
         progress = reg.progress.value or 0.0
         said = self.schedule.num_steps is not None and progress >= 1.0  # by the step itself
         if not trainer.is_global_zero or said:
@@ -308,6 +313,9 @@ class RegularizerCallback(pl.Callback):
             self._kkt = None
         metrics |= {f"density_layer/{name}": share for name, share in left.layers.items()}
         metrics |= {"density/total": left.total, "density/live_groups": left.live_groups}
+        metrics["density/sized"] = sized_density(reg.counted_parameters())
+        if (support := reg.support_report()) is not None:
+            metrics |= {f"support/{name}": share for name, share in support._asdict().items()}
         if self._loss is not None:
             metrics["objective/loss"] = self._loss
             metrics["objective/total"] = sum(values.values(), start=self._loss)

@@ -30,6 +30,7 @@ class StrengthConfig:
     layerwise: bool = False
     settle: float | None = None
     debias: float | None = None
+    holds_zeros: bool = True
 
 
 @dataclass

@@ -17,6 +17,7 @@ from regkit.optim.parts import Part, Scale
 from regkit.optim.proximal_step import ProximalStep, TargetResult
 from regkit.optim.residual import kkt_residual
 from regkit.optim.schedule import Progress, Schedule
+from regkit.optim.support import SupportReport, report_of
 from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.penalty_set import PenaltySet
 from regkit.ranks import local, summed
@@ -274,6 +275,13 @@ class Regularizer:
             for part in one.parts
             if part.key in (self._record_of([part])["layers"] or {})
         }
+
+    def support_report(self) -> SupportReport | None:
+        """Say how settled the zeros are, over the last 200 steps; None after fewer than 20.
+
+        Waits for a GPU.
+        """
+        return report_of([step.support for step in self._steps])
 
     def target_results(self) -> list[TargetResult]:
         """Compare what each attached optimizer's weights have left with the target density."""

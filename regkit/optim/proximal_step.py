@@ -48,7 +48,7 @@ from regkit.optim.step_size import (
     step_size_of,
     warn_of_unknown,
 )
-from regkit.optim.support import INTERVAL, Support, interval_of
+from regkit.optim.support import INTERVAL, Support, interval_of, is_sampled
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.ranks import local, summed, whole_rows
 
@@ -80,7 +80,7 @@ class StepContext:
     firsts: parameters whose momentum buffer is still empty.
     before: weights before the move, where something is computed from them.
     nonzero: which weights are not zero, where zeros are kept.
-    gates: before the step, where the support is looked at after it; else None.
+    gates: before the step, where it is to be said what flips in it; else None.
     """
 
     progress: float
@@ -223,12 +223,8 @@ class ProximalStep:
             frozenset(self._unbuffered),
             {p: p.detach().clone() for p in self._kept},
             {p: local(p.detach()) != 0 for p in self.members} if keeps_zeros else {},
-            self.support.snapshot() if self._is_tenth(self.state.num_steps + 1) else None,
+            self.support.snapshot() if is_sampled(self.state.num_steps + 1) else None,
         )
-
-    def _is_tenth(self, step: int) -> bool:
-        """Say whether the support is looked at after this step."""
-        return step % INTERVAL == 0
 
     def _watch_zeros(self) -> None:
         """Make gates that are missing, and see what others have written since the last step."""
@@ -293,7 +289,9 @@ class ProximalStep:
         else:
             self._apply(context, moves, context.factors, plan)
         if context.gates is not None:
-            self.support.count(context.gates)
+            self.support.count_flips(context.gates)
+        if self.state.num_steps % INTERVAL == 0:
+            self.support.count_overlap()
         self._versions = {p: _version(p) for p in self.support.members}
         if self.control is not None and self.control.is_due(context.progress, context.stride):
             self.control.observe(context.progress, self.densities())
@@ -316,7 +314,7 @@ class ProximalStep:
             some = {p: moves[p] for p in members if p in moves and id(moves[p].group) in due}
             unscale = getattr(self.optimizer, "grad_scale", None)
             support.sample(some, self._average_of, unscale, context.skip)
-        if context.gates is not None and context.factors.common is not None:
+        if step % INTERVAL == 0 and context.factors.common is not None:
             scale = Scale(context.factors)
             support.weigh(self.chains, scale, moves, self.step_size, not context.keeps_zeros)
 

@@ -22,8 +22,16 @@ from regkit.optim.parts import Chain, Part, active
 from regkit.optim.sharding import group_batches
 from regkit.optim.step_size import AverageOf, GradientAverage, Move, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import gathered_groups, local, own_groups, placement, plain, put_back, summed
-from regkit.ranks import whole_rows
+from regkit.ranks import (
+    gathered_groups,
+    local,
+    own_groups,
+    placement,
+    plain,
+    put_back,
+    summed,
+    whole_rows,
+)
 
 Moves = Mapping[nn.Parameter, Move]
 ScaleOf = Callable[[Part], WeightPenalty | None]
@@ -39,18 +47,21 @@ INTERVAL = 10
 LEAST_SAMPLES = 2
 # Standard deviations of noise that an average has to be clear of.
 CONFIDENCE = 2.0
-# Samples that a report goes back.
+# Samples that a report goes back: 200 steps.
 REMEMBERED = 20
-# Columns of a sample: entries, of them zero, those that flipped, alive now and before, alive now or
-# before, zeros that should wake.
-TOTAL, ZERO, FLIPS, BOTH, EITHER, WAKES = range(6)
+# Columns of a sample of a step: entries, and those of them that flipped in it.
+TOTAL, FLIPS = range(2)
+# Columns of a sample of ten steps: zeros, zeros that should wake, entries that are alive now and
+# were before, or one of the two.
+ZERO, WAKES, BOTH, EITHER = range(4)
 
 
 @dataclass
 class Average:
     """The mean of the gradients of one parameter.
 
-    values: float32 at least, placed as the parameter. variance: of a sample, the mean over entries, 0-d.
+    values: float32 at least, placed as the parameter.
+    variance: of a sample, the mean over entries, 0-d.
     count: number of samples. concentration: sum of their squared weights, 1 / count of equal ones.
     """
 
@@ -70,7 +81,8 @@ class SupportReport(NamedTuple):
 
     flips: went from zero to not zero, or back, in one step. jaccard: of the entries that are not
     zero now or were not ten steps before, those that both holds for. should_wake: of the zeros,
-    those that the averaged gradient says to be none. Means over the last samples, one in ten steps.
+    those that the averaged gradient says to be none. Means over the last samples, one in ten steps;
+    that of flips is of another of the ten each time, for gates open at every tenth.
     """
 
     flips: float
@@ -103,7 +115,8 @@ class Support:
         self._alone: Sequence[Part] = ()
         self._together: Sequence[Part] = ()
         self._wakes: dict[int, Tensor] = {}
-        self._samples: deque[Tensor] = deque(maxlen=REMEMBERED)
+        self._flips: deque[Tensor] = deque(maxlen=REMEMBERED)
+        self._overlaps: deque[Tensor] = deque(maxlen=REMEMBERED)
 
     def watch(
         self, chains: Mapping[nn.Parameter, Chain], alone: Sequence[Part], together: Sequence[Part]
@@ -223,13 +236,10 @@ class Support:
             factor = factor / unscale
         squares = {p: torch.zeros_like(self.averages[p].variance) for p in parameters}
         for owners, means, grads in _pieces(parameters, self.averages, moves, kept.key):
-            apart = torch._foreach_mul(grads, factor)  # pyright: ignore[reportPrivateImportUsage]: no public name
-            torch._foreach_sub_(apart, means)  # pyright: ignore[reportPrivateImportUsage]: no public name
+            apart = _apart(grads, factor, means)
             for one in apart if raw and skip is not None else ():
                 one.masked_fill_(skip != 0, 0.0)
-            lengths = torch._foreach_norm(apart)  # pyright: ignore[reportPrivateImportUsage]: no public name
-            torch._foreach_add_(means, apart, alpha=weight)  # pyright: ignore[reportPrivateImportUsage]: no public name
-            for p, length in zip(owners, lengths, strict=True):
+            for p, length in zip(owners, _moved(means, apart, weight), strict=True):
                 squares[p] += length.square()
         found = summed(torch.stack(list(squares.values())), parameters)
         found /= found.new_tensor([max(p.numel(), 1) for p in parameters])
@@ -254,7 +264,8 @@ class Support:
 
         A zero stays where the prox of a step from it, along the averaged gradient, is zero again.
 
-        scale: gives the penalty of a part at its strength. opens: False closes all, and only counts.
+        scale: gives the penalty of a part at its strength.
+        opens: False closes all, and only counts.
         """
         known = {
             p: move
@@ -318,46 +329,66 @@ class Support:
             new = (found & opens).to(torch.uint8) * int(Gate.OPEN)
             batch.write_gates((gates & int(Gate.ZERO | Gate.SEEN)) | new)
 
-    def count(self, before: Sequence[Tensor]) -> None:
-        """Add a sample of what became of the zeros (a collective for shards).
+    def count_flips(self, before: Sequence[Tensor]) -> None:
+        """Add a sample of a step (a collective for shards).
 
         before: `snapshot` of before the step. Waits for no GPU.
         """
+
+        def counts(gate: Tensor, old: Tensor) -> list[Tensor]:
+            flips = ((gate ^ old) & int(Gate.ZERO)).sum()
+            return [torch.full_like(flips, gate.numel()), flips]
+
+        self._add_sample(self._flips, before, counts)
+
+    def count_overlap(self) -> None:
+        """Add a sample of the steps since the last one (a collective for shards)."""
+
+        def counts(gate: Tensor, _: Tensor) -> list[Tensor]:
+            alive, seen = gate & int(Gate.ZERO) == 0, gate & int(Gate.SEEN) != 0
+            wakes = self._wakes.get(gate.data_ptr(), gate.new_zeros((), dtype=torch.int64))
+            return [(~alive).sum(), wakes, (seen & alive).sum(), (seen | alive).sum()]
+
+        self._add_sample(self._overlaps, self._all(), counts)
+        for gate in map(local, self._all()):
+            alive = gate & int(Gate.ZERO) == 0
+            gate.bitwise_and_(int(Gate.ZERO | Gate.OPEN))
+            gate.bitwise_or_(alive.to(torch.uint8) * int(Gate.SEEN))
+
+    def _add_sample(
+        self,
+        samples: deque[Tensor],
+        others: Sequence[Tensor],
+        counts: Callable[[Tensor, Tensor], list[Tensor]],
+    ) -> None:
+        """Add up over all gates what is counted of each, and of what belongs to it in `others`."""
         parts = {part.key: part for part in (*self._alone, *self._together)}
         alone = {part.key for part in self._alone}
         counted: dict[Any, list[Tensor]] = defaultdict(list)
         leads: dict[Any, Tensor] = {}
-        keys = [*self.entries, *self.groups]
-        for key, gate, old in zip(keys, self._all(), before, strict=True):
+        for key, gate, other in zip(
+            [*self.entries, *self.groups], self._all(), others, strict=True
+        ):
             size, lead = 1, gate
             if isinstance(key, str):
                 if key not in parts:
                     continue
                 size = parts[key].bundle.size
                 lead = parts[key].parameters[0] if key in alone else gate
-            own = local(gate)
-            if own.numel() > 0:
-                wakes = self._wakes.get(own.data_ptr(), own.new_zeros(()))
-                counted[placement(lead)].append(_counts(own, old, wakes) * size)
-                leads[placement(lead)] = lead
-            own.bitwise_and_(int(Gate.ZERO | Gate.OPEN))
-            own.bitwise_or_((((own & int(Gate.ZERO)) == 0) * int(Gate.SEEN)).to(torch.uint8))
+            found = torch.stack(counts(local(gate), local(other))).double() * size
+            counted[placement(lead)].append(found)
+            leads[placement(lead)] = lead
         if counted:
             where = next(iter(counted.values()))[0].device
             rows = torch.stack([torch.stack(c).sum(0).to(where) for c in counted.values()])
-            self._samples.append(summed(rows, list(leads.values())).sum(0))
+            samples.append(summed(rows, list(leads.values())).sum(0))
 
-    def report(self) -> SupportReport | None:
-        """Return how settled the zeros are; None before the second sample. Waits for a GPU."""
-        rows = torch.stack(list(self._samples)[-REMEMBERED:]).tolist() if self._samples else []
-        if len(rows) < LEAST_SAMPLES:
+    def totals(self) -> tuple[list[float], list[float]] | None:
+        """Return the sums of the samples' columns; None before the second. Waits for a GPU."""
+        if min(len(self._flips), len(self._overlaps)) < LEAST_SAMPLES:
             return None
-        total = [sum(column) for column in zip(*rows, strict=True)]
-        return SupportReport(
-            total[FLIPS] / max(total[TOTAL], 1),
-            total[BOTH] / total[EITHER] if total[EITHER] else 1.0,
-            total[WAKES] / max(total[ZERO], 1),
-        )
+        flips, overlaps = (torch.stack(list(s)).sum(0) for s in (self._flips, self._overlaps))
+        return flips.tolist(), overlaps.tolist()
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """Return everything, by parameter name; a collective for shards."""
@@ -373,7 +404,8 @@ class Support:
                 key: gathered_groups(g, alone[key].bundle) if key in alone else g.clone()
                 for key, g in self.groups.items()
             },
-            "samples": list(self._samples),
+            "flips": list(self._flips),
+            "overlaps": list(self._overlaps),
         }
 
     def load_state_dict(
@@ -402,7 +434,8 @@ class Support:
                 where = local(bundle.pieces[0].parameter).device
                 own = own_groups(gate, bundle) if key in alone else gate
                 self.groups[key] = own.to(where, copy=True)
-        self._samples.extend(saved["samples"])
+        self._flips.extend(saved["flips"])
+        self._overlaps.extend(saved["overlaps"])
         self.version += 1
 
 
@@ -419,6 +452,21 @@ def _record(gate: Tensor, is_zero: Tensor) -> None:
     gate.copy_(recorded(gate, is_zero))
 
 
+def report_of(supports: Sequence[Support]) -> SupportReport | None:
+    """Return how settled the zeros of several optimizers are; None before ten steps or so."""
+    found = [totals for support in supports if (totals := support.totals()) is not None]
+    if not found:
+        return None
+    flips, overlaps = (
+        [sum(column) for column in zip(*rows, strict=True)] for rows in zip(*found, strict=True)
+    )
+    return SupportReport(
+        flips[FLIPS] / max(flips[TOTAL], 1),
+        overlaps[BOTH] / overlaps[EITHER] if overlaps[EITHER] else 1.0,
+        overlaps[WAKES] / max(overlaps[ZERO], 1),
+    )
+
+
 def makes_zeros(chain: Sequence[Part]) -> bool:
     """Say whether some penalty of a chain makes weights zero."""
     return any(part.penalty.sparsifies and not part.penalty.constraint for part in chain)
@@ -429,27 +477,17 @@ def interval_of(kept: GradientAverage) -> int:
     return max(min(INTERVAL, round(kept.span)), 1)
 
 
+def is_sampled(step: int) -> bool:
+    """Say whether flips are counted in this step: one in ten, another of the ten each time."""
+    return step % INTERVAL == step // INTERVAL % INTERVAL
+
+
 def _noise_bound(size: int) -> float:
     """Return how long noise alone makes the mean of a group, squared, in variances of an entry.
 
     Chi-squared: the mean, and `CONFIDENCE` standard deviations.
     """
     return size + CONFIDENCE * math.sqrt(2 * size)
-
-
-def _counts(gate: Tensor, before: Tensor, wakes: Tensor) -> Tensor:
-    """Return the columns of a sample, of the units of one gate."""
-    zero, was_zero = gate & int(Gate.ZERO) != 0, before & int(Gate.ZERO) != 0
-    seen = gate & int(Gate.SEEN) != 0
-    found = {
-        TOTAL: torch.as_tensor(gate.numel(), device=gate.device),
-        ZERO: zero.sum(),
-        FLIPS: (zero ^ was_zero).sum(),
-        BOTH: (seen & ~zero).sum(),
-        EITHER: (seen | ~zero).sum(),
-        WAKES: wakes,
-    }
-    return torch.stack([found[column] for column in sorted(found)]).double()
 
 
 def _pieces(
@@ -484,6 +522,27 @@ def _pieces(
             room = (room if len(owners) > 1 else most) - one.numel()
     if owners:
         yield owners, means, grads
+
+
+# torch has no public names for operations on lists.
+# pyright: reportPrivateImportUsage=false
+
+
+def _apart(grads: list[Tensor], factor: Any, means: list[Tensor]) -> list[Tensor]:
+    """Return how far scaled gradients are from their means.
+
+    factor: a number, or a 0-d tensor.
+    """
+    apart = list(torch._foreach_mul(grads, factor))
+    torch._foreach_sub_(apart, means)
+    return apart
+
+
+def _moved(means: list[Tensor], apart: list[Tensor], weight: float) -> Sequence[Tensor]:
+    """Move means by a share of the way; return how long each way was."""
+    lengths = torch._foreach_norm(apart)
+    torch._foreach_add_(means, apart, alpha=weight)
+    return lengths
 
 
 def _placed(whole: Tensor, into: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ COLUMNS = {
     "debiased_val_accuracy": ("debiased validation accuracy", ".3f"),
     "val_loss": ("validation loss", ".3f"),
     "density": ("density", ".3f"),
+    "flips": ("flips a step", ".2%"),
+    "settled": ("zeros settled", ".0%"),
     "live_groups": ("live groups", ".1f"),
     "roughness": ("roughness", ".3f"),
     "remaining_flops": ("remaining FLOPs", "large"),
@@ -26,6 +28,7 @@ COLUMNS = {
 }
 # Columns that are left out where no run has them.
 RARE = {
+    *("flips", "settled"),
     *("debiased_accuracy", "debiased_val_accuracy", "val_loss"),
     *("shrunk_accuracy", "whole_latency_ms", "shrunk_latency_ms"),
 }
@@ -97,6 +100,11 @@ def sentences(table: Table, choice: Choice) -> list[str]:
         than = best.spread("density")
         against = f", that of the best {spread(than)}" if chosen is not best else ""
         said.append(f"Its density is {spread(density)}{against}.")
+    if (settled := chosen.mean("settled")) is not None and settled < 1:
+        said.append(
+            f"Its zeros are not settled ({spread(chosen.spread('flips'), '.2%')} of the weights "
+            "flip in a step): how many there are is a draw."
+        )
     if (test := chosen.spread("test_accuracy")) is not None:
         said.append(f"In the test, which had no part in the choice, it reached {spread(test)}.")
     return said

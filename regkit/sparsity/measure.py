@@ -54,6 +54,26 @@ def density(model: nn.Module | Mapping[str, Tensor]) -> Density:
     )
 
 
+@torch.no_grad()
+def sized_density(tensors: Mapping[str, Tensor], share: float = 1e-3) -> Tensor:
+    """Return the share of weights above a size, 0-d, which is on the CPU only when read.
+
+    share: of the root mean square of the layer's weights that are not zero. Specks that noise has
+        woken, and the next step kills, are below it.
+    """
+    every = list(tensors.values())
+    if not every:
+        return torch.ones(())
+    squares = torch.stack(
+        [torch.stack([local(t).double().square().sum(), local(t).count_nonzero()]) for t in every]
+    )
+    squares = summed(squares, every)
+    least = (squares[:, 0] / squares[:, 1].clamp_min(1)).sqrt() * share
+    sizes = zip(every, least.unbind(), strict=True)
+    counts = torch.stack([(local(t).abs() > size).sum() for t, size in sizes])
+    return summed(counts, every).sum() / max(sum(t.numel() for t in every), 1)
+
+
 def _counts(tensors: Sequence[Tensor]) -> Int[Tensor, "tensors 2"]:
     """Return [non-zero entries, output rows with one] of each, on the CPU only when read.
 

@@ -60,5 +60,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     keys = ("test_accuracy", "val_accuracy", "debiased_accuracy", "density", "objective")
     known = {key: summary.get(key) for key in (*keys, "roughness", "train_s")}
     shown = "  ".join(f"{key} {value:.4g}" for key, value in known.items() if value is not None)
+    if not summary.get("settled", True):
+        shown += f"  (zeros not settled: {summary['flips']:.2%} flip in a step)"
     print(f"\n{summary['name']}: {shown}")
     print(f"curves: tensorboard --logdir '{folder.parent}'\n", flush=True)

@@ -130,6 +130,7 @@ def _train_and_test(
     reg = regularize.regularizer
     assert reg is not None
     summary = sums.trained(config, trainer, model, reg) | sums.targets(regularize)
+    summary |= sums.support(regularize)
     summary |= cost_of_zeros(trainer, len(data.known_splits().val))
     summary["train_s"] = round(time.perf_counter() - began, 2)
     summary["data_share"] = pace.data_share

@@ -56,6 +56,15 @@ def targets(regularize: RegularizerCallback) -> dict[str, Any]:
     return {"target_density": target, "target_met": met}
 
 
+def support(regularize: RegularizerCallback) -> dict[str, Any]:
+    """Say whether the zeros are settled; nothing where no penalty makes any, or training was short.
+
+    The shares are those of `regkit.optim.support.SupportReport`.
+    """
+    found = regularize.support_report
+    return {} if found is None else {"settled": found.is_settled, **found._asdict()}
+
+
 def left(reg: Regularizer) -> dict[str, Any]:
     """Count what is not zero."""
     measured = density(reg.counted_parameters())

@@ -27,7 +27,13 @@ TOPICS: dict[str, dict[str, list[str]]] = {
     },
     "density": {
         "share of weights that are not zero": ["density/total$"],
+        "exactly, and above a size": ["density/total$", "density/sized$"],
         "by layer": ["density_layer/.+"],
+    },
+    "support": {
+        "share of weights that flip in a step": ["support/flips$"],
+        "overlap with ten steps before (Jaccard)": ["support/jaccard$"],
+        "share of zeros that should wake": ["support/should_wake$"],
     },
     "live groups": {
         "output rows (filters, units) that are not zero": ["density/live_groups$"],

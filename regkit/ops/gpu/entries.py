@@ -20,7 +20,7 @@ _OPEN = tl.constexpr(int(Gate.OPEN))
 
 @jit
 def addresses(pointers, place, num_weights, types: tl.constexpr):
-    """Load where weight, gradient, first, second and most of one weight begin, its count, its gate."""
+    """Load where weight, gradient, first, second and most of one weight begin, count and gate."""
     at = pointers + place
     weight = tl.load(at).to(tl.pointer_type(types[0]))
     grad = tl.load(at + num_weights).to(tl.pointer_type(types[1]))
@@ -137,10 +137,8 @@ def _write(
     if formula2 is not None:
         x = formula2(x, step, r[1], d)
     if gated:
-        if mask is None:
-            byte = tl.load(gate + offsets)
-        else:
-            byte = tl.load(gate + offsets, mask, 0)
+        other: tl.constexpr = None if mask is None else 0
+        byte = tl.load(gate + offsets, mask, other)
         x = kept(x, is_closed(byte))
         x = x.to(p[0].dtype.element_ty)
         tl.store(gate + offsets, recorded(byte, x == 0), mask)

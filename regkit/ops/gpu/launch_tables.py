@@ -73,6 +73,7 @@ def prepare(
     if not (known and args.weights and _is_here(args) and _is_served(args, metric, update)):
         return None
     used = _used(args, metric, update)
+    used["gates"] = args.gates if args.geometry is None else ()
     pointers = torch.tensor(
         [[t.data_ptr() for t in used[name]] or [0] * len(args.weights) for name in _LISTS]
     )
@@ -119,7 +120,10 @@ def refresh(table: LaunchTable, args: KernelArgs) -> LaunchTable | None:
 
 
 _ON_DEVICE = ("pointers", "entries", "tiles", "long", "groups", "pieces")
-_LISTS = ("weights", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "step_counts", "gates")
+_LISTS = (
+    *("weights", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "step_counts"),
+    "gates",  # of entries
+)
 
 
 Made = tuple[list[Stack], list[Tensor], Tensor, bool]
@@ -210,7 +214,6 @@ def _used(args: KernelArgs, metric: str, update: str) -> dict[str, Sequence[Tens
         "exp_avg_sqs": args.exp_avg_sqs if adamw or (adaptive and not args.max_exp_avg_sqs) else (),
         "max_exp_avg_sqs": args.max_exp_avg_sqs if adaptive or adamw else (),
         "step_counts": args.step_counts if adaptive or adamw else (),
-        "gates": args.gates if args.geometry is None else (),
     }
 
 
@@ -234,6 +237,8 @@ def _is_served(args: KernelArgs, metric: str, update: str) -> bool:
     if metric == "adaptive" and not (used["exp_avg_sqs"] or used["max_exp_avg_sqs"]):
         return False
     device = args.weights[0].device
+    if not _are_like(args.gates if args.geometry is None else (), args.weights):
+        return False
     for name, tensors in used.items():
         if len(tensors) not in (0, len(args.weights)):
             return False
@@ -241,9 +246,6 @@ def _is_served(args: KernelArgs, metric: str, update: str) -> bool:
             return False
         if name == "step_counts":
             if any(t.numel() != 1 or t.dtype != torch.float32 for t in tensors):
-                return False
-        elif name == "gates":
-            if not _are_like(tensors, args.weights[: len(tensors)]):
                 return False
         elif tensors and (tensors[0].dtype not in TYPES or not _are_like(tensors, args.weights)):
             return False
@@ -272,5 +274,5 @@ def _are_like(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
             a == b or n == 1
             for a, b, n in zip(t.stride(), w.stride(), w.shape, strict=True)
         )
-        for t, w in zip(tensors, weights, strict=True)
+        for t, w in zip(tensors, weights, strict=bool(tensors))
     )  # fmt: skip

@@ -194,10 +194,7 @@ def prox_tiles(
     counted: tl.constexpr, gated: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
     classes: tl.constexpr, vector: tl.constexpr,
 ):  # fmt: skip
-    """Work on the rows of one item: weight, row of params, class, start, rows, length, stride, gate.
-
-    gate: where the bytes of these rows are.
-    """
+    """Work on the rows of one item, a row of `GpuTable.tiles`."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
@@ -236,8 +233,8 @@ def prox_tiles(
 def prox_long(
     pointers, items, params, skip, scale, num_weights, evaluations,
     types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
-    counted: tl.constexpr, gated: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr, classes: tl.constexpr,
-    vector: tl.constexpr,
+    counted: tl.constexpr, gated: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr,
+    classes: tl.constexpr, vector: tl.constexpr,
 ):  # fmt: skip
     """Work on the one row of an item, written as those of `prox_tiles`."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
