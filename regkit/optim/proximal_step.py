@@ -396,6 +396,7 @@ class ProximalStep:
             plan.alone, plan.together, scale, moves, self.step_size, self.support.groups
         ):
             prox_rows(penalty, batches, self.step_size, taken, self.state.num_steps)
+        self.support.keep_thinned(moves)
         for p in moves if context.keeps_zeros else ():
             local(p).mul_(context.nonzero[p])
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regkit.ops.gate import Gate, recorded
+from regkit.ops.gate import Gate, keep_zeros, recorded
 from regkit.optim.batching import Batch, beside, entry_batches, flat, is_dense, most_entries
 from regkit.optim.parts import Chain, Part, active
 from regkit.optim.sharding import group_batches
@@ -114,6 +114,7 @@ class Support:
         self.version = 0
         self._alone: Sequence[Part] = ()
         self._together: Sequence[Part] = ()
+        self._thinned: Mapping[nn.Parameter, Part] = {}
         self._wakes: dict[int, Tensor] = {}
         self._flips: deque[Tensor] = deque(maxlen=REMEMBERED)
         self._overlaps: deque[Tensor] = deque(maxlen=REMEMBERED)
@@ -128,8 +129,17 @@ class Support:
         """
         self._alone = [part for part in alone if makes_zeros([part])]
         self._together = [part for part in together if makes_zeros([part])]
-        for p, chain in chains.items():
-            if makes_zeros(chain) and not self._serves(p):
+        entrywise = [p for p, chain in chains.items() if makes_zeros(chain)]
+        known = set(entrywise)
+        self._thinned = {
+            p: part
+            for part in (*self._alone, *self._together)
+            if part.penalty.of_entries() is not None
+            for p in part.parameters
+            if p not in known
+        }
+        for p in (*entrywise, *self._thinned):
+            if not self._serves(p):
                 gate = torch.zeros_like(p.detach(), dtype=torch.uint8)
                 local(gate).copy_(_begun(local(p.detach()) == 0))
                 self._add(self.entries, p, gate)
@@ -180,6 +190,14 @@ class Support:
             own.bitwise_or_(local(old).to(own.device) & int(Gate.OPEN))
         gates[key] = gate
         self.version += 1
+
+    def keep_thinned(self, moves: Moves) -> None:
+        """Put back single zeros that may not wake in groups that live, after the prox of groups."""
+        for p in moves:
+            if p in self._thinned:
+                values, gate = local(p.detach()), local(self.entries[p])
+                values.copy_(keep_zeros(values, gate))
+                _record(gate, values == 0)
 
     def snapshot(self) -> list[Tensor]:
         """Return copies of all gates."""
@@ -274,6 +292,10 @@ class Support:
         }
         self._wakes = {}
         kinds = {p: active(chains[p], scale) for p in self.entries if p in chains}
+        for p, part in self._thinned.items():
+            now = scale(part)
+            thinning = None if now is None else now.of_entries()
+            kinds[p] = () if thinning is None else (thinning,)
         kinds = {p: penalties for p, penalties in kinds.items() if penalties}
         for penalties, batch in entry_batches(kinds, known, self.entries, self._mean):
             rows = batch.values()

@@ -109,6 +109,10 @@ class WeightPenalty(Penalty):
             raise NotImplementedError(f"{type(self).__name__} has no kernel")
         return tuple(float(getattr(self, name)) for name in self.kernel.coefficients)
 
+    def of_entries(self) -> "WeightPenalty | None":
+        """Return what makes single entries zero in groups that live; None where nothing does."""
+        return None
+
     @abstractmethod
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return what the penalty adds to the objective, `lam` included."""
