@@ -48,7 +48,7 @@ from regkit.optim.step_size import (
     step_size_of,
     warn_of_unknown,
 )
-from regkit.optim.support import INTERVAL, Support, interval_of, is_sampled
+from regkit.optim.support import INTERVAL, Support, interval_of, is_sampled, is_weighed
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.ranks import local, summed, whole_rows
 
@@ -314,7 +314,7 @@ class ProximalStep:
             some = {p: moves[p] for p in members if p in moves and id(moves[p].group) in due}
             unscale = getattr(self.optimizer, "grad_scale", None)
             support.sample(some, self._average_of, unscale, context.skip)
-        if step % INTERVAL == 0 and context.factors.common is not None:
+        if is_weighed(step) and context.factors.common is not None:
             scale = Scale(context.factors)
             support.weigh(self.chains, scale, moves, self.step_size, not context.keeps_zeros)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from regkit.ops.gate import Gate, keep_zeros, recorded
+from regkit.ops.threshold import soft_threshold
 from regkit.optim.batching import Batch, beside, entry_batches, flat, is_dense, most_entries
 from regkit.optim.parts import Chain, Part, active
 from regkit.optim.sharding import group_batches
@@ -45,6 +46,8 @@ FADING = 2
 INTERVAL = 10
 # Samples before which there is no evidence: one says nothing about its noise.
 LEAST_SAMPLES = 2
+# Samples of which each tells of the noise; then one in as many does.
+OFTEN = 10
 # Standard deviations of noise that an average has to be clear of.
 CONFIDENCE = 2.0
 # Samples that a report goes back: 200 steps.
@@ -69,6 +72,11 @@ class Average:
     variance: Tensor
     count: int = 0
     concentration: float = 0.0
+
+    def advance(self, weight: float) -> None:
+        """Note that a sample has been taken in."""
+        self.count += 1
+        self.concentration = (1 - weight) ** 2 * self.concentration + weight**2
 
     @property
     def noise(self) -> Tensor:
@@ -252,8 +260,15 @@ class Support:
         factor, raw = kept.scale, kept.key is None
         if raw and unscale is not None:
             factor = factor / unscale
+        pieces = _pieces(parameters, self.averages, moves, kept.key)
+        if count > OFTEN and count % OFTEN and not (raw and skip is not None):
+            for _, means, grads in pieces:
+                _move(means, grads, factor, weight)
+            for average in averages:
+                average.advance(weight)
+            return
         squares = {p: torch.zeros_like(self.averages[p].variance) for p in parameters}
-        for owners, means, grads in _pieces(parameters, self.averages, moves, kept.key):
+        for owners, means, grads in pieces:
             apart = _apart(grads, factor, means)
             for one in apart if raw and skip is not None else ():
                 one.masked_fill_(skip != 0, 0.0)
@@ -264,11 +279,12 @@ class Support:
         # A sample lies further from the mean of those before it than from its own.
         found /= 1 + concentration
         share = max(FADING / (max(count - 1, 1) + FADING - 1), weight)
+        # Later samples stand for those that were not looked at.
+        share = share if count <= OFTEN else 1 - (1 - share) ** OFTEN
         for average, mean in zip(averages, found.unbind(), strict=True):
             if count > 1:
                 average.variance.lerp_(mean, share)
-            average.count = count
-            average.concentration = (1 - weight) ** 2 * concentration + weight**2
+            average.advance(weight)
 
     def weigh(
         self,
@@ -300,13 +316,18 @@ class Support:
         for penalties, batch in entry_batches(kinds, known, self.entries, self._mean):
             rows = batch.values()
             bound = self._noise(batch) * _noise_bound(1)
-            trial = rows.sign() * (rows.square() - bound).clamp_min_(0).sqrt_()
-            step = batch.step(step_size)
-            trial *= -step
-            for penalty in penalties:
-                if not penalty.decoupled:
+            evidence = rows.square().sub_(bound).clamp_min_(0).sqrt_().copysign_(rows)
+            acting = [penalty for penalty in penalties if not penalty.decoupled]
+            slope = acting[0].slope_at_zero(1) if len(acting) == 1 else None
+            if slope is not None:
+                found = evidence.abs_() > slope[0]
+            else:
+                step = batch.step(step_size)
+                trial = evidence.mul_(-step)
+                for penalty in acting:
                     trial = penalty.prox(trial, step)
-            self._open(batch, trial != 0, opens)
+                found = trial != 0
+            self._open(batch, found, opens)
         for penalty, batches in group_batches(
             self._alone, self._together, scale, known, step_size, self.groups, self._whole_mean
         ):
@@ -315,12 +336,18 @@ class Support:
             sizes = [v.shape[1] for v in values]
             mean = sum(n * size for n, size in zip(noises, sizes, strict=True))
             spread = sum(2 * n.square() * size for n, size in zip(noises, sizes, strict=True))
-            rows = torch.cat(values, dim=1)
+            rows = torch.cat(values, dim=1) if len(values) > 1 else values[0]
             square = rows.square().sum(1).clamp_min_(torch.finfo(rows.dtype).tiny)
             left = (1 - (mean + CONFIDENCE * spread**0.5) / square).clamp_min_(0).sqrt_()
-            step = beside([batch.step(step_size) for batch in batches], values)
-            trial = penalty.prox(rows * left[:, None] * -step, step)
-            self._open(batches[0], (trial != 0).any(1), opens)
+            evidence = rows * left[:, None]
+            slope = penalty.slope_at_zero(sum(sizes))
+            if slope is not None:
+                lengths = torch.linalg.vector_norm(soft_threshold(evidence, slope[0]), dim=1)
+                found = lengths > slope[1]
+            else:
+                step = beside([batch.step(step_size) for batch in batches], values)
+                found = (penalty.prox(evidence * -step, step) != 0).any(1)
+            self._open(batches[0], found, opens)
 
     def _mean(self, p: nn.Parameter) -> Tensor:
         return local(self.averages[p].values)
@@ -343,13 +370,13 @@ class Support:
         for s in batch.slices:
             assert s.gate is not None
             length = len(s.gates())
-            awake = found[start : start + length] & ((s.gates() & int(Gate.ZERO)) != 0)
+            own = found[start : start + length].view(torch.uint8)
             where = s.gate.data_ptr()
-            self._wakes[where] = self._wakes.get(where, 0) + awake.sum()
+            self._wakes[where] = self._wakes.get(where, 0) + _num_ones(own & s.gates())
             start += length
         if self.holds or not opens:
-            new = (found & opens).to(torch.uint8) * int(Gate.OPEN)
-            batch.write_gates((gates & int(Gate.ZERO | Gate.SEEN)) | new)
+            gates = gates & int(Gate.ZERO | Gate.SEEN)
+            batch.write_gates(gates | found.view(torch.uint8) << 1 if opens else gates)
 
     def count_flips(self, before: Sequence[Tensor]) -> None:
         """Add a sample of a step (a collective for shards).
@@ -358,7 +385,7 @@ class Support:
         """
 
         def counts(gate: Tensor, old: Tensor) -> list[Tensor]:
-            flips = ((gate ^ old) & int(Gate.ZERO)).sum()
+            flips = _num_ones((gate ^ old) & int(Gate.ZERO))
             return [torch.full_like(flips, gate.numel()), flips]
 
         self._add_sample(self._flips, before, counts)
@@ -367,15 +394,17 @@ class Support:
         """Add a sample of the steps since the last one (a collective for shards)."""
 
         def counts(gate: Tensor, _: Tensor) -> list[Tensor]:
-            alive, seen = gate & int(Gate.ZERO) == 0, gate & int(Gate.SEEN) != 0
-            wakes = self._wakes.get(gate.data_ptr(), gate.new_zeros((), dtype=torch.int64))
-            return [(~alive).sum(), wakes, (seen & alive).sum(), (seen | alive).sum()]
+            zero = gate & int(Gate.ZERO)
+            seen = (gate & int(Gate.SEEN)) >> 2
+            gone = _num_ones(zero & seen)
+            num_seen, num_zero = _num_ones(seen), _num_ones(zero)
+            wakes = self._wakes.get(gate.data_ptr(), torch.zeros_like(gone))
+            return [num_zero, wakes, num_seen - gone, gate.numel() - num_zero + gone]
 
         self._add_sample(self._overlaps, self._all(), counts)
         for gate in map(local, self._all()):
-            alive = gate & int(Gate.ZERO) == 0
-            gate.bitwise_and_(int(Gate.ZERO | Gate.OPEN))
-            gate.bitwise_or_(alive.to(torch.uint8) * int(Gate.SEEN))
+            alive = (gate & int(Gate.ZERO)) ^ 1
+            gate.bitwise_and_(int(Gate.ZERO | Gate.OPEN)).bitwise_or_(alive << 2)
 
     def _add_sample(
         self,
@@ -499,6 +528,22 @@ def interval_of(kept: GradientAverage) -> int:
     return max(min(INTERVAL, round(kept.span)), 1)
 
 
+def is_weighed(step: int) -> bool:
+    """Say whether gates are opened and closed at this step: at first every tenth, then rarely."""
+    return step % INTERVAL == 0 and (step <= 50 * INTERVAL or step % (5 * INTERVAL) == 0)
+
+
+def _num_ones(bits: Tensor) -> Tensor:
+    """Return the sum of bytes that are 0 or 1, six times as fast as torch does."""
+    flat_bits = bits.contiguous().view(-1)
+    whole = flat_bits.numel() // 1000 * 1000
+    if whole == 0:
+        return flat_bits.sum()
+    # Eight sums side by side in each number, of which none is too large for a byte.
+    packed = flat_bits[:whole].view(torch.int64).view(-1, 125).sum(1)
+    return packed.view(torch.uint8).sum() + flat_bits[whole:].sum()
+
+
 def is_sampled(step: int) -> bool:
     """Say whether flips are counted in this step: one in ten, another of the ten each time."""
     return step % INTERVAL == step // INTERVAL % INTERVAL
@@ -558,6 +603,15 @@ def _apart(grads: list[Tensor], factor: Any, means: list[Tensor]) -> list[Tensor
     apart = list(torch._foreach_mul(grads, factor))
     torch._foreach_sub_(apart, means)
     return apart
+
+
+def _move(means: list[Tensor], grads: list[Tensor], factor: Any, weight: float) -> None:
+    """Move means by a share of the way to scaled gradients."""
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(means, _apart(grads, factor, means), alpha=weight)
+    else:
+        torch._foreach_mul_(means, 1 - weight)
+        torch._foreach_add_(means, grads, alpha=weight * factor)
 
 
 def _moved(means: list[Tensor], apart: list[Tensor], weight: float) -> Sequence[Tensor]:

@@ -44,6 +44,10 @@ class ElasticNet(WeightPenalty):
         """Return lam and both shares: 1 - l1_ratio would lose digits in float32."""
         return self.lam, self.l1_ratio, 1 - self.l1_ratio
 
+    def slope_at_zero(self, size: int) -> tuple[float, float] | None:
+        """Return that of the L1 of the mix."""
+        return self.lam * self.l1_ratio, 0.0
+
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam (l1_ratio ||rows||_1 + (1 - l1_ratio)/2 ||rows||^2)."""
         l2_half = (1 - self.l1_ratio) / 2 * rows.square().sum()

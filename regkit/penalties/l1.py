@@ -28,6 +28,10 @@ class L1(WeightPenalty):
     composes: ClassVar[bool] = True
     kernel: ClassVar[Formula | None] = _l1
 
+    def slope_at_zero(self, size: int) -> tuple[float, float] | None:
+        """Return that of lam |w|."""
+        return self.lam, 0.0
+
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam ||rows||_1."""
         return self.lam * rows.abs().sum()

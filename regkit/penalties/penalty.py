@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.groups import KINDS
-from regkit.ops.formula import Coefficients, Formula
+from regkit.ops.formula import SHRINK, Coefficients, Formula
 
 Step = float | Float[Tensor, "..."]
 Selector = str | type[nn.Module]
@@ -108,6 +108,15 @@ class WeightPenalty(Penalty):
         if self.kernel is None:
             raise NotImplementedError(f"{type(self).__name__} has no kernel")
         return tuple(float(getattr(self, name)) for name in self.kernel.coefficients)
+
+    def slope_at_zero(self, size: int) -> tuple[float, float] | None:
+        """Return (l1, norm): zero stays while ||soft(gradient, l1)|| <= norm, whatever the step.
+
+        None where it depends on the step.
+
+        size: of a group; 1 for entries.
+        """
+        return self.coefficients(size)[:2] if self.kernel is SHRINK else None  # type: ignore[return-value]: it has three
 
     def of_entries(self) -> "WeightPenalty | None":
         """Return what makes single entries zero in groups that live; None where nothing does."""

@@ -11,7 +11,16 @@ from torch import Tensor, nn, optim
 from regkit import Regularizer, Schedule
 from regkit.ops.gate import Gate
 from regkit.optim.support import HORIZON, INTERVAL, SupportReport, is_sampled
-from regkit.penalties import L1, GroupL0, GroupLasso, SparseGroupLasso, WeightPenalty
+from regkit.penalties import (
+    L1,
+    MCP,
+    ElasticNet,
+    GroupElasticNet,
+    GroupL0,
+    GroupLasso,
+    SparseGroupLasso,
+    WeightPenalty,
+)
 
 LAM = 0.1
 MAKERS: dict[str, Callable[[Any], optim.Optimizer]] = {
@@ -110,7 +119,8 @@ def test_the_average_is_that_of_the_gradients():
     torch.testing.assert_close(average.values.double(), mean, rtol=1e-5, atol=1e-6)
     assert average.count == 200
     assert average.concentration == pytest.approx(float(weights.square().sum()))
-    assert float(average.variance) == pytest.approx(1.0, rel=0.05)
+    # Of 28 samples of 48 entries.
+    assert float(average.variance) == pytest.approx(1.0, rel=0.15)
 
 
 def test_the_average_forgets_what_is_older_than_its_horizon():
@@ -131,6 +141,37 @@ def test_what_the_optimizer_averages_is_corrected(name: str):
     assert average.count == 1
 
 
+SLOPED: list[WeightPenalty] = [
+    L1(0.3),
+    ElasticNet(0.3, l1_ratio=0.4),
+    GroupLasso(0.3),
+    GroupElasticNet(0.3, l1_ratio=0.4),
+    SparseGroupLasso(0.3, l1_ratio=0.4),
+]
+
+
+@pytest.mark.parametrize("penalty", SLOPED, ids=lambda p: type(p).__name__)
+def test_the_slope_at_zero_is_where_the_prox_begins(penalty: WeightPenalty):
+    """Oracle: the prox itself, from zero along each gradient, in steps over six magnitudes."""
+    grouped = penalty.layout != "entries"
+    gradient = 0.4 * torch.randn(
+        2000, 5 if grouped else 1, generator=torch.Generator().manual_seed(0)
+    )
+    slope = penalty.slope_at_zero(gradient.shape[1])
+    assert slope is not None
+    lengths = (gradient.abs() - slope[0]).clamp_min(0).norm(dim=1)
+    step = 10 ** (6 * torch.rand(gradient.shape, generator=torch.Generator().manual_seed(1)) - 3)
+    wakes = (penalty.prox(-gradient * step, step) != 0).any(1)
+    sure = (lengths - slope[1]).abs() > 1e-5
+    assert torch.equal(wakes[sure], (lengths > slope[1])[sure])
+    assert 200 < int(wakes.sum()) < 1800
+
+
+def test_what_depends_on_the_step_has_no_slope():
+    assert MCP(0.3).slope_at_zero(1) is None
+    assert GroupL0(0.3).slope_at_zero(4) is None
+
+
 def test_single_zeros_hold_in_groups_that_live():
     """Sparse groups: the first entry of each group lives, noise would wake the others."""
     settled = {}
@@ -138,8 +179,8 @@ def test_single_zeros_hold_in_groups_that_live():
         penalty = SparseGroupLasso(LAM, l1_ratio=0.9)
         model, optimizer, reg = fresh(MAKERS["momentum"], penalty, holds_zeros=holds)
         for gradient in noisy(0.0, 4 * LAM, 600):
+            gradient[:, 0] += model.weight.detach()[:, 0] - 1.0
             model.weight.grad = gradient
-            model.weight.grad[:, 0] += model.weight.detach()[:, 0] - 1.0
             optimizer.step()
         assert (model.weight[:, 0] > 0.5).all()
         report = reg.support_report()
