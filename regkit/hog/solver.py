@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regkit.bound_penalty import bind
 from regkit.errors import InputError
 from regkit.optim.fused_optimizers import ProxSGD
+from regkit.optim.schedule import Schedule
 from regkit.penalties import L1
 from regkit.regularizer import Regularizer
 from regkit.selection.layers import head_bound
@@ -114,7 +115,9 @@ def _minimised(lam: float | int, x: Inputs, y: Labels, used: Tensor, start: Fitt
     parameters = [model.weight, model.bias]
     step = 1 / _curvature(x)
     optimizer = ProxSGD(parameters, lr=step)
-    reg = Regularizer(model, L1(lam)).attach(optimizer)
+    # Gradients are of all videos: there is no noise to wake a zero.
+    schedule = Schedule(holds_zeros=False)
+    reg = Regularizer(model, L1(lam), schedule=schedule).attach(optimizer)
     now = [start.weight[:, used], start.bias]
     ahead, momentum = now, 1.0
     for _ in range(MOST_STEPS):

@@ -1,30 +1,33 @@
 """Gates: a byte for each entry, or group, that says whether it may wake from zero.
 
-A unit that was zero before a step, and whose gate is not open, is zero after it, whatever the prox
-says. Kernels read and write the bytes in the same pass as the weights; who opens gates is
+A unit that was zero before a step, and whose gate is neither open nor free, is zero after it,
+whatever the prox says. A gate shuts behind a unit that has woken: if that dies again, it stays so.
+Kernels read and write the bytes in the same pass as the weights; who opens gates is
 `regkit.optim.support`.
 """
 
 import enum
 
+import torch
 from torch import Tensor
 
 
 class Gate(enum.IntFlag):
     """Bits of a byte.
 
-    ZERO: the unit was zero after the last step. OPEN: it may wake. SEEN: it was not zero when
-    supports were last compared; passes leave that bit as it is.
+    ZERO: the unit was zero after the last step. OPEN: it may wake, once. FREE: whenever it will.
+    SEEN: it was not zero when supports were last compared. Passes leave the last two as they are.
     """
 
     ZERO = 1
     OPEN = 2
     SEEN = 4
+    FREE = 8
 
 
 def is_closed(gates: Tensor) -> Tensor:
     """Say which units have to stay zero."""
-    return (gates & int(Gate.ZERO | Gate.OPEN)) == int(Gate.ZERO)
+    return (gates & int(Gate.ZERO | Gate.OPEN | Gate.FREE)) == int(Gate.ZERO)
 
 
 def keep_zeros(values: Tensor, gates: Tensor) -> Tensor:
@@ -39,4 +42,5 @@ def keep_zeros(values: Tensor, gates: Tensor) -> Tensor:
 
 def recorded(gates: Tensor, is_zero: Tensor) -> Tensor:
     """Return the bytes after a step that leaves these units at zero."""
-    return (gates & ~int(Gate.ZERO) & 0xFF) | is_zero.to(gates.dtype)
+    alive = gates & int(Gate.SEEN | Gate.FREE)
+    return torch.where(is_zero, gates | int(Gate.ZERO), alive)

@@ -195,6 +195,13 @@ class ProximalStep:
     def begin(self) -> None:
         """Look at where a step starts from."""
         self._fused = None
+        if self.support.holds and _is_captured():
+            warnings.warn(
+                "A CUDA graph is being captured: a replay takes the same step again, and looks at "
+                "no averaged gradients, so from now on zeros wake freely (Schedule.holds_zeros).",
+                stacklevel=6,
+            )
+            self.support.let_go()
         self._watch_zeros()
         progress = self._coming_progress()
         stride = max(progress - self.state.progress, 0.0)
@@ -245,11 +252,13 @@ class ProximalStep:
         """Update what kernels serve, together with the prox, and return which parameters.
 
         None while the strength is searched for or zeros are kept: both need the point that the
-        optimizer moves to.
+        optimizer moves to. None either where the averages are about to say which zeros may wake.
         """
         context = self._context
         assert context is not None, "begin comes first"
         if context.is_skipped or context.keeps_zeros or context.bounds is not None:
+            return set()
+        if self.support.averages and is_weighed(self.state.num_steps + 1):
             return set()
         began = time.perf_counter()
         moves = self._moves(context, every=True)
@@ -671,6 +680,10 @@ def _is_heavy(group: Mapping[str, Any]) -> bool:
     return ("dampening" in group and group["momentum"] > 0) or (
         "centered" in group and group["momentum"] > 0
     )  # fmt: skip
+
+
+def _is_captured() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _version(p: nn.Parameter) -> tuple[int, int]:

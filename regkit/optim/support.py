@@ -7,7 +7,6 @@ would make of that average, leaves the subdifferential. With full gradients that
 so minimisers stay where they are.
 """
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,8 @@ HORIZON = 1000
 # Shorter trainings are forgotten as they go on: sample k weighs as k^(FADING - 1) (Shamir and
 # Zhang, ICML 2013, "polynomial-decay averaging").
 FADING = 2
+# Noise is that of late: while training falls towards a minimum, gradients differ by more than it.
+NOISE_FADING = 8
 # Steps between two samples, at most: what the optimizer itself averages lies between.
 INTERVAL = 10
 # Samples before which there is no evidence: one says nothing about its noise.
@@ -142,7 +143,7 @@ class Support:
         self._thinned = {
             p: part
             for part in (*self._alone, *self._together)
-            if part.penalty.of_entries() is not None
+            if (part.penalty.slope_at_zero(1) or (0.0,))[0] > 0
             for p in part.parameters
             if p not in known
         }
@@ -193,11 +194,17 @@ class Support:
     def _add(self, gates: dict[Any, Tensor], key: Any, gate: Tensor) -> None:
         old, own = gates.get(key), local(gate)
         if not self.holds:
-            own.bitwise_or_(int(Gate.OPEN))
+            own.bitwise_or_(int(Gate.FREE))
         if old is not None and local(old).shape == own.shape:  # the weight has moved in memory
             own.bitwise_or_(local(old).to(own.device) & int(Gate.OPEN))
         gates[key] = gate
         self.version += 1
+
+    def let_go(self) -> None:
+        """Let every zero wake from now on."""
+        self.holds = False
+        for gate in self._all():
+            local(gate).bitwise_or_(int(Gate.FREE))
 
     def keep_thinned(self, moves: Moves) -> None:
         """Put back single zeros that may not wake in groups that live, after the prox of groups."""
@@ -278,7 +285,7 @@ class Support:
         found /= found.new_tensor([max(p.numel(), 1) for p in parameters])
         # A sample lies further from the mean of those before it than from its own.
         found /= 1 + concentration
-        share = max(FADING / (max(count - 1, 1) + FADING - 1), weight)
+        share = max(NOISE_FADING / (max(count - 1, 1) + NOISE_FADING - 1), weight)
         # Later samples stand for those that were not looked at.
         share = share if count <= OFTEN else 1 - (1 - share) ** OFTEN
         for average, mean in zip(averages, found.unbind(), strict=True):
@@ -310,13 +317,11 @@ class Support:
         kinds = {p: active(chains[p], scale) for p in self.entries if p in chains}
         for p, part in self._thinned.items():
             now = scale(part)
-            thinning = None if now is None else now.of_entries()
-            kinds[p] = () if thinning is None else (thinning,)
+            kinds[p] = () if now is None else (now,)
         kinds = {p: penalties for p, penalties in kinds.items() if penalties}
         for penalties, batch in entry_batches(kinds, known, self.entries, self._mean):
             rows = batch.values()
-            bound = self._noise(batch) * _noise_bound(1)
-            evidence = rows.square().sub_(bound).clamp_min_(0).sqrt_().copysign_(rows)
+            evidence = _clear(rows.abs(), self._noise(batch), 1).copysign_(rows)
             acting = [penalty for penalty in penalties if not penalty.decoupled]
             slope = acting[0].slope_at_zero(1) if len(acting) == 1 else None
             if slope is not None:
@@ -334,11 +339,12 @@ class Support:
             values = [batch.values() for batch in batches]
             noises = [self._noise(batch) for batch in batches]
             sizes = [v.shape[1] for v in values]
-            mean = sum(n * size for n, size in zip(noises, sizes, strict=True))
-            spread = sum(2 * n.square() * size for n, size in zip(noises, sizes, strict=True))
+            shares = [n * (size / sum(sizes)) for n, size in zip(noises, sizes, strict=True)]
+            noise = torch.stack(shares).sum(0)
             rows = torch.cat(values, dim=1) if len(values) > 1 else values[0]
-            square = rows.square().sum(1).clamp_min_(torch.finfo(rows.dtype).tiny)
-            left = (1 - (mean + CONFIDENCE * spread**0.5) / square).clamp_min_(0).sqrt_()
+            lengths = torch.linalg.vector_norm(rows, dim=1)
+            left = _clear(lengths, noise, sum(sizes))
+            left /= lengths.clamp_min_(torch.finfo(rows.dtype).tiny)
             evidence = rows * left[:, None]
             slope = penalty.slope_at_zero(sum(sizes))
             if slope is not None:
@@ -404,7 +410,7 @@ class Support:
         self._add_sample(self._overlaps, self._all(), counts)
         for gate in map(local, self._all()):
             alive = (gate & int(Gate.ZERO)) ^ 1
-            gate.bitwise_and_(int(Gate.ZERO | Gate.OPEN)).bitwise_or_(alive << 2)
+            gate.bitwise_and_(~int(Gate.SEEN) & 0xFF).bitwise_or_(alive << 2)
 
     def _add_sample(
         self,
@@ -549,12 +555,16 @@ def is_sampled(step: int) -> bool:
     return step % INTERVAL == step // INTERVAL % INTERVAL
 
 
-def _noise_bound(size: int) -> float:
-    """Return how long noise alone makes the mean of a group, squared, in variances of an entry.
+def _clear(lengths: Tensor, noise: Tensor, size: int) -> Tensor:
+    """Return how long averages are, less what noise makes of them.
 
-    Chi-squared: the mean, and `CONFIDENCE` standard deviations.
+    Noise in all directions adds its square to the square of the length, and in that of the average
+    it is `CONFIDENCE` standard deviations at most.
+
+    noise: variance of an entry. size: number of entries.
     """
-    return size + CONFIDENCE * math.sqrt(2 * size)
+    free = lengths.square().sub_(noise * size).clamp_min_(0).sqrt_()
+    return free.sub_(noise.sqrt() * CONFIDENCE).clamp_min_(0)
 
 
 def _pieces(

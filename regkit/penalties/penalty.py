@@ -118,10 +118,6 @@ class WeightPenalty(Penalty):
         """
         return self.coefficients(size)[:2] if self.kernel is SHRINK else None  # type: ignore[return-value]: it has three
 
-    def of_entries(self) -> "WeightPenalty | None":
-        """Return what makes single entries zero in groups that live; None where nothing does."""
-        return None
-
     @abstractmethod
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return what the penalty adds to the objective, `lam` included."""

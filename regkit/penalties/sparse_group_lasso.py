@@ -11,8 +11,7 @@ from torch import Tensor
 from regkit.ops.formula import SHRINK, Coefficients, Formula
 from regkit.ops.secular import shrink_rows
 from regkit.ops.threshold import soft_threshold
-from regkit.penalties.l1 import L1
-from regkit.penalties.penalty import GroupPenalty, Step, WeightPenalty, check_number
+from regkit.penalties.penalty import GroupPenalty, Step, check_number
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,6 @@ class SparseGroupLasso(GroupPenalty):
         """Return those of SHRINK for groups of this size."""
         norm = self.lam * (1 - self.l1_ratio) * math.sqrt(size)
         return self.lam * self.l1_ratio, norm, 0.0
-
-    def of_entries(self) -> WeightPenalty | None:
-        """Return the L1 of the mix."""
-        return L1(self.lam * self.l1_ratio) if self.l1_ratio > 0 else None
 
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
         """Return lam (l1_ratio ||w||_1 + (1 - l1_ratio) sum_g sqrt(n_g) ||w_g||)."""

@@ -99,7 +99,7 @@ def test_every_update(update: str, metric: str):
 def test_gates_of_entries(update: str):
     args = gated(trimmed(args_of(layout="last"), "adaptive", update))
     compare(Call(args, kernels_of("l1"), "adaptive", update, SMALL), params_for("l1"))
-    left = torch.cat([w[g & 3 == 1] for w, g in zip(args.weights, args.gates, strict=True)])
+    left = torch.cat([w[g & 11 == 1] for w, g in zip(args.weights, args.gates, strict=True)])
     assert len(left) > 20
     assert not left.any()
 

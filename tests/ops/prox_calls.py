@@ -132,7 +132,7 @@ def gated(args: KernelArgs) -> KernelArgs:
         like = [args.weights[0].new_empty(int(n)) for n in reversed(counts)]
     draw = torch.Generator().manual_seed(1)
     gates = [
-        torch.empty_like(t, dtype=torch.uint8).copy_(torch.randint(8, t.shape, generator=draw))
+        torch.empty_like(t, dtype=torch.uint8).copy_(torch.randint(16, t.shape, generator=draw))
         for t in like
     ]
     return replace(args, gates=gates)

@@ -91,7 +91,8 @@ def _loop(program: list[tuple[int, str]]) -> int:
 F32, B16 = tl.float32, tl.bfloat16
 ENTRIES = {
     "types": (F32,) * 5, "update": "adamw", "states": 2, "root": 0, "counted": True,
-    "formula1": kernel_of(ElasticNet.kernel), "formula2": None, "block": 1024, "num_blocks": 4,
+    "formula1": kernel_of(ElasticNet.kernel), "formula2": None, "gated": True, "block": 1024,
+    "num_blocks": 4,
 }  # fmt: skip
 # A step of AdamW under AMP, in its metric: all there is.
 FULL = {"root": 1, "skip": "*", "scale": "*"}

@@ -153,14 +153,14 @@ SLOPED: list[WeightPenalty] = [
 @pytest.mark.parametrize("penalty", SLOPED, ids=lambda p: type(p).__name__)
 def test_the_slope_at_zero_is_where_the_prox_begins(penalty: WeightPenalty):
     """Oracle: the prox itself, from zero along each gradient, in steps over six magnitudes."""
-    grouped = penalty.layout != "entries"
-    gradient = 0.4 * torch.randn(
-        2000, 5 if grouped else 1, generator=torch.Generator().manual_seed(0)
-    )
+    draw = torch.Generator().manual_seed(0)
+    size = 1 if penalty.layout == "entries" else 5
+    gradient = torch.randn(2000, size, generator=draw)
+    gradient *= 10 ** (2 * torch.rand(2000, 1, generator=draw) - 1.5)
     slope = penalty.slope_at_zero(gradient.shape[1])
     assert slope is not None
     lengths = (gradient.abs() - slope[0]).clamp_min(0).norm(dim=1)
-    step = 10 ** (6 * torch.rand(gradient.shape, generator=torch.Generator().manual_seed(1)) - 3)
+    step = 10 ** (6 * torch.rand(gradient.shape, generator=draw) - 3)
     wakes = (penalty.prox(-gradient * step, step) != 0).any(1)
     sure = (lengths - slope[1]).abs() > 1e-5
     assert torch.equal(wakes[sure], (lengths > slope[1])[sure])

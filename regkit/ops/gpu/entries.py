@@ -16,6 +16,8 @@ from regkit.ops.kernel_args import NUM_PARAMS
 _COLUMNS = tl.constexpr(NUM_PARAMS)
 _ZERO = tl.constexpr(int(Gate.ZERO))
 _OPEN = tl.constexpr(int(Gate.OPEN))
+_SEEN = tl.constexpr(int(Gate.SEEN))
+_FREE = tl.constexpr(int(Gate.FREE))
 
 
 @jit
@@ -53,13 +55,13 @@ def past(p, start, aligned: tl.constexpr):
 @jit
 def is_closed(gate):
     """Say which units have to stay zero."""
-    return (gate & (_ZERO | _OPEN)) == _ZERO
+    return (gate & (_ZERO | _OPEN | _FREE)) == _ZERO
 
 
 @jit
 def recorded(gate, is_zero):
     """Return the bytes after a step that leaves these units at zero."""
-    return ((gate & (255 - _ZERO)) | tl.where(is_zero, _ZERO, 0)).to(tl.uint8)
+    return tl.where(is_zero, gate | _ZERO, gate & (_SEEN | _FREE)).to(tl.uint8)
 
 
 @jit

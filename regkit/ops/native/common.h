@@ -19,11 +19,11 @@ typedef struct {
 
 /* Bytes as gate.py has them. */
 static inline int is_closed(uint8_t gate) {
-    return (gate & (GATE_ZERO | GATE_OPEN)) == GATE_ZERO;
+    return (gate & (GATE_ZERO | GATE_OPEN | GATE_FREE)) == GATE_ZERO;
 }
 
 static inline uint8_t recorded(uint8_t gate, int is_zero) {
-    return (uint8_t)((gate & ~GATE_ZERO) | (is_zero ? GATE_ZERO : 0));
+    return (uint8_t)(is_zero ? gate | GATE_ZERO : gate & (GATE_SEEN | GATE_FREE));
 }
 
 /* The coefficients of the k-th formula, in a row of parameters. */
