@@ -298,7 +298,7 @@ class ProximalStep:
         else:
             self._apply(context, moves, context.factors, plan)
         if context.gates is not None:
-            self.support.count_flips(context.gates)
+            self.support.count_flips(context.gates, self.state.num_steps)
         if self.state.num_steps % INTERVAL == 0:
             self.support.count_overlap()
         self._versions = {p: _version(p) for p in self.support.members}

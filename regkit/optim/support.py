@@ -51,7 +51,9 @@ LEAST_SAMPLES = 2
 OFTEN = 10
 # Standard deviations of noise that an average has to be clear of.
 CONFIDENCE = 2.0
-# Samples that a report goes back: 200 steps.
+# Steps between samples of what flips in one; it is prime to the others, so that all come round.
+STRIDE = 11
+# Samples that a report goes back: about 200 steps.
 REMEMBERED = 20
 # Columns of a sample of a step: entries, and those of them that flipped in it.
 TOTAL, FLIPS = range(2)
@@ -90,8 +92,7 @@ class SupportReport(NamedTuple):
 
     flips: went from zero to not zero, or back, in one step. jaccard: of the entries that are not
     zero now or were not ten steps before, those that both holds for. should_wake: of the zeros,
-    those that the averaged gradient says to be none. Means over the last samples, one in ten steps;
-    that of flips is of another of the ten each time, for gates open at every tenth.
+    those that the averaged gradient says to be none. Means over the last 20 samples, about 200 steps.
     """
 
     flips: float
@@ -384,15 +385,17 @@ class Support:
             gates = gates & int(Gate.ZERO | Gate.SEEN)
             batch.write_gates(gates | found.view(torch.uint8) << 1 if opens else gates)
 
-    def count_flips(self, before: Sequence[Tensor]) -> None:
+    def count_flips(self, before: Sequence[Tensor], step: int) -> None:
         """Add a sample of a step (a collective for shards).
 
         before: `snapshot` of before the step. Waits for no GPU.
         """
+        # Where gates open much flips at once: such a step stands for itself, any other for eleven.
+        weight = 1 if is_weighed(step) else STRIDE
 
         def counts(gate: Tensor, old: Tensor) -> list[Tensor]:
             flips = _num_ones((gate ^ old) & int(Gate.ZERO))
-            return [torch.full_like(flips, gate.numel()), flips]
+            return [torch.full_like(flips, gate.numel() * weight), flips * weight]
 
         self._add_sample(self._flips, before, counts)
 
@@ -536,7 +539,7 @@ def interval_of(kept: GradientAverage) -> int:
 
 def is_weighed(step: int) -> bool:
     """Say whether gates are opened and closed at this step: at first every tenth, then rarely."""
-    return step % INTERVAL == 0 and (step <= 50 * INTERVAL or step % (5 * INTERVAL) == 0)
+    return step % INTERVAL == 0 and (step <= HORIZON // 2 or step % (HORIZON // 10) == 0)
 
 
 def _num_ones(bits: Tensor) -> Tensor:
@@ -551,8 +554,8 @@ def _num_ones(bits: Tensor) -> Tensor:
 
 
 def is_sampled(step: int) -> bool:
-    """Say whether flips are counted in this step: one in ten, another of the ten each time."""
-    return step % INTERVAL == step // INTERVAL % INTERVAL
+    """Say whether flips are counted in this step: where gates open, and in one of eleven others."""
+    return is_weighed(step) or step % STRIDE == 0
 
 
 def _clear(lengths: Tensor, noise: Tensor, size: int) -> Tensor:

@@ -10,7 +10,15 @@ from torch import Tensor, nn, optim
 
 from regkit import Regularizer, Schedule
 from regkit.ops.gate import Gate
-from regkit.optim.support import HORIZON, INTERVAL, SupportReport, is_sampled
+from regkit.optim.support import (
+    HORIZON,
+    INTERVAL,
+    REMEMBERED,
+    STRIDE,
+    SupportReport,
+    is_sampled,
+)
+)
 from regkit.penalties import (
     L1,
     MCP,
@@ -187,7 +195,7 @@ def test_single_zeros_hold_in_groups_that_live():
         assert report is not None
         settled[holds] = report.flips
     assert settled[True] < 0.005
-    assert settled[False] > 0.05
+    assert settled[False] > 0.03
 
 
 @pytest.mark.parametrize("penalty", [L1(0.02), GroupLasso(0.02), GroupL0(0.1)], ids=str)
@@ -282,10 +290,6 @@ def test_settled_zeros_stay_and_say_that_they_should_wake():
     assert report.should_wake > 0.2
 
 
-def test_every_step_of_ten_is_sampled_in_turn():
-    assert sorted(step % 10 for step in range(1000, 1100) if is_sampled(step)) == [*range(10)]
-
-
 def test_flips_and_overlap_by_hand():
     model, optimizer, reg = fresh(MAKERS["sgd"], L1(LAM), holds_zeros=False)
     before = torch.zeros(6, 8, dtype=torch.bool)
@@ -297,7 +301,8 @@ def test_flips_and_overlap_by_hand():
         optimizer.step()
         alive = model.weight.detach() != 0
         if is_sampled(step):
-            flips.append((alive ^ before).float().mean())
+            weight = 1 if step % INTERVAL == 0 else STRIDE
+            flips.append((weight, (alive ^ before).float().mean()))
         if step % INTERVAL == 0:
             both.append((alive & tenth).sum())
             either.append((alive | tenth).sum())
@@ -305,6 +310,8 @@ def test_flips_and_overlap_by_hand():
         before = alive
     report = reg.support_report()
     assert isinstance(report, SupportReport)
-    assert report.flips == pytest.approx(float(torch.stack(flips).mean()))
+    weights, shares = zip(*flips[-REMEMBERED:], strict=True)
+    weighted = sum(w * share for w, share in zip(weights, shares, strict=True))
+    assert report.flips == pytest.approx(float(weighted) / sum(weights))
     assert report.jaccard == pytest.approx(float(sum(both) / sum(either)))
     assert not report.is_settled
