@@ -92,7 +92,8 @@ class SupportReport(NamedTuple):
 
     flips: went from zero to not zero, or back, in one step. jaccard: of the entries that are not
     zero now or were not ten steps before, those that both holds for. should_wake: of the zeros,
-    those that the averaged gradient says to be none. Means over the last 20 samples, about 200 steps.
+    those that the averaged gradient says to be none. Means over the last 20 samples, which are
+    about 200 steps.
     """
 
     flips: float

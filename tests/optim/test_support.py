@@ -18,7 +18,6 @@ from regkit.optim.support import (
     SupportReport,
     is_sampled,
 )
-)
 from regkit.penalties import (
     L1,
     MCP,
