@@ -16,13 +16,15 @@ class Gate(enum.IntFlag):
     """Bits of a byte.
 
     ZERO: the unit was zero after the last step. OPEN: it may wake, once. FREE: whenever it will.
-    SEEN: it was not zero when supports were last compared. Passes leave the last two as they are.
+    SEEN: it was not zero when supports were last compared. DUE: it is zero, and the evidence is
+    that it should not be. Passes leave these as they are, but for what is due and has woken.
     """
 
     ZERO = 1
     OPEN = 2
     SEEN = 4
     FREE = 8
+    DUE = 16
 
 
 def is_closed(gates: Tensor) -> Tensor:

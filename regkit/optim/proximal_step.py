@@ -236,6 +236,9 @@ class ProximalStep:
     def _watch_zeros(self) -> None:
         """Make gates that are missing, and see what others have written since the last step."""
         trained = tuple(p.requires_grad for p in self.members)
+        changed = [p for p, version in self._versions.items() if version != _version(p)]
+        if self._divided is not None and self._divided[0] == trained and not changed:
+            return
         if self._divided is None or self._divided[0] != trained:
             parts = (part.trained() for part in self.parts)
             held = {p for group in self.optimizer.param_groups for p in group["params"]}
@@ -243,7 +246,6 @@ class ProximalStep:
             self._divided = (trained, *divide(here))
         mine = {p: chain for p, chain in self.chains.items() if p.requires_grad}
         self.support.watch(mine, *self._divided[1:])
-        changed = [p for p, version in self._versions.items() if version != _version(p)]
         if changed:
             self.support.resync(changed)
 

@@ -114,7 +114,7 @@ class Support:
     holds: False lets every zero wake at any time; it is counted all the same.
     entries: gates (`regkit.ops.gate`) of the parameters whose entries a penalty makes zero, placed
         as they are. groups: gates of groups, by `Part.key`: of this rank's where it has them whole.
-    version: changes with every new gate.
+    members: parameters that have gates. version: changes with every new gate.
     """
 
     def __init__(self, holds: bool = True) -> None:
@@ -122,11 +122,12 @@ class Support:
         self.averages: dict[nn.Parameter, Average] = {}
         self.entries: dict[nn.Parameter, Tensor] = {}
         self.groups: dict[str, Tensor] = {}
+        self.members: Sequence[nn.Parameter] = ()
         self.version = 0
         self._alone: Sequence[Part] = ()
         self._together: Sequence[Part] = ()
         self._thinned: Mapping[nn.Parameter, Part] = {}
-        self._wakes: dict[int, Tensor] = {}
+        self._parts: list[tuple[Tensor, Tensor]] = []
         self._flips: deque[Tensor] = deque(maxlen=REMEMBERED)
         self._overlaps: deque[Tensor] = deque(maxlen=REMEMBERED)
 
@@ -161,6 +162,8 @@ class Support:
         new = [part for part in self._together if part.key not in self.groups]
         for key, rows in whole_rows([(part.key, part.bundle) for part in new]):
             self._add(self.groups, key, _begun((rows == 0).all(1)))
+        grouped = (p for part in (*self._alone, *self._together) for p in part.parameters)
+        self.members = list(dict.fromkeys([*self.entries, *grouped]))
 
     def resync(self, changed: Collection[nn.Parameter]) -> None:
         """Look again which weights are zero, of parameters that somebody else has written to.
@@ -177,12 +180,6 @@ class Support:
         some = [part for part in self._together if set(part.parameters) & set(changed)]
         for key, rows in whole_rows([(part.key, part.bundle) for part in some]):
             _record(self.groups[key], (rows == 0).all(1))
-
-    @property
-    def members(self) -> list[nn.Parameter]:
-        """What has gates."""
-        grouped = (p for part in (*self._alone, *self._together) for p in part.parameters)
-        return list(dict.fromkeys([*self.entries, *grouped]))
 
     def _serves(self, p: nn.Parameter) -> bool:
         """Say whether the gate of a parameter is there, and lies as it does."""
@@ -218,7 +215,11 @@ class Support:
 
     def snapshot(self) -> list[Tensor]:
         """Return copies of all gates."""
-        return [local(gate).clone() for gate in self._all()]
+        gates = [local(gate) for gate in self._all()]
+        copies = [torch.empty_like(gate) for gate in gates]
+        if gates:
+            torch._foreach_copy_(copies, gates)
+        return copies
 
     def restore(self, snapshot: Sequence[Tensor]) -> None:
         """Bring all gates back to a snapshot."""
@@ -276,23 +277,29 @@ class Support:
             for average in averages:
                 average.advance(weight)
             return
-        squares = {p: torch.zeros_like(self.averages[p].variance) for p in parameters}
+        places = {p: place for place, p in enumerate(parameters)}
+        owned: list[int] = []
+        lengths: list[Tensor] = []
         for owners, means, grads in pieces:
             apart = _apart(grads, factor, means)
             for one in apart if raw and skip is not None else ():
                 one.masked_fill_(skip != 0, 0.0)
-            for p, length in zip(owners, _moved(means, apart, weight), strict=True):
-                squares[p] += length.square()
-        found = summed(torch.stack(list(squares.values())), parameters)
+            lengths += _moved(means, apart, weight)
+            owned += [places[p] for p in owners]
+        squares = torch.stack(lengths).square()
+        where = torch.tensor(owned).to(squares.device, non_blocking=True)
+        found = squares.new_zeros(len(parameters)).index_add(0, where, squares)
+        found = summed(found, parameters)
         found /= found.new_tensor([max(p.numel(), 1) for p in parameters])
         # A sample lies further from the mean of those before it than from its own.
         found /= 1 + concentration
         share = max(NOISE_FADING / (max(count - 1, 1) + NOISE_FADING - 1), weight)
         # Later samples stand for those that were not looked at.
         share = share if count <= OFTEN else 1 - (1 - share) ** OFTEN
-        for average, mean in zip(averages, found.unbind(), strict=True):
-            if count > 1:
-                average.variance.lerp_(mean, share)
+        if count > 1:
+            variances = [average.variance for average in averages]
+            torch._foreach_lerp_(variances, list(found.unbind()), share)
+        for average in averages:
             average.advance(weight)
 
     def weigh(
@@ -315,7 +322,6 @@ class Support:
             for p, move in moves.items()
             if p in self.averages and self.averages[p].count >= LEAST_SAMPLES
         }
-        self._wakes = {}
         kinds = {p: active(chains[p], scale) for p in self.entries if p in chains}
         for p, part in self._thinned.items():
             now = scale(part)
@@ -374,17 +380,12 @@ class Support:
     def _open(self, batch: Batch, found: Tensor, opens: bool) -> None:
         gates = batch.gates()
         assert gates is not None, "what has no gate is not weighed"
-        start = 0
-        for s in batch.slices:
-            assert s.gate is not None
-            length = len(s.gates())
-            own = found[start : start + length].view(torch.uint8)
-            where = s.gate.data_ptr()
-            self._wakes[where] = self._wakes.get(where, 0) + _num_ones(own & s.gates())
-            start += length
-        if self.holds or not opens:
-            gates = gates & int(Gate.ZERO | Gate.SEEN)
-            batch.write_gates(gates | found.view(torch.uint8) << 1 if opens else gates)
+        ones = found.view(torch.uint8)
+        kept = gates & int(Gate.ZERO | Gate.SEEN | Gate.FREE)
+        kept |= (ones & gates) << 4  # Gate.DUE, of those at zero
+        if opens and self.holds:
+            kept |= ones << 1  # Gate.OPEN
+        batch.write_gates(kept)
 
     def count_flips(self, before: Sequence[Tensor], step: int) -> None:
         """Add a sample of a step (a collective for shards).
@@ -394,55 +395,61 @@ class Support:
         # Where gates open much flips at once: such a step stands for itself, any other for eleven.
         weight = 1 if is_weighed(step) else STRIDE
 
-        def counts(gate: Tensor, old: Tensor) -> list[Tensor]:
-            flips = _num_ones((gate ^ old) & int(Gate.ZERO))
-            return [torch.full_like(flips, gate.numel() * weight), flips * weight]
-
-        self._add_sample(self._flips, before, counts)
+        for (lead, size), now, old in self._flat(before):
+            flips = _num_ones((now ^ old) & int(Gate.ZERO))
+            total = torch.full_like(flips, now.numel())
+            self._parts.append((lead, torch.stack([total, flips]).double() * (size * weight)))
+        self._add_sample(self._flips)
 
     def count_overlap(self) -> None:
         """Add a sample of the steps since the last one (a collective for shards)."""
-
-        def counts(gate: Tensor, _: Tensor) -> list[Tensor]:
-            zero = gate & int(Gate.ZERO)
-            seen = (gate & int(Gate.SEEN)) >> 2
-            gone = _num_ones(zero & seen)
+        gates = self._all()
+        for (lead, size), now, _ in self._flat(gates):
+            zero, seen = now & int(Gate.ZERO), (now & int(Gate.SEEN)) >> 2
+            gone, due = _num_ones(zero & seen), _num_ones((now & int(Gate.DUE)) >> 4)
             num_seen, num_zero = _num_ones(seen), _num_ones(zero)
-            wakes = self._wakes.get(gate.data_ptr(), torch.zeros_like(gone))
-            return [num_zero, wakes, num_seen - gone, gate.numel() - num_zero + gone]
+            found = [num_zero, due, num_seen - gone, now.numel() - num_zero + gone]
+            self._parts.append((lead, torch.stack(found).double() * size))
+            now.bitwise_and_(~int(Gate.SEEN) & 0xFF).bitwise_or_((zero ^ 1) << 2)
+        self._add_sample(self._overlaps)
 
-        self._add_sample(self._overlaps, self._all(), counts)
-        for gate in map(local, self._all()):
-            alive = (gate & int(Gate.ZERO)) ^ 1
-            gate.bitwise_and_(~int(Gate.SEEN) & 0xFF).bitwise_or_(alive << 2)
+    def _flat(
+        self, others: Sequence[Tensor]
+    ) -> Iterator[tuple[tuple[Tensor, int], Tensor, Tensor]]:
+        """Yield all gates in few tensors, with what belongs to them in `others`.
 
-    def _add_sample(
-        self,
-        samples: deque[Tensor],
-        others: Sequence[Tensor],
-        counts: Callable[[Tensor, Tensor], list[Tensor]],
-    ) -> None:
-        """Add up over all gates what is counted of each, and of what belongs to it in `others`."""
+        Each with a tensor that is placed as they are, and the entries of a unit. What is written
+        to the gates is written back.
+        """
         parts = {part.key: part for part in (*self._alone, *self._together)}
         alone = {part.key for part in self._alone}
-        counted: dict[Any, list[Tensor]] = defaultdict(list)
+        alike: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         leads: dict[Any, Tensor] = {}
-        for key, gate, other in zip(
-            [*self.entries, *self.groups], self._all(), others, strict=True
-        ):
+        keys = [*self.entries, *self.groups]
+        for key, gate, other in zip(keys, self._all(), others, strict=True):
             size, lead = 1, gate
             if isinstance(key, str):
                 if key not in parts:
                     continue
                 size = parts[key].bundle.size
                 lead = parts[key].parameters[0] if key in alone else gate
-            found = torch.stack(counts(local(gate), local(other))).double() * size
-            counted[placement(lead)].append(found)
-            leads[placement(lead)] = lead
+            kind = placement(lead), size
+            alike[kind].append((local(gate), local(other)))
+            leads[kind] = lead
+        for kind, pairs in alike.items():
+            gates = [flat(gate, gate) for gate, _ in pairs]
+            olds = [flat(old, gate) for gate, old in pairs]
+            now = torch.cat(gates)
+            yield (leads[kind], kind[1]), now, torch.cat(olds)
+            torch._foreach_copy_(gates, list(now.split([len(gate) for gate in gates])))
+
+    def _add_sample(self, samples: deque[Tensor]) -> None:
+        """Add up what has been counted, over all gates and ranks."""
+        counted, self._parts = self._parts, []
         if counted:
-            where = next(iter(counted.values()))[0].device
-            rows = torch.stack([torch.stack(c).sum(0).to(where) for c in counted.values()])
-            samples.append(summed(rows, list(leads.values())).sum(0))
+            where = counted[0][1].device
+            rows = torch.stack([row.to(where) for _, row in counted])
+            samples.append(summed(rows, [lead for lead, _ in counted]).sum(0))
 
     def totals(self) -> tuple[list[float], list[float]] | None:
         """Return the sums of the samples' columns; None before the second. Waits for a GPU."""
