@@ -162,7 +162,7 @@ class ProximalStep:
         averaged = self.step_size in AVERAGED_ALREADY
         self.support = Support(holds=self.schedule.holds_zeros and not averaged)
         self._average_of = None if averaged else AVERAGES.get(self.step_size, gradient)
-        self._divided: tuple[tuple[bool, ...], Sequence[Part], Sequence[Part]] | None = None
+        self._divided: tuple[tuple[int, ...], Sequence[Part], Sequence[Part]] | None = None
         self._versions: dict[nn.Parameter, Any] = {}
         self._is_shut = False
         # Parameters whose momentum buffer has seen no gradient, not even one that was skipped.
@@ -235,16 +235,17 @@ class ProximalStep:
 
     def _watch_zeros(self) -> None:
         """Make gates that are missing, and see what others have written since the last step."""
-        trained = tuple(p.requires_grad for p in self.members)
+        groups = self.optimizer.param_groups
+        trained = (*(p.requires_grad for p in self.members), sum(len(g["params"]) for g in groups))
         changed = [p for p, version in self._versions.items() if version != _version(p)]
         if self._divided is not None and self._divided[0] == trained and not changed:
             return
+        held = {p for group in groups for p in group["params"]}
         if self._divided is None or self._divided[0] != trained:
             parts = (part.trained() for part in self.parts)
-            held = {p for group in self.optimizer.param_groups for p in group["params"]}
             here = [p for p in parts if p is not None and held.issuperset(p.parameters)]
             self._divided = (trained, *divide(here))
-        mine = {p: chain for p, chain in self.chains.items() if p.requires_grad}
+        mine = {p: c for p, c in self.chains.items() if p.requires_grad and p in held}
         self.support.watch(mine, *self._divided[1:])
         if changed:
             self.support.resync(changed)

@@ -314,3 +314,15 @@ def test_flips_and_overlap_by_hand():
     assert report.flips == pytest.approx(float(weighted) / sum(weights))
     assert report.jaccard == pytest.approx(float(sum(both) / sum(either)))
     assert not report.is_settled
+
+
+def test_what_an_optimizer_is_given_later_is_held_and_what_others_hold_is_not_counted():
+    model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 5))
+    optimizer = optim.SGD(model[0].parameters(), lr=0.01)
+    reg = Regularizer(model, L1(LAM)).attach(optimizer)
+    train(model, optimizer, 2)
+    (step,) = reg._steps
+    assert set(step.support.entries) == {model[0].weight}
+    optimizer.add_param_group({"params": list(model[1].parameters())})
+    train(model, optimizer, 2)
+    assert set(step.support.entries) == {model[0].weight, model[1].weight}
