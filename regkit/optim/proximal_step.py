@@ -302,8 +302,10 @@ class ProximalStep:
             self._apply(context, moves, context.factors, plan)
         if context.gates is not None:
             self.support.count_flips(context.gates, self.state.num_steps)
-        if self.state.num_steps % INTERVAL == 0:
+        if is_weighed(self.state.num_steps):
             self.support.count_overlap()
+        if is_weighed(self.state.num_steps + INTERVAL):
+            self.support.mark()
         self._versions = {p: _version(p) for p in self.support.members}
         if self.control is not None and self.control.is_due(context.progress, context.stride):
             self.control.observe(context.progress, self.densities())
@@ -328,7 +330,10 @@ class ProximalStep:
             support.sample(some, self._average_of, unscale, context.skip)
         if is_weighed(step) and context.factors.common is not None:
             scale = Scale(context.factors)
-            support.weigh(self.chains, scale, moves, self.step_size, not context.keeps_zeros)
+            # What wakes in the last step could not be looked at again.
+            is_last = context.progress >= 1.0 and context.stride > 0
+            opens = not (context.keeps_zeros or is_last)
+            support.weigh(self.chains, scale, moves, self.step_size, opens)
 
     def _advance(self, context: StepContext, moves: Moves) -> None:
         state = self.state

@@ -51,13 +51,18 @@ LEAST_SAMPLES = 2
 OFTEN = 10
 # Standard deviations of noise that an average has to be clear of.
 CONFIDENCE = 2.0
+# Steps after which gates are opened and closed, once training has run for as many as EARLY; before
+# that it is every INTERVAL steps.
+WEIGHING = 50
+EARLY = 100
 # Steps between samples of what flips in one; it is prime to the others, so that all come round.
-STRIDE = 11
-# Samples that a report goes back: about 200 steps.
-REMEMBERED = 20
+STRIDE = 31
+# Samples that a report goes back: about 200 steps each.
+FLIP_SAMPLES = 10
+OVERLAP_SAMPLES = 4
 # Columns of a sample of a step: entries, and those of them that flipped in it.
 TOTAL, FLIPS = range(2)
-# Columns of a sample of ten steps: zeros, zeros that should wake, entries that are alive now and
+# Columns of a sample of an overlap: zeros, zeros that should wake, entries that are alive now and
 # were before, or one of the two.
 ZERO, WAKES, BOTH, EITHER = range(4)
 
@@ -92,8 +97,7 @@ class SupportReport(NamedTuple):
 
     flips: went from zero to not zero, or back, in one step. jaccard: of the entries that are not
     zero now or were not ten steps before, those that both holds for. should_wake: of the zeros,
-    those that the averaged gradient says to be none. Means over the last 20 samples, which are
-    about 200 steps.
+    those that the averaged gradient says to be none. Means over about the last 200 steps.
     """
 
     flips: float
@@ -127,9 +131,8 @@ class Support:
         self._alone: Sequence[Part] = ()
         self._together: Sequence[Part] = ()
         self._thinned: Mapping[nn.Parameter, Part] = {}
-        self._parts: list[tuple[Tensor, Tensor]] = []
-        self._flips: deque[Tensor] = deque(maxlen=REMEMBERED)
-        self._overlaps: deque[Tensor] = deque(maxlen=REMEMBERED)
+        self._flips: deque[Tensor] = deque(maxlen=FLIP_SAMPLES)
+        self._overlaps: deque[Tensor] = deque(maxlen=OVERLAP_SAMPLES)
 
     def watch(
         self, chains: Mapping[nn.Parameter, Chain], alone: Sequence[Part], together: Sequence[Part]
@@ -329,12 +332,12 @@ class Support:
         kinds = {p: penalties for p, penalties in kinds.items() if penalties}
         for penalties, batch in entry_batches(kinds, known, self.entries, self._mean):
             rows = batch.values()
-            evidence = _clear(rows.abs(), self._noise(batch), 1).copysign_(rows)
             acting = [penalty for penalty in penalties if not penalty.decoupled]
             slope = acting[0].slope_at_zero(1) if len(acting) == 1 else None
             if slope is not None:
-                found = evidence.abs_() > slope[0]
+                found = rows.abs() > self._threshold(batch, slope[0])
             else:
+                evidence = _clear(rows.abs(), self._noise(batch), 1).copysign_(rows)
                 step = batch.step(step_size)
                 trial = evidence.mul_(-step)
                 for penalty in acting:
@@ -377,6 +380,15 @@ class Support:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _threshold(self, batch: Batch, slope: float) -> Tensor:
+        """Return how large the mean of an entry has to be, for `_clear` of it to exceed a slope."""
+        parts = []
+        for s in batch.slices:
+            noise = self.averages[s.move.parameter].noise
+            least = (noise + (slope + CONFIDENCE * noise.sqrt()).square()).sqrt()
+            parts.append(least.expand(len(s.rows(s.values))))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def _open(self, batch: Batch, found: Tensor, opens: bool) -> None:
         gates = batch.gates()
         assert gates is not None, "what has no gate is not weighed"
@@ -392,38 +404,63 @@ class Support:
 
         before: `snapshot` of before the step. Waits for no GPU.
         """
-        # Where gates open much flips at once: such a step stands for itself, any other for eleven.
+        # Where gates open much flips at once: such a step stands for itself, any other for many.
         weight = 1 if is_weighed(step) else STRIDE
 
-        for (lead, size), now, old in self._flat(before):
+        def count(now: Tensor, old: Tensor) -> list[Tensor]:
             flips = _num_ones((now ^ old) & int(Gate.ZERO))
-            total = torch.full_like(flips, now.numel())
-            self._parts.append((lead, torch.stack([total, flips]).double() * (size * weight)))
-        self._add_sample(self._flips)
+            return [torch.full_like(flips, now.numel() * weight), flips * weight]
+
+        self._add_sample(self._flips, before, count)
+
+    def mark(self) -> None:
+        """Note which units are not zero, for `count_overlap` to compare with."""
+        for gate in self._all():
+            own = local(gate)
+            alive = ((own & int(Gate.ZERO)) ^ int(Gate.ZERO)) << 2  # Gate.SEEN
+            own.bitwise_and_(~int(Gate.SEEN) & 0xFF).bitwise_or_(alive)
 
     def count_overlap(self) -> None:
-        """Add a sample of the steps since the last one (a collective for shards)."""
-        gates = self._all()
-        for (lead, size), now, _ in self._flat(gates):
+        """Add a sample of the steps since `mark` (a collective for shards)."""
+
+        def count(now: Tensor, _: Tensor) -> list[Tensor]:
             zero, seen = now & int(Gate.ZERO), (now & int(Gate.SEEN)) >> 2
             gone, due = _num_ones(zero & seen), _num_ones((now & int(Gate.DUE)) >> 4)
             num_seen, num_zero = _num_ones(seen), _num_ones(zero)
-            found = [num_zero, due, num_seen - gone, now.numel() - num_zero + gone]
-            self._parts.append((lead, torch.stack(found).double() * size))
-            now.bitwise_and_(~int(Gate.SEEN) & 0xFF).bitwise_or_((zero ^ 1) << 2)
-        self._add_sample(self._overlaps)
+            return [num_zero, due, num_seen - gone, now.numel() - num_zero + gone]
 
-    def _flat(
-        self, others: Sequence[Tensor]
-    ) -> Iterator[tuple[tuple[Tensor, int], Tensor, Tensor]]:
-        """Yield all gates in few tensors, with what belongs to them in `others`.
+        self._add_sample(self._overlaps, self._all(), count)
 
-        Each with a tensor that is placed as they are, and the entries of a unit. What is written
-        to the gates is written back.
+    def _add_sample(
+        self,
+        samples: deque[Tensor],
+        others: Sequence[Tensor],
+        count: Callable[[Tensor, Tensor], list[Tensor]],
+    ) -> None:
+        """Add up what is counted over all gates and ranks, each unit as many as it has entries.
+
+        others: what belongs to each gate. count: gives the columns for units of both.
+        """
+        rows: dict[Any, Tensor] = {}
+        leads: dict[Any, Tensor] = {}
+        for lead, size, now, old in self._chunks(others):
+            kind = placement(lead), size
+            found = torch.stack(count(now, old)).double() * size
+            rows[kind] = found + rows[kind] if kind in rows else found
+            leads.setdefault(kind, lead)
+        if rows:
+            where = next(iter(rows.values())).device
+            counts = torch.stack([row.to(where) for row in rows.values()])
+            samples.append(summed(counts, list(leads.values())).sum(0))
+
+    def _chunks(self, others: Sequence[Tensor]) -> Iterator[tuple[Tensor, int, Tensor, Tensor]]:
+        """Yield all gates, and what belongs to them in `others`, in runs that a cache holds.
+
+        Each after a tensor that is placed as they are, and the number of entries of a unit.
         """
         parts = {part.key: part for part in (*self._alone, *self._together)}
         alone = {part.key for part in self._alone}
-        alike: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        small: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         leads: dict[Any, Tensor] = {}
         keys = [*self.entries, *self.groups]
         for key, gate, other in zip(keys, self._all(), others, strict=True):
@@ -433,23 +470,19 @@ class Support:
                     continue
                 size = parts[key].bundle.size
                 lead = parts[key].parameters[0] if key in alone else gate
+            own = local(gate)
+            pair = flat(own, own), flat(local(other), own)
+            most = most_entries(own.device.type)
             kind = placement(lead), size
-            alike[kind].append((local(gate), local(other)))
-            leads[kind] = lead
-        for kind, pairs in alike.items():
-            gates = [flat(gate, gate) for gate, _ in pairs]
-            olds = [flat(old, gate) for gate, old in pairs]
-            now = torch.cat(gates)
-            yield (leads[kind], kind[1]), now, torch.cat(olds)
-            torch._foreach_copy_(gates, list(now.split([len(gate) for gate in gates])))
-
-    def _add_sample(self, samples: deque[Tensor]) -> None:
-        """Add up what has been counted, over all gates and ranks."""
-        counted, self._parts = self._parts, []
-        if counted:
-            where = counted[0][1].device
-            rows = torch.stack([row.to(where) for _, row in counted])
-            samples.append(summed(rows, [lead for lead, _ in counted]).sum(0))
+            leads.setdefault(kind, lead)
+            if 4 * own.numel() <= most:
+                small[kind].append(pair)
+                continue
+            for now, old in zip(*(half.split(most) for half in pair), strict=True):
+                yield lead, size, now, old
+        for kind, pairs in small.items():
+            now, old = (torch.cat(half) for half in zip(*pairs, strict=True))
+            yield leads[kind], kind[1], now, old
 
     def totals(self) -> tuple[list[float], list[float]] | None:
         """Return the sums of the samples' columns; None before the second. Waits for a GPU."""
@@ -546,8 +579,8 @@ def interval_of(kept: GradientAverage) -> int:
 
 
 def is_weighed(step: int) -> bool:
-    """Say whether gates are opened and closed at this step: at first every tenth, then rarely."""
-    return step % INTERVAL == 0 and (step <= HORIZON // 2 or step % (HORIZON // 10) == 0)
+    """Say whether gates are opened and closed at this step."""
+    return step > 0 and step % (INTERVAL if step <= EARLY else WEIGHING) == 0
 
 
 def _num_ones(bits: Tensor) -> Tensor:
@@ -562,7 +595,7 @@ def _num_ones(bits: Tensor) -> Tensor:
 
 
 def is_sampled(step: int) -> bool:
-    """Say whether flips are counted in this step: where gates open, and in one of eleven others."""
+    """Say whether flips are counted in this step: where gates open, and in a few others."""
     return is_weighed(step) or step % STRIDE == 0
 
 
@@ -630,6 +663,8 @@ def _move(means: list[Tensor], grads: list[Tensor], factor: Any, weight: float) 
     """Move means by a share of the way to scaled gradients."""
     if isinstance(factor, Tensor):
         torch._foreach_add_(means, _apart(grads, factor, means), alpha=weight)
+    elif factor == 1.0:
+        torch._foreach_lerp_(means, grads, weight)
     else:
         torch._foreach_mul_(means, 1 - weight)
         torch._foreach_add_(means, grads, alpha=weight * factor)

@@ -24,7 +24,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 # (30 with its gate).
 MOST = {
     "adamw elastic": (96, 0, 48),
-    "adamw elastic, full": (96, 0, 56),
+    "adamw elastic, full": (96, 0, 60),
     "amsgrad decay box, full": (128, 0, 56),
     "adamw mcp root": (128, 0, 64),
     "sgd elastic": (64, 0, 32),
