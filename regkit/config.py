@@ -1,11 +1,13 @@
 """The root of the configuration: types, ranges, run names, and errors that say what is allowed."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -17,6 +19,11 @@ from regkit.optim.schedule import Schedule
 
 # Parts of a configuration that a run may not change when it continues.
 KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed", "strength", "warm_start")
+# Options of a plug that are no option of a run, and what they follow from.
+FOLLOWS = {
+    "model": (("num_classes",), "the videos"),
+    "trainer": (("callbacks", "logger"), "the other options"),
+}
 AUTO, PATH = "auto", "path"  # what lam may be, beside a number
 
 
@@ -102,22 +109,42 @@ _UNNAMED = {
 }
 
 
-def run_name(penalty: Mapping[str, Any], lam: float | int | str, overrides: Iterable[str]) -> str:
-    """Name a run by its penalties, its strength and whatever else was asked for.
+def run_name(
+    penalty: Mapping[str, Any],
+    lam: float | int | str,
+    overrides: Iterable[str],
+    target_density: float | None = None,
+) -> str:
+    """Name a run by its penalties, the strength that acts and whatever else was asked for.
 
     ({"l1": ...}, 1e-4, ["penalty=l1", "seed=1"]) -> "l1 lam=1e-4 seed=1"
+
+    lam: what penalties take that have no strength of their own.
+    target_density: with it, the strength is to be found, and where the search starts tells nothing.
     """
-    parts = ["+".join(penalty) or "none"]
-    if penalty:
-        parts.append(f"lam={short(lam)}")
-    for override in overrides:
+    parts, words = ["+".join(penalty) or "none"], list(overrides)
+    leading = leading_penalty(penalty, lam)
+    if leading is not None and target_density is None:
+        parts.append(f"lam={short(penalty[leading]['lam'])}")
+    elif leading is not None and any(word.startswith("lam=") for word in words):
+        parts.append(f"start_lam={short(lam)}")
+    for override in words:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in _UNNAMED:
+        if key in _UNNAMED or key == f"penalty.{leading}.lam":
             continue
         key = key.removeprefix("penalty.") if key.startswith("penalty.") else key.split(".")[-1]
         value = Path(value.strip("'\"")).name
         parts.append(f"{key}={short(value)}")
     return re.sub(r"[^\w.+=\[\], -]", "_", " ".join(parts))[:200]
+
+
+def leading_penalty(penalty: Mapping[str, Any], lam: float | int | str) -> str | None:
+    """Return the penalty whose strength stands for a run: the first that takes `lam`, or the first.
+
+    None without any.
+    """
+    names = [str(name) for name in penalty]
+    return next((name for name in names if penalty[name]["lam"] == lam), next(iter(names), None))
 
 
 def run_dir(ckpt_path: str | None, fresh: str) -> str:
@@ -168,6 +195,11 @@ def make(options: Any, **more: Any) -> Any:
             if isinstance(cause, InputError):
                 raise cause from None
         target = options.get("_target_", "?")
+        if isinstance(causes[-1], ImportError):
+            raise InputError(
+                f"{target} was asked for: {causes[-1]}. A class of your own lies in a Python file "
+                "in the folder of --config-dir, or in a package that is installed."
+            ) from error
         raise InputError(f"{target} does not take these options: {causes[-1]}") from error
 
 
@@ -185,19 +217,59 @@ def check(config: Any) -> None:
         )
     if config.evaluate not in ("last", "best"):
         raise InputError(f"evaluate={config.evaluate} was given; it is last or best.")
+    if config.prune not in (None, "median"):
+        raise InputError(f"prune={config.prune} was given; it is median, or null.")
+    Schedule(**config.strength)
+    _check_counts(config)
+    _check_replaced(config)
+    _check_epochs(config.trainer)
+    _check_optimizer(config.optimizer)
+
+
+def _check_counts(config: Any) -> None:
     if config.seed < 0:
         raise InputError(f"seed={config.seed} was given; seed is a whole number >= 0.")
     if config.debias_epochs < 0:
         raise InputError(f"debias_epochs={config.debias_epochs} was given; it is 0 or more.")
-    if config.prune not in (None, "median"):
-        raise InputError(f"prune={config.prune} was given; it is median, or null.")
-    if config.patience is not None and config.patience < 1:
-        raise InputError(f"patience={config.patience} was given; it is 1 or more, or null.")
-    if config.save_every_n_steps is not None and config.save_every_n_steps < 1:
+    for key in ("patience", "save_every_n_steps"):
+        if config[key] is not None and config[key] < 1:
+            raise InputError(f"{key}={config[key]} was given; it is 1 or more, or null.")
+
+
+def _check_replaced(config: Any) -> None:
+    """Refuse options that would be replaced without a word."""
+    for part, (keys, source) in FOLLOWS.items():
+        for key in set(keys) & set(config[part]):
+            raise InputError(
+                f"{part}.{key}={config[part][key]} was given; it follows from {source}. Take it "
+                "out."
+            )
+
+
+def _check_epochs(trainer: Mapping[str, Any]) -> None:
+    epochs = trainer.get("max_epochs")
+    ends_otherwise = trainer.get("max_time") is not None or trainer.get("max_steps", -1) != -1
+    if epochs in (None, -1) and ends_otherwise:
+        return
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise InputError(
-            f"save_every_n_steps={config.save_every_n_steps} was given; it is 1 or more, or null."
+            f"trainer.max_epochs={epochs} was given; it is a whole number >= 1, or -1 beside "
+            "+trainer.max_steps or +trainer.max_time."
         )
-    Schedule(**config.strength)
+
+
+def _check_optimizer(options: Mapping[str, Any]) -> None:
+    """Let the optimizer see its options, before there are videos or weights."""
+    lr = options.get("lr")
+    if isinstance(lr, int | float) and not 0 <= lr < math.inf:
+        raise InputError(f"optimizer.lr={lr} was given; it is a number >= 0.")
+    try:
+        make(options)([torch.nn.Parameter(torch.zeros(1, 1))])
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in options.items() if key[0] != "_")
+        raise InputError(f"{options['_target_']} got {given}: {error}") from error
 
 
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """Wrong input. The message says who, what was given, what is allowed and what to do."""
+
+    def line(self) -> str:
+        """Return what a program prints of it: one line."""
+        return f"regkit: {' '.join(str(self).split())}"

@@ -26,7 +26,8 @@ from regkit.targets import declared_embeddings, embedding_module, survey, table,
 # How often `meet_target` tries a strength.
 NUM_TRIALS = 60
 # What there is to know before any optimizer is attached.
-UNATTACHED: Mapping[str, Any] = {"common": 1.0, "layers": None, "members": [], "counted": []}
+ALONE: Mapping[str, Any] = {"common": 1.0, "layers": None}
+UNATTACHED: Mapping[str, Any] = {**ALONE, "acted": ALONE, "members": [], "counted": []}
 
 
 class Regularizer:
@@ -266,6 +267,21 @@ class Regularizer:
             found[name] = 0.0 if penalty is None else penalty.lam
         return found
 
+    def acted_lams(self) -> dict[str, float]:
+        """Return the strength of every penalty at the last step at which it was on.
+
+        Where layers have strengths of their own, it is their mean, weighed by their sizes.
+        """
+        found = {name: penalty.lam for name, penalty in self.penalties.items()}
+        for name, one in self.bound.items():
+            acted = self._record_of(one.parts)["acted"]
+            factors = self._factors(acted["common"], acted["layers"])
+            sizes = {part.key: sum(p.numel() for p in part.parameters) for part in one.parts}
+            mean = _mean_factor(factors, sizes)
+            if one.penalty.sparsifies or not factors.searched:
+                found[name] = one.penalty.at(mean).lam
+        return found
+
     def current_layer_lams(self) -> dict[str, float]:
         """Return the strength in each layer with one of its own, named as in `layer_density`."""
         scale = self._scale()
@@ -425,6 +441,14 @@ def _check_target(schedule: Schedule, penalties: Mapping[str, WeightPenalty]) ->
             f"target_density={target} was given, and no penalty here makes more zeros when it is "
             "stronger. Add one that does, such as L1 or GroupLasso, with lam > 0 to start from."
         )
+
+
+def _mean_factor(factors: Factors, sizes: Mapping[str, int]) -> float:
+    """Return by how much strengths were changed: on average, where that differs between layers."""
+    assert factors.common is not None, "the penalties were on"
+    layers = factors.layers or {}
+    mean = sum(layers.get(key, 1.0) * size for key, size in sizes.items()) / sum(sizes.values())
+    return factors.common * (mean if layers else 1.0)
 
 
 def _by_layer(parts: list[Part]) -> list[list[Part]]:

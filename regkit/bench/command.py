@@ -20,7 +20,6 @@ from regkit.bench.report import Report
 from regkit.errors import InputError
 from regkit.measuring import check_files, cpu_name, package_version
 
-HELP = "measure what each penalty adds to a training step, on this machine"
 # What a file says that it was asked for.
 ASKED = (
     *("model", "parameters", "penalties", "lam", "groups", "device"),

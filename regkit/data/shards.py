@@ -89,7 +89,7 @@ def read_splits(root: str, options: Mapping[str, Any]) -> Splits:
     except Exception as error:  # each store has errors of its own
         raise InputError(
             f"Streamed got root={root!r}, where no shards can be read ({type(error).__name__}: "
-            f"{error}). Write them with python -m regkit prepare --shards."
+            f"{error}). Write them with regkit prepare --shards."
         ) from error
     lists = json.loads(gzip.decompress(packed))
     rows = {name: [Video(*row) for row in lists[name]] for name in SPLITS}

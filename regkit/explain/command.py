@@ -21,7 +21,6 @@ from regkit.predictions import write_whole
 from regkit.watch.canvas import pixels, write_png
 from regkit.words import REQUIRED, options
 
-HELP = "say which time spans, colours, places and weights carried a decision"
 DEFAULTS: dict[str, Any] = {
     "ckpt": REQUIRED,
     "video": REQUIRED,

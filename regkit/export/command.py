@@ -18,8 +18,6 @@ from regkit.export.split import on_test_clips
 from regkit.sparsity.latency import latency
 from regkit.words import REQUIRED, options
 
-HELP = "write a trained network as ONNX and torch.export program, compared with PyTorch"
-
 _FILES = {"onnx": "model.onnx", "program": "program.pt2", "package": "package.pt2"}
 _DEFAULTS = {"ckpt": REQUIRED, "format": None, "out": "", "check": True}
 

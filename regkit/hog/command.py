@@ -22,8 +22,6 @@ from regkit.measuring import cpu_name
 from regkit.predictions import write_whole
 from regkit.words import composed
 
-HELP = "fit sparse logistic regression on hand-made features (HOG), and watch a stream with it"
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
@@ -32,8 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="data=...",
-        help="the videos, in the words of train.py: data=..., data.<option>=..., seed=...; frames "
-        "are taken as they are, so data.view, mean, std and augment change nothing",
+        help="the videos, in the words of regkit train: data=..., data.<option>=..., seed=...; "
+        "frames are taken as they are, so data.view, mean, std and augment change nothing",
     )
     add("--out", type=Path, metavar="FOLDER", help="what it leaves (default: runs/<time> hog)")
     add("--cells", type=int, default=4, help="along a side of the picture (default: %(default)s)")

@@ -107,7 +107,7 @@ def load(path: Path) -> Detector:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"--detector got {path}, which is no hog.json of this verb "
-            f"({type(error).__name__}: {error}). Give one that python -m regkit hog has written."
+            f"({type(error).__name__}: {error}). Give one that regkit hog has written."
         ) from error
 
 

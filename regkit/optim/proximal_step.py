@@ -645,9 +645,19 @@ class ProximalStep:
             "members": [names[p] for p in self.trained() if p in names],
             "counted": [names[p] for p in self.counted() if p in names],
             "common": state.factors.common,
+            "acted": self._acted(),
             "layers": None if layers is None else dict(layers),
             "control": None if self.control is None else self.control.state_dict(),
         }
+
+    def _acted(self) -> dict[str, Any]:
+        """Return the factors of the last step at which the penalties were on."""
+        factors = self.state.factors
+        if factors.common is None:
+            whole = Factors(self.schedule.strength(1.0))
+            factors = whole if self.control is None else self.control.factors
+        layers = factors.layers
+        return {"common": factors.common, "layers": None if layers is None else dict(layers)}
 
     def load_state_dict(
         self, saved: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]

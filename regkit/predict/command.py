@@ -24,7 +24,6 @@ from regkit.predict.smooth import Smoothing
 from regkit.predict.windows import span
 from regkit.words import REQUIRED, options
 
-HELP = "say what happens when in a film, a folder of films, or a camera's stream"
 DEFAULTS: Mapping[str, Any] = {
     "ckpt": REQUIRED,
     "video": REQUIRED,

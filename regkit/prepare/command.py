@@ -23,8 +23,6 @@ from regkit.prepare.findings import SPLITS, Places, find, places, rows
 from regkit.prepare.hands import Lost, spread
 from regkit.words import composed
 
-HELP = "check every video of a data set before training, and fill its cache"
-
 
 class _Bar(tqdm):
     monitor_interval = 0  # no thread of its own: processes are forked while it lives
@@ -42,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="data=... data.x=y",
-        help="what is to be checked, in the words of train.py: data=ucf101 data.root=videos",
+        help="what is to be checked, in the words of regkit train: data=ucf101 data.root=videos",
     )
     add("--out", type=Path, metavar="DIR", help="default: runs/prepare <date_time> <data>")
     add("--workers", type=int, metavar="N", help="processes (default: all cores)")

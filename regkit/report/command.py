@@ -7,8 +7,6 @@ from regkit.report.choose import MEASURES
 from regkit.report.words import common, plain_table, sentences
 from regkit.report.write import report
 
-HELP = "compare runs on one page: table, pictures, the choice and why, how to reproduce each"
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""

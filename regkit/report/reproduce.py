@@ -54,7 +54,7 @@ def _whole(run: Run) -> Run:
 
 def _command(config: str, words: Sequence[str], runs: Sequence[Run]) -> str:
     seeds = [str(seed) for run in runs if (seed := seed_of(run)) is not None]
-    parts = ["python train.py", *(["-cn", quote(config)] if config != "train" else [])]
+    parts = ["regkit train", *(["-cn", quote(config)] if config != "train" else [])]
     # The seed keeps its place: runs are named by the order of what was asked for.
     parts += [SEED + ",".join(seeds) if word == SEED else quote(word) for word in words]
     return " ".join(parts + ["-m"] * (SEED in words and len(seeds) > 1))

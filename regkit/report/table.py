@@ -160,7 +160,7 @@ def value(run: Run, key: str) -> float | None:
 
 
 def lam_of(run: Run) -> float:
-    """Return the strength that a run ended its summary with; 0 without penalty."""
+    """Return the strength that acted in a run, in the end; 0 without penalty."""
     found = run.summary.get("lam")
     return float(found) if isinstance(found, int | float) else 0.0
 
@@ -186,7 +186,8 @@ def plug(node: dict[str, Any]) -> str | None:
 
 def _configuration(penalty: str, runs: list[Run]) -> Configuration:
     asked = [settings_of(run.overrides) for run in runs]
-    settings = {key: found for key, found in asked[0].items() if key not in ("penalty", "lam")}
+    known = {"penalty", "lam", f"penalty.{penalty}.lam"}
+    settings = {key: found for key, found in asked[0].items() if key not in known}
     for key in REPEATS:
         values = list(dict.fromkeys(found[key] for found in asked if key in found))
         if len(values) > 1:
@@ -197,14 +198,16 @@ def _configuration(penalty: str, runs: list[Run]) -> Configuration:
 def _key(run: Run) -> tuple[str, str, tuple[tuple[str, str], ...]]:
     settings = settings_of(run.overrides)
     settings.pop("penalty", None)
-    lam = settings.pop("lam", "")
-    # Where lam is a word (auto), seeds may find different strengths, and are still the same.
-    word = not _is_number(lam) and lam != ""
-    lam = lam if word else repr(lam_of(run))
+    penalty = str(run.summary.get("penalty") or "none")
+    shared = settings.pop("lam", "")
+    lam = settings.pop(f"penalty.{penalty}.lam", shared)
+    # Where lam is a word (auto), or a density was asked for, seeds may find different strengths,
+    # and are still the same.
+    is_found = run.summary.get("target_density") is not None
+    lam = lam if is_found or (lam != "" and not _is_number(lam)) else repr(lam_of(run))
     for key in REPEATS:
         if settings.get(key, "null") not in WHOLE:
             settings[key] = "any"
-    penalty = str(run.summary.get("penalty") or "none")
     return penalty, lam, tuple(sorted(settings.items()))
 
 

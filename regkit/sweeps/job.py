@@ -1,19 +1,27 @@
 """One job of Hydra: a run, or a path; alone, or one of a sweep."""
 
 import logging
+import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from regkit.errors import InputError
 from regkit.sweeps.path import follow
+from regkit.sweeps.resume import own_folder
 from regkit.training.fit import fit
 from regkit.training.folder import RunFolder
+from regkit.words import one_line, use_own
 
 # What the libraries below tell all their users, and ours need not hear.
 _CHATTY = ("lightning.pytorch", "fontTools", "tensorboard")
@@ -29,22 +37,72 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
     """Run one job, and leave word in its folder when it fails.
 
     Returns the test accuracy; of a path, none. A mistake in the input ends the program with one
-    line, and in a sweep this job alone.
+    line, and leaves no folder if nothing was trained; in a sweep it ends this job alone.
     """
     quieten()
+    use_own(own_folder(HydraConfig.get()))  # a launcher may run this in a process of its own
     swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    run = RunFolder(folder)
+    fresh = run.is_fresh()
     try:
         if config.path is not None:
             follow(config, folder)
             return None
         summary = fit(config, folder)
+    except InputError as error:
+        if swept:
+            run.fail(error)
+            raise
+        if rank_zero_only.rank == 0:
+            run.discard() if fresh and not run.is_trained() else run.fail(error)
+        refuse(error)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C in `fit` into an exit.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if swept:
+            raise KeyboardInterrupt from stop  # the sweep says how to go on
+        tell_how_to_go_on(folder, HydraConfig.get())
     except Exception as error:
-        RunFolder(folder).fail(error)
-        if isinstance(error, InputError) and not swept:
-            sys.exit(f"train.py: {error}")
+        run.fail(error)
         raise
     print_summary(summary, folder)
     return summary["test_accuracy"]
+
+
+@contextmanager
+def ending_in_one_line(config: Any) -> Iterator[None]:
+    """End the program with one line when a sweep is refused or stopped in the block.
+
+    config: of the sweep.
+    """
+    try:
+        yield
+    except InputError as error:
+        refuse(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        refuse(InputError(one_line(error)))
+    except KeyboardInterrupt:
+        tell_how_to_go_on(Path(config.hydra.sweep.dir), config.hydra)
+
+
+def refuse(error: InputError) -> NoReturn:
+    """End the program with one line; Hydra would print where the error came from."""
+    if rank_zero_only.rank == 0:
+        print(error.line(), file=sys.stderr)
+    sys.exit(2)
+
+
+def tell_how_to_go_on(folder: Path, hydra: Any) -> NoReturn:
+    """End the program after Ctrl-C, and say what continues the run or sweep in this folder."""
+    if rank_zero_only.rank == 0:
+        here = Path.cwd()
+        place = folder.absolute()
+        place = place.relative_to(here) if place.is_relative_to(here) else place
+        own = own_folder(hydra)
+        words = [*(["--config-dir", own] if own else []), f"resume={place}"]
+        print(f"\nregkit: stopped. To go on: regkit train {shlex.join(words)}", file=sys.stderr)
+    sys.exit(130)
 
 
 def quieten() -> None:

@@ -21,6 +21,7 @@ from regkit.config import run_name
 from regkit.errors import InputError
 from regkit.report.write import write_report
 from regkit.sweeps import study as studies
+from regkit.sweeps.job import ending_in_one_line
 from regkit.sweeps.launches import Alone, job_folder, launch
 from regkit.sweeps.space import Choice, Space, split
 from regkit.sweeps.trials import Trial, conclude_search
@@ -88,11 +89,9 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the search; a mistake in its options ends the program with one line."""
-        try:
+        with ending_in_one_line(self.config):
             self._check()
             self._search(arguments)
-        except InputError as error:
-            sys.exit(f"train.py: {error}")
 
     def _check(self) -> None:
         studies.require_optuna()
@@ -150,7 +149,8 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
             return self._jobs[number]
         own = [f"{key}={part.word(trial.params[key])}" for key, part in space.items()]
         config = self._context.config_loader.load_sweep_config(self.config, [*fixed, *own])
-        config.name = run_name(config.penalty, config.lam, own)
+        target = config.strength.target_density if "strength" in config else None
+        config.name = run_name(config.penalty, config.lam, own, target)
         words = [*fixed, *own, f"name='{config.name}'"]
         self._jobs[number] = _Job(number, words, job_folder(config, number), config.name)
         return self._jobs[number]
@@ -191,7 +191,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         print(f"\nreport: {write_report([folder])}\ncurves: tensorboard --logdir '{folder}'")
         if failed := [trial for trial in trials if trial.values is None]:
             lines = [f"  {trial.name}: {trial.failure()}" for trial in failed]
-            head = f"train.py: {len(failed)} of {len(trials)} trials failed; the others are done."
+            head = f"regkit: {len(failed)} of {len(trials)} trials failed; the others are done."
             sys.exit("\n".join([head, *lines]))
 
 

@@ -21,7 +21,7 @@ from regkit.report.write import write_report
 from regkit.runs import find_runs
 from regkit.sweeps.conclusion import add, say
 from regkit.sweeps.cross_validation import FOLD, check_cv, cross_validate
-from regkit.sweeps.job import quieten
+from regkit.sweeps.job import ending_in_one_line, quieten
 from regkit.sweeps.launches import Alone, job_folder, launch
 from regkit.training.strengths import grid
 
@@ -58,16 +58,14 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Run all jobs; a mistake in the input ends the program with one line."""
         quieten()
-        try:
+        with ending_in_one_line(self._config):
             return self._sweep(arguments)
-        except InputError as error:  # Hydra would print where it came from
-            sys.exit(f"train.py: {error}")
 
     def _sweep(self, arguments: list[str]) -> list[JobReturn]:
+        jobs = self.jobs(arguments)
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, folder / "multirun.yaml")
-        jobs = self.jobs(arguments)
         common = set.intersection(*map(set, jobs))
         results = self._launch(jobs, 0)
         try:
@@ -127,7 +125,9 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         named: dict[str, Job] = {}
         for job in jobs:
             config = self._loader.load_sweep_config(self._config, job)
-            own = run_name(config.penalty, config.lam, [word for word in job if word not in common])
+            telling = [word for word in job if word not in common]
+            target = config.strength.target_density
+            own = run_name(config.penalty, config.lam, telling, target)
             if own in named and not config.penalty:  # a strength of nothing
                 continue
             alike = sum(name.rpartition(" (")[0] == own or name == own for name in named)
@@ -182,5 +182,5 @@ def _tell_failures(jobs: Sequence[Job], results: Sequence[JobReturn]) -> None:
         if result.status != JobStatus.COMPLETED
     ]
     if failed:
-        head = f"train.py: {len(failed)} of {len(jobs)} jobs failed; the others are done."
+        head = f"regkit: {len(failed)} of {len(jobs)} jobs failed; the others are done."
         sys.exit("\n".join([head, *failed]))

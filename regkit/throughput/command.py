@@ -21,7 +21,6 @@ from regkit.throughput.contestants import Film, Task, absent
 from regkit.throughput.picture import draw
 from regkit.throughput.report import Report
 
-HELP = "measure how many clips a second one process reads from videos"
 PACKAGES = ("av", "torchcodec", "decord", "torch", "torchvision")
 # What a file says that it was asked for.
 ASKED = ("clip", "stride", "short_px", "rounds", "clips", "sampling", "threads")

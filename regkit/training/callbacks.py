@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
 from regkit.callback import RegularizerCallback
+from regkit.config import leading_penalty
 from regkit.predictions import Predictions
 from regkit.pruning import StopDominated
 from regkit.sparsity.measure import density
@@ -54,9 +55,10 @@ def log_start(logger: TensorBoardLogger, config: DictConfig) -> None:
 
     Five words, the same for all runs: HPARAMS shows no more columns at first.
     """
+    leading = leading_penalty(config.penalty, config.lam)
     values: dict[str, Any] = {
         "penalty": "+".join(config.penalty) or "none",
-        "lam": float(config.lam) if config.penalty else 0.0,
+        "lam": 0.0 if leading is None else float(config.penalty[leading].lam),
         "seed": config.seed,
         "model": config.model._target_.rpartition(".")[2],
         "optimizer": config.optimizer._target_.rpartition(".")[2],

@@ -1,6 +1,9 @@
 """What a run folder says about a run: whether it is over, how far it came, what made it."""
 
+import contextlib
 import json
+import logging
+import shutil
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +18,8 @@ from regkit.errors import InputError
 # Options that say where and how a run is watched, not what comes out of it.
 _IDLE = ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs")
 _IDLE_TRAINER = ("enable_progress_bar", "log_every_n_steps")
+# What Hydra writes before a job begins, beside its log.
+_OF_HYDRA = {f"config/{name}.yaml" for name in ("config", "hydra", "overrides")}
 
 
 class RunFolder:
@@ -79,6 +84,22 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lines = "".join(traceback.format_exception(error))
         (self.path / "failed.txt").write_text(f"{type(error).__name__}: {error}\n\n{lines}")
+
+    def is_fresh(self) -> bool:
+        """Say whether there is nothing yet but what Hydra leaves when a job begins."""
+        files = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
+        return all(name in _OF_HYDRA or name.endswith(".log") for name in files)
+
+    def is_trained(self) -> bool:
+        """Say whether there is a checkpoint of this run."""
+        return any(self.path.rglob("*.ckpt"))
+
+    def discard(self) -> None:
+        """Remove all that a run has left which was refused, and the folder above if it is empty."""
+        logging.shutdown()  # Hydra's log file lies within
+        shutil.rmtree(self.path)
+        with contextlib.suppress(OSError):  # other runs are there
+            self.path.parent.rmdir()
 
     def begin(self) -> None:
         """Take away the word of an earlier failure."""

@@ -20,8 +20,6 @@ from regkit.selection.layers import head_bound, layer_bounds, step_bound
 from regkit.training.strengths import AUTO_SHARE, GRID_SHARE
 from regkit.words import composed
 
-HELP = "say from which strength on a penalty wins, and which strengths to try"
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
@@ -29,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="penalty=... model=...",
-        help="model, videos and penalty, in the words of train.py",
+        help="model, videos and penalty, in the words of regkit train",
     )
     parser.add_argument(
         "--clips",

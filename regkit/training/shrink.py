@@ -12,7 +12,6 @@ from regkit.sparsity.shrink import TOLERANCE, report_of, shrink
 from regkit.training.smaller import NUM_CLIPS, clips
 from regkit.words import REQUIRED, options
 
-HELP = "cut out of a trained net what its zeros make superfluous; outputs stay equal"
 OPTIONS = {
     "ckpt": REQUIRED,
     "out": "",

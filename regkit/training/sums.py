@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from regkit.callback import RegularizerCallback
+from regkit.config import leading_penalty
 from regkit.errors import InputError
 from regkit.module import VideoClassifier
 from regkit.ranks import plain
@@ -26,12 +27,13 @@ def trained(
     """Sum up the weights that training ended with."""
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     loss = measured["train/loss"]
+    leading = leading_penalty(config.penalty, config.lam)
     with torch.no_grad():
         penalties = float(reg.value() + sum(reg.last_activation_terms.values()))
     return {
         "name": config.name,
         "penalty": "+".join(reg.penalties) or "none",
-        "lam": config.lam if reg.penalties else 0.0,
+        "lam": 0.0 if leading is None else reg.acted_lams()[leading],
         "lams": reg.current_lams(),
         "seed": config.seed,
         "optimizer": config.optimizer._target_.rpartition(".")[2],

@@ -111,7 +111,7 @@ def test_the_csv_holds_the_numbers(sweep: Path):
     assert float(rows[1]["density_deviation"]) == pytest.approx(0.1 / 2**0.5)
     assert rows[0]["objective"] == ""
     assert [row["chosen"] for row in rows].count("True") == 1
-    assert rows[2]["command"] == "python train.py penalty=l1 lam=0.001 seed=0,1 -m"
+    assert rows[2]["command"] == "regkit train penalty=l1 lam=0.001 seed=0,1 -m"
 
 
 @pytest.mark.usefixtures("told")

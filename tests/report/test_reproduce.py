@@ -47,7 +47,7 @@ def test_seeds_go_into_one_command(make_run: Make, tmp_path: Path):
         words = f"penalty=[l1,temporal] lam=0.001 seed={seed} ckpt_path=runs/x/last.ckpt"
         make_run(str(seed), words, density=1.0)
     (row,) = tabulate(find_runs([tmp_path])).rows
-    expected = "python train.py 'penalty=[l1,temporal]' lam=0.001 seed=0,1,2 -m"
+    expected = "regkit train 'penalty=[l1,temporal]' lam=0.001 seed=0,1,2 -m"
     assert commands(row) == [expected]
 
 
@@ -55,8 +55,8 @@ def test_one_run_needs_no_sweep(make_run: Make, tmp_path: Path):
     make_run("a", "penalty=l1 lam=0.001 seed=7", density=1.0)
     make_run("b", "penalty=none", density=1.0)
     without, one = tabulate(find_runs([tmp_path])).rows
-    assert commands(one) == ["python train.py penalty=l1 lam=0.001 seed=7"]
-    assert commands(without) == ["python train.py penalty=none"]
+    assert commands(one) == ["regkit train penalty=l1 lam=0.001 seed=7"]
+    assert commands(without) == ["regkit train penalty=none"]
 
 
 def test_runs_that_were_asked_for_otherwise_have_their_own(make_run: Make, tmp_path: Path):
@@ -64,8 +64,8 @@ def test_runs_that_were_asked_for_otherwise_have_their_own(make_run: Make, tmp_p
     make_run("b", "penalty=l1 seed=1 trainer.enable_progress_bar=false", density=1.0)
     (row,) = tabulate(find_runs([tmp_path])).rows
     assert commands(row) == [
-        "python train.py penalty=l1 seed=0",
-        "python train.py penalty=l1 seed=1 trainer.enable_progress_bar=false",
+        "regkit train penalty=l1 seed=0",
+        "regkit train penalty=l1 seed=1 trainer.enable_progress_bar=false",
     ]
 
 
@@ -82,7 +82,7 @@ def test_another_config_is_named(make_run: Make, tmp_path: Path):
     folder = make_run("a", "penalty=l1", density=1.0)
     (folder / "config" / "hydra.yaml").write_text("hydra:\n  job:\n    config_name: path\n")
     (row,) = tabulate(find_runs([tmp_path])).rows
-    assert commands(row) == ["python train.py -cn path penalty=l1"]
+    assert commands(row) == ["regkit train -cn path penalty=l1"]
 
 
 def test_runs_without_overrides_have_no_command(make_run: Make, tmp_path: Path):
@@ -96,4 +96,4 @@ def test_a_point_of_a_path_is_made_by_the_path(make_run: Make, tmp_path: Path):
     (path / "config" / "hydra.yaml").write_text("hydra:\n  job:\n    config_name: path\n")
     make_run("path/lam=1e-3", "penalty=l1 path.epochs=2 seed=4 lam=1e-3", density=1.0)
     (row,) = tabulate(find_runs([tmp_path])).rows
-    assert commands(row) == ["python train.py -cn path penalty=l1 path.epochs=2 seed=4"]
+    assert commands(row) == ["regkit train -cn path penalty=l1 path.epochs=2 seed=4"]

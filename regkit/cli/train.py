@@ -1,0 +1,75 @@
+"""The verbs `train` and `sweep`, and train.py: Hydra's command line, from any folder."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from regkit.config import check, register
+from regkit.errors import InputError
+from regkit.sweeps.job import run_job
+from regkit.sweeps.plugins import register_sweepers
+from regkit.sweeps.resume import resumed
+from regkit.words import CONFIGS, checked, composed_run, quote_paths, use_own
+
+
+def train(words: Sequence[str]) -> int:
+    """Run what the words ask for, as Hydra does, and return the exit code.
+
+    What can be refused before there is a folder is: names, types and ranges. `sys.argv` is not
+    touched: Lightning starts further ranks by it.
+
+    Raises: InputError when a word is wrong. SystemExit when a run is refused or stopped.
+    """
+    parser = get_args_parser()
+    args = _arguments(parser, resumed(quote_paths(words)))
+    own, name = use_own(args.config_dir), args.config_name or "train"
+    register()
+    register_sweepers()
+    if not (args.help or args.hydra_help or args.shell_completion):
+        args.overrides = checked(args.overrides, name, own, args.multirun)
+        if not (args.multirun or args.cfg or args.info):
+            _check_run(composed_run(args.overrides, name, own))
+    version.setbase("1.3")
+    _run_hydra(args, parser, job, str(CONFIGS), "train")
+    return 0
+
+
+def job(config: DictConfig) -> float | None:
+    """Run one job."""
+    return run_job(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+def _check_run(config: DictConfig) -> None:
+    """Refuse what a run would; of a path and a sweep, each run is checked by itself."""
+    swept = config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN"
+    if config.path is None and not swept:
+        check(config)
+
+
+def _arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Read Hydra's flags; words may stand on either side of them.
+
+    Raises: InputError when a flag is unknown, or a word is no key=value.
+    """
+    parser.exit_on_error = False
+    try:
+        args, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(f"train got {' '.join(words)}: {error}.") from error
+    for word in rest:
+        if word.startswith("-"):
+            key = word.lstrip("-").partition("=")[0]
+            raise InputError(
+                f"train got {word}; options of a run are words without dashes, as {key}=..., and "
+                "`regkit train --hydra-help` lists the others."
+            )
+    args.overrides += rest
+    for word in args.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise InputError(f"train got {word}, which is no key=value, as penalty=l1 is.")
+    return args
