@@ -125,7 +125,7 @@ def run_name(
     parts, words = ["+".join(penalty) or "none"], list(overrides)
     leading = leading_penalty(penalty, lam)
     if leading is not None and target_density is None:
-        parts.append(f"lam={short(penalty[leading]['lam'])}")
+        parts.append(f"lam={short(penalty[leading].get('lam', lam))}")
     elif leading is not None and any(word.startswith("lam=") for word in words):
         parts.append(f"start_lam={short(lam)}")
     for override in words:
@@ -144,7 +144,7 @@ def leading_penalty(penalty: Mapping[str, Any], lam: float | int | str) -> str |
     None without any.
     """
     names = [str(name) for name in penalty]
-    return next((name for name in names if penalty[name]["lam"] == lam), next(iter(names), None))
+    return next((name for name in names if penalty[name].get("lam", lam) == lam), next(iter(names), None))
 
 
 def run_dir(ckpt_path: str | None, fresh: str) -> str:

@@ -43,7 +43,7 @@ def defaults_of(config: Any) -> dict[str, Any]:
     return found
 
 
-def known_word(override: Override, defaults: Mapping[str, Any]) -> str:
+def known_word(override: Override, defaults: dict[str, Any]) -> str:
     """Return an override as Hydra takes it.
 
     An option that is an empty mapping, such as a penalty's `factors`, takes any keys without a +.
@@ -66,7 +66,7 @@ def known_word(override: Override, defaults: Mapping[str, Any]) -> str:
     return f"++{word}" if defaults[key] == {} and isinstance(override.value(), dict) else word
 
 
-def _meant(key: str, defaults: Mapping[str, Any]) -> str | None:
+def _meant(key: str, defaults: dict[str, Any]) -> str | None:
     """Return the option that a wrong name stands for, if that can be told."""
     leaf = key.rpartition(".")[2]
     if ELSEWHERE.get(leaf) in defaults:

@@ -14,10 +14,14 @@ from regkit.errors import InputError
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb is a module with add_options(parser) and run(arguments), which may return a code."""
+    """A verb is a module with add_options(parser) and run(arguments), which may return a code.
+
+    makes_plugs: it takes --config-dir, the folder of the user's own plugs (`words.use_own`).
+    """
 
     module: str
     help: str
+    makes_plugs: bool = True
 
     def load(self) -> Any:
         """Import the module."""
@@ -31,7 +35,8 @@ RUNS = {
 }
 VERBS = {
     "bench": Verb(
-        "regkit.bench.command", "measure what each penalty adds to a training step, on this machine"
+        "regkit.bench.command", "measure what each penalty adds to a training step, on this machine",
+        makes_plugs=False,
     ),
     "explain": Verb(
         "regkit.explain.command",
@@ -59,6 +64,7 @@ VERBS = {
     "report": Verb(
         "regkit.report.command",
         "compare runs on one page: table, pictures, the choice and why, how to reproduce each",
+        makes_plugs=False,
     ),
     "shrink": Verb(
         "regkit.training.shrink",
@@ -67,6 +73,7 @@ VERBS = {
     "throughput": Verb(
         "regkit.throughput.command",
         "measure how many clips a second one process reads from videos",
+        makes_plugs=False,
     ),
 }
 
@@ -103,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return train(["-m"] * (words[0] == "sweep") + words[1:])
         args = _parser(words).parse_args(words)
+        if getattr(args, "config_dir", None) is not None:
+            import_module("regkit.words").use_own(args.config_dir)
         return VERBS[args.verb].load().run(args) or 0
     except InputError as error:
         print(error.line(), file=sys.stderr)
@@ -123,4 +132,8 @@ def _parser(words: Sequence[str]) -> Parser:
         own = verbs.add_parser(name, help=verb.help, description=f"{verb.help}.")
         if name == next(iter(words), None):
             verb.load().add_options(own)
+            if verb.makes_plugs:
+                own.add_argument(
+                    "--config-dir", metavar="DIR", help="of your own plugs, as for regkit train"
+                )
     return parser

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         key = word.lstrip("+~").partition("=")[0]
         if key not in ("data", "seed") and not key.startswith("data."):
             raise InputError(f"hog got {word}; it takes words for data, and seed=, alone.")
-    config = composed(args.overrides, "hog")
+    config = composed(args.overrides, "hog", args.config_dir)
     data = make(config.data)
     data.prepare_data()
     data.setup()

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--workers got {workers}; give 1 or more.")
     if not args.timeout > 0:
         raise InputError(f"--timeout got {args.timeout:g}; give more than 0 seconds.")
-    config = composed(args.overrides, "prepare")
+    config = composed(args.overrides, "prepare", args.config_dir)
     data = make(config.data, num_workers=workers)
     name = str(config.hydra.runtime.choices.data)
     out = args.out or Path("runs", f"prepare {datetime.now():%Y-%m-%d_%H-%M-%S} {name}")

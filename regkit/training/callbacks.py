@@ -58,7 +58,7 @@ def log_start(logger: TensorBoardLogger, config: DictConfig) -> None:
     leading = leading_penalty(config.penalty, config.lam)
     values: dict[str, Any] = {
         "penalty": "+".join(config.penalty) or "none",
-        "lam": 0.0 if leading is None else float(config.penalty[leading].lam),
+        "lam": 0.0 if leading is None else float(config.penalty[leading].get("lam", config.lam)),
         "seed": config.seed,
         "model": config.model._target_.rpartition(".")[2],
         "optimizer": config.optimizer._target_.rpartition(".")[2],

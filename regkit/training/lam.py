@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.clips < 1:
         raise InputError(f"--clips got {args.clips}; give 1 or more.")
-    config = composed(args.overrides, "lam")
+    config = composed(args.overrides, "lam", args.config_dir)
     settings = OmegaConf.to_container(config.penalty, resolve=True)
     assert isinstance(settings, dict)
     if not settings:
