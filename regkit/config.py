@@ -144,7 +144,8 @@ def leading_penalty(penalty: Mapping[str, Any], lam: float | int | str) -> str |
     None without any.
     """
     names = [str(name) for name in penalty]
-    return next((name for name in names if penalty[name].get("lam", lam) == lam), next(iter(names), None))
+    shared = [name for name in names if penalty[name].get("lam", lam) == lam]
+    return next(iter(shared or names), None)
 
 
 def run_dir(ckpt_path: str | None, fresh: str) -> str:

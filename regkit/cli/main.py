@@ -35,7 +35,8 @@ RUNS = {
 }
 VERBS = {
     "bench": Verb(
-        "regkit.bench.command", "measure what each penalty adds to a training step, on this machine",
+        "regkit.bench.command",
+        "measure what each penalty adds to a training step, on this machine",
         makes_plugs=False,
     ),
     "explain": Verb(

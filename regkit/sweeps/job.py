@@ -53,7 +53,7 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
         if swept:
             run.fail(error)
             raise
-        if rank_zero_only.rank == 0:
+        if _is_first():
             run.discard() if fresh and not run.is_trained() else run.fail(error)
         refuse(error)
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -88,14 +88,14 @@ def ending_in_one_line(config: Any) -> Iterator[None]:
 
 def refuse(error: InputError) -> NoReturn:
     """End the program with one line; Hydra would print where the error came from."""
-    if rank_zero_only.rank == 0:
+    if _is_first():
         print(error.line(), file=sys.stderr)
     sys.exit(2)
 
 
 def tell_how_to_go_on(folder: Path, hydra: Any) -> NoReturn:
     """End the program after Ctrl-C, and say what continues the run or sweep in this folder."""
-    if rank_zero_only.rank == 0:
+    if _is_first():
         here = Path.cwd()
         place = folder.absolute()
         place = place.relative_to(here) if place.is_relative_to(here) else place
@@ -103,6 +103,11 @@ def tell_how_to_go_on(folder: Path, hydra: Any) -> NoReturn:
         words = [*(["--config-dir", own] if own else []), f"resume={place}"]
         print(f"\nregkit: stopped. To go on: regkit train {shlex.join(words)}", file=sys.stderr)
     sys.exit(130)
+
+
+def _is_first() -> bool:
+    """Say whether this process is the one, of all ranks, that speaks."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def quieten() -> None:
