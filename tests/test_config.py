@@ -14,6 +14,7 @@ from regkit import InputError
 from regkit.config import (
     check,
     check_unchanged,
+    leading_penalty,
     make,
     make_penalties,
     register,
@@ -21,7 +22,8 @@ from regkit.config import (
     run_name,
     short,
 )
-from regkit.words import CONFIGS, check_overrides, quote_paths
+from regkit.option_names import ELSEWHERE, defaults_of
+from regkit.words import CONFIGS, check_overrides, checked, quote_paths
 
 
 def composed(*overrides: str) -> Any:
@@ -87,10 +89,19 @@ def test_what_a_plug_says_is_not_hidden_by_what_made_it_say_so(monkeypatch: Any,
         ("evaluate", "first", "it is last or best"),
         ("seed", -1, "whole number >= 0"),
         ("patience", 0, "1 or more"),
+        ("trainer.max_epochs", 0, "trainer.max_epochs=0 was given; it is a whole number >= 1"),
+        ("trainer.max_epochs", None, "whole number >= 1, or -1 beside"),
+        ("trainer.logger", False, "trainer.logger=False was given; it follows from the other"),
+        ("model.num_classes", 3, "model.num_classes=3 was given; it follows from the videos"),
+        ("optimizer.lr", -1, "optimizer.lr=-1 was given; it is a number >= 0"),
+        ("optimizer.lr", float("nan"), "it is a number >= 0"),
+        ("optimizer.weight_decay", -1, "AdamW got lr=0.003, weight_decay=-1: Invalid weight_decay"),
+        ("optimizer.momentum", 1, "AdamW got .*momentum"),
     ],
 )
 def test_ranges(key: str, value: Any, said: str):
-    config = OmegaConf.create({**composed(), key: value})
+    config = OmegaConf.create(composed())
+    OmegaConf.update(config, key, value)
     with pytest.raises(InputError, match=said):
         check(config)
 
@@ -109,6 +120,65 @@ def test_ranges(key: str, value: Any, said: str):
 def test_a_wrong_name_answers_with_the_right_ones(argument: str, said: str):
     with pytest.raises(InputError, match=said):
         check_overrides([argument], CONFIGS)
+
+
+def test_a_training_may_end_by_steps_or_time():
+    for ends in ({"max_steps": 7}, {"max_time": "00:01:00:00"}):
+        config = OmegaConf.create(composed())
+        config.trainer.update({"max_epochs": -1, **ends})
+        check(config)
+
+
+def words_for(*words: str, swept: bool = False) -> list[str]:
+    return checked(words, "train", None, swept)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["learning_rate=0.1"], "no such option; close: optimizer.lr"),
+        (["lambda=0.1"], "lambda was given, and there is no such option; close: lam"),
+        (["epochs=3"], "close: trainer.max_epochs"),
+        (["batch_size=3"], "close: data.batch_size"),
+        (["+lamda=3"], "lamda was given, and there is no such option; close: lam"),
+        (["penalty.l1.lamb=0.1"], "close: penalty.l1.lam"),
+        (["penalty=mcp", "penalty.mcp.gama=3"], "close: penalty.mcp.gamma"),
+        (["penalty=L1"], "penalty=L1 was given; close: l1"),
+        (["penalty=l1,l2"], "names several values. For a run with each of them, give -m"),
+        (["trainer.max_epochs=ten"], "give a number, as in trainer.max_epochs=40"),
+        (["shrink=yes"], "give true or false, as in shrink=false"),
+        (["zzz=1"], "zzz was given, and there is no such option."),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_answers_with_the_close_one(words: list[str], said: str):
+    with pytest.raises(InputError) as refused:
+        words_for(*words)
+    assert said in str(refused.value)
+    assert refused.value.line().count("\n") == 0
+
+
+def test_what_other_programs_say_names_an_option_of_ours():
+    assert set(ELSEWHERE.values()) <= defaults_of(OmegaConf.create(composed())).keys()
+
+
+def test_an_option_of_any_choice_of_a_sweep_is_known():
+    words = ["penalty=l1,mcp", "penalty.mcp.gamma=4", "lam=1e-3,1e-2"]
+    assert words_for(*words, swept=True) == words
+    with pytest.raises(InputError, match="close: penalty.mcp.gamma"):
+        words_for("penalty=l1,mcp", "penalty.mcp.gama=4", swept=True)
+
+
+def test_words_that_hydra_takes_are_left_alone():
+    words = ["lam=path", "data.augment.flip=0.5", "~trainer.precision", "+trainer.max_steps=3",
+             "trainer.devices=auto", "hydra.job.chdir=true", "experiment=shrink",
+             "penalty.group_l0.lam=auto", "data.seed=${seed}"]  # fmt: skip
+    assert words_for(*words) == words
+
+
+@pytest.mark.parametrize("word", ["penalty.l1.factors={head: 2.0}", "penalty.l1.factors.head=2.0"])
+def test_a_mapping_of_the_users_own_needs_no_plus(word: str):
+    (taken,) = words_for(word)
+    assert composed(taken)["penalty"]["l1"]["factors"] == {"head": 2.0}
 
 
 def test_settings_of_what_was_not_selected_are_refused_before_hydra_advises_a_plus():
@@ -131,13 +201,38 @@ def test_numbers_are_written_as_people_do(number: Any, text: str):
 
 
 def test_run_names_can_be_read():
-    both = {"l1": 1, "temporal": 2}
+    both = {"l1": {"lam": 1e-4}, "temporal": {"lam": 0.01}}
     asked = ["penalty=[l1,temporal]", "lam=0.0001", "seed=1", "penalty.temporal.lam=0.01",
              "data.root='/some where/UCF=101'"]  # fmt: skip
     assert run_name(both, 1e-4, asked) == (
         "l1+temporal lam=1e-4 seed=1 temporal.lam=0.01 root=UCF=101"
     )
     assert run_name({}, 1e-4, ["penalty=none"]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["penalty=temporal", "penalty.temporal.lam=0.1"], "temporal lam=0.1"),
+        (
+            ["penalty=[l1,temporal]", "penalty.temporal.lam=0.1"],
+            "l1+temporal lam=1e-4 temporal.lam=0.1",
+        ),
+        (
+            ["penalty=[temporal,l1]", "penalty.temporal.lam=0.1"],
+            "temporal+l1 lam=1e-4 temporal.lam=0.1",
+        ),
+        (["penalty=l1", "strength.target_density=0.3"], "l1 target_density=0.3"),
+        (["lam=1e-3", "strength.target_density=0.3"], "l1 start_lam=1e-3 target_density=0.3"),
+    ],
+)
+def test_a_run_is_named_by_the_strength_that_acts(words: list[str], name: str):
+    config = composed(*words)
+    asked = run_name(config["penalty"], config["lam"], words, config["strength"]["target_density"])
+    assert asked == name
+    assert leading_penalty(config["penalty"], config["lam"]) == (
+        "l1" if "l1" in name else "temporal"
+    )
 
 
 def test_a_run_continues_in_its_own_folder(tmp_path: Path):

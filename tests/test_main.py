@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from regkit.__main__ import VERBS, main
+from regkit import __version__
+from regkit.cli.main import RUNS, VERBS, main
 from regkit.errors import InputError
 
 
@@ -29,7 +30,14 @@ def test_an_error_is_one_line_and_no_traceback():
 def test_help_lists_the_verbs():
     done = call("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(name in done.stdout for name in VERBS)
+    assert all(f"\n    {name} " in done.stdout for name in [*RUNS, *VERBS] if len(name) < 9)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"regkit {__version__}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -37,7 +45,7 @@ def test_a_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0
-    assert f"python -m regkit {verb}" in capsys.readouterr().out
+    assert f"regkit {verb} [-h]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupted(args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(VERBS["bench"], "run", interrupted)
+    monkeypatch.setattr("regkit.bench.command.run", interrupted)
     assert main(["bench"]) == 130
     assert capsys.readouterr().err == "\nregkit: interrupted.\n"
 
@@ -78,6 +86,6 @@ def test_an_error_of_several_lines_is_made_one(
     def refused(args: object) -> None:
         raise InputError("The model said:\n  no.")
 
-    monkeypatch.setattr(VERBS["bench"], "run", refused)
+    monkeypatch.setattr("regkit.bench.command.run", refused)
     assert main(["bench"]) == 2
     assert capsys.readouterr().err == "regkit: The model said: no.\n"

@@ -9,19 +9,13 @@ import pytest
 from blobs import travelling
 from PIL import Image
 
-from regkit.__main__ import VERBS, main
+from regkit.__main__ import main
 from regkit.data.decode import read_frames
 from regkit.data.made import write_video
-from regkit.hog import command
 from regkit.hog.detector import load
 from regkit.runs import find_runs
 
 TWO = {"left": (-1.0, 0.0), "right": (1.0, 0.0)}
-
-
-@pytest.fixture(autouse=True)
-def verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VERBS, "hog", command)
 
 
 @pytest.fixture(scope="module")

@@ -13,22 +13,17 @@ import torch
 from PIL import Image
 from predicted_films import CLASSES, drawn, write_film
 
-from regkit.__main__ import VERBS, main
+from regkit.__main__ import main
 from regkit.checkpoints import Held
 from regkit.data.timeline import VideoError, read_timeline
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
-from regkit.predict import annotate, command, picture
+from regkit.predict import annotate, picture
 from regkit.predict.classify import Classifier, Times
 from regkit.predict.film import Film, Sliding, classify_film
 from regkit.predict.result import Result
 from regkit.predict.smooth import UNSURE, Smoothing
 from regkit.predict.windows import Span, lay
-
-
-@pytest.fixture(autouse=True)
-def verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VERBS, "predict", command)
 
 
 def found(held: Held, path: Path, *window: float, way: str = "none") -> Film:

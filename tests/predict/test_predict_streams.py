@@ -14,13 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from predicted_films import drawn, write_film
 
-from regkit.__main__ import VERBS, main
+from regkit.__main__ import main
 from regkit.checkpoints import Held
 from regkit.data import feed as feed_module
 from regkit.data.feed import Feed, Stamps, is_live
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
-from regkit.predict import command
 from regkit.predict import ring as ring_module
 from regkit.predict.classify import Classifier
 from regkit.predict.film import Sliding, classify_film
@@ -317,7 +316,6 @@ def test_a_file_that_grows(held: Held, film: Path, tmp_path: Path):
 def test_ctrl_c_ends_it_with_all_written(
     run: Path, tmp_path: Path, number: int, monkeypatch, capsys
 ):
-    monkeypatch.setitem(VERBS, "predict", command)
     out, before = tmp_path / "out", signal.getsignal(number)
 
     def stop() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from regkit import words as words_of_train
 from regkit.__main__ import main
 from regkit.prepare import check
 
@@ -197,12 +196,6 @@ def test_wrong_input_is_refused_in_a_line(words, said, capsys, tmp_path, monkeyp
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
-
-
-def test_without_configs_it_says_where_to_run(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(words_of_train, "CONFIGS", tmp_path)
-    assert main(["prepare", "data=made"]) == 2
-    assert "in a checkout of regkit" in capsys.readouterr().err
 
 
 def test_the_report_goes_to_runs_by_default(tmp_path: Path, monkeypatch, capsys):

@@ -137,7 +137,7 @@ def test_a_failed_job_leaves_the_others_alone(tmp_path: Path):
 
 def test_nothing_to_go_on_with_is_said(tmp_path: Path):
     code, _, err = run(tmp_path, "resume=nowhere")
-    assert code == 1
+    assert code == 2
     assert "no run and no sweep was started" in err
     assert "Traceback" not in err
 

@@ -41,7 +41,9 @@ def write_configs(folder: Path) -> None:
     """Lay the configuration of the jobs into a folder."""
     (folder / "penalty").mkdir(parents=True)
     for name in ("good", "bad"):
-        (folder / "penalty" / f"{name}.yaml").write_text(f"{name}: {{_target_: x.Y}}")
+        (folder / "penalty" / f"{name}.yaml").write_text(
+            f"{name}: {{_target_: x.Y, lam: ${{lam}}}}"
+        )
     (folder / "toy.yaml").write_text(CONFIG)
 
 
