@@ -58,6 +58,43 @@ def take(model: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor) -> 
     optimizer.step()
 
 
+def test_the_strength_that_acted_is_kept_when_the_penalty_is_off():
+    """What a search has found, and the sparser for it: 4 % are left of what 1e-3 leaves."""
+    dense, reg = fit(lambda p: optim.SGD(p, lr=0.1))
+    sparse, searched = fit(lambda p: optim.SGD(p, lr=0.1), target_density=0.2, debias=0.8)
+    assert searched.current_lams() == {"l1": 0.0}
+    found = searched.acted_lams()["l1"]
+    assert found > 10 * reg.acted_lams()["l1"] == 10 * 1e-3
+    x, y = problem()
+    again = nn.Linear(60, 1).double()
+    optimizer = optim.SGD(again.parameters(), lr=0.1)
+    Regularizer(again, L1(found)).attach(optimizer)
+    for _ in range(400):
+        take(again, optimizer, x, y)
+    alive = [int((net.weight != 0).sum()) for net in (dense, sparse, again)]
+    assert alive[1] == 12
+    assert abs(alive[2] - 12) <= 4 < alive[0] - 12
+
+
+def test_a_strength_that_was_not_changed_is_told_to_the_bit():
+    _, reg = fit(lambda p: optim.SGD(p, lr=0.1), steps=5)
+    assert reg.acted_lams() == reg.current_lams() == {"l1": 1e-3}
+    assert Regularizer(nn.Linear(2, 2), L1(0.3)).acted_lams() == {"l1": 0.3}
+
+
+def test_strengths_of_layers_are_told_as_their_mean_by_size():
+    """A layer of 8 weights at twice the strength, one of 2 at the strength itself."""
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 1, bias=False))
+    schedule = Schedule(target_density=0.5, layerwise=True, num_steps=4)
+    reg = Regularizer(model, L1(0.1), schedule=schedule)
+    saved = reg.attach(optim.SGD(model.parameters(), 0.1)).state_dict()
+    layers = {"l1/0.weight": 2.0, "l1/1.weight": 1.0}
+    saved["steps"][0]["acted"] = {"common": 1.0, "layers": layers}
+    reg.detach()
+    reg.load_state_dict(saved)
+    assert reg.acted_lams()["l1"] == pytest.approx(0.1 * (8 * 2 + 2 * 1) / 10)
+
+
 MAKERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9),
     "adamw": lambda p: optim.AdamW(p, lr=0.02, weight_decay=0.0),

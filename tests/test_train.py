@@ -117,6 +117,10 @@ def test_channels_go_until_the_density_is_met(folder: Path):
     assert summary["remaining_flops"] < summary["flops"]
     assert summary["lams"]["group_lasso"] == 0.0
     events = EventAccumulator(str(folder / "channels")).Reload()
+    acted = [point.value for point in events.Scalars("lam/group_lasso") if point.value > 0]
+    assert summary["lam"] == pytest.approx(acted[-1], rel=0.5)  # it is read every 10 steps
+    assert summary["lam"] != 1e-4  # where the search starts
+    assert " lam=" not in summary["name"]
     assert {"groups/group_lasso", "objective/kkt"} <= set(events.Tags()["scalars"])
 
 
@@ -223,6 +227,78 @@ def test_a_folder_of_the_users_own(folder: Path, clips: Path):
     assert summary["files_skipped"] == 1
 
 
+SPIKY = """
+from dataclasses import dataclass
+
+from regkit.penalties.penalty import WeightPenalty
+
+
+@dataclass(frozen=True)
+class Spiky(WeightPenalty):
+    def value(self, rows):
+        return self.lam * rows.abs().sum()
+
+    def prox(self, rows, step):
+        return rows.sign() * (rows.abs() - step * self.lam).clamp(min=0)
+"""
+
+
+def test_a_penalty_of_the_users_own_and_its_strength(folder: Path):
+    """A Python file and a YAML in any folder; regkit is not touched."""
+    (folder / "mine/penalty").mkdir(parents=True)
+    (folder / "mine/spiky.py").write_text(SPIKY)
+    plug = "spiky: {_target_: spiky.Spiky, lam: '${lam}'}"
+    (folder / "mine/penalty/spiky.yaml").write_text(plug)
+    words = ["--config-dir=mine", "penalty=spiky", "penalty.spiky.lam=0.02"]
+    code, _, err = run(folder, *words, "trainer.max_epochs=2", "hydra.run.dir=own_plug")
+    assert code == 0, err
+    summary = json.loads((folder / "own_plug/summary.json").read_text())
+    assert summary["name"].startswith("spiky lam=0.02 ")
+    assert summary["lam"] == 0.02
+    assert 0 < summary["density"] < 1
+    code, _, err = run(folder, "resume=own_plug")
+    assert code == 2
+    assert "was started with --config-dir" in err
+    assert "give that folder again" in err
+    code, out, err = run(folder, "--config-dir=mine", "resume=own_plug")
+    assert code == 0, err
+    assert "done already" in out
+
+
+def interrupted(folder: Path, sign: str, *words: str) -> str:
+    """Start a run, press Ctrl-C as soon as there is such a file, and return what is said."""
+    # Whoever runs the tests in the background of a script has them ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = start(folder, *words)
+    signal.signal(signal.SIGINT, before)
+    deadline = time.time() + 200
+    while not list(folder.glob(sign)) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    return err
+
+
+def test_ctrl_c_says_how_to_go_on(folder: Path):
+    words = ["penalty=l1", "trainer.max_epochs=12", "hydra.run.dir=stopped"]
+    err = interrupted(folder, "stopped/checkpoints/last.ckpt", *words)
+    assert err.endswith("\nregkit: stopped. To go on: regkit train resume=stopped\n")
+    assert not (folder / "stopped/summary.json").exists()
+    code, _, err = run(folder, "-m", "resume=stopped")
+    assert (code, "is one run, and no sweep" in err) == (2, True)
+    code, _, err = run(folder, "resume=stopped")
+    assert code == 0, err
+    assert json.loads((folder / "stopped/summary.json").read_text())["epochs"] == 12
+
+
+def test_ctrl_c_in_a_sweep_says_how_to_go_on_with_all_of_it(folder: Path):
+    words = ["-m", "hydra.sweep.dir=cut short", "seed=0,1", "trainer.max_epochs=9"]
+    err = interrupted(folder, "cut short/*/checkpoints/last.ckpt", *words)
+    assert err.endswith("\nregkit: stopped. To go on: regkit train 'resume=cut short'\n")
+
+
 @pytest.fixture(scope="module")
 def refused(folder: Path, clips: Path) -> dict[str, tuple[int, str]]:
     """Make all mistakes side by side: each costs seconds of importing."""
@@ -237,6 +313,8 @@ def refused(folder: Path, clips: Path) -> dict[str, tuple[int, str]]:
         "missing root": (["data=folder", "data.root=nowhere"], False),
         "empty": (["data=folder", f"data.root={folder / 'empty'}"], False),
         "one class": (["data=folder", f"data.root={folder / 'single'}"], False),
+        "in a sweep": (["-m", "seed=0,1", "penalty.l1.lamb=2"], True),
+        "no such class": (["model._target_=regkit.models.tiny3d.Tiny4D"], True),
         "no checkpoint": (["ckpt_path=gone.ckpt"], True),
         "short clips": (["penalty=temporal", "model=s3d", "data.num_frames=1"], True),
         "no module": (
@@ -263,6 +341,8 @@ def refused(folder: Path, clips: Path) -> dict[str, tuple[int, str]]:
         ("missing root", "nowhere"),
         ("empty", "empty"),
         ("one class", "found only the class 'only'"),
+        ("in a sweep", "there is no such option; close: penalty.l1.lam"),
+        ("no such class", "Tiny4D"),
         ("no checkpoint", "gone.ckpt was given, and there is no such file"),
         ("short clips", "s3d"),
         ("no module", "which names no module; close: "),
@@ -272,9 +352,16 @@ def test_a_mistake_is_answered_in_one_message(
     refused: dict[str, tuple[int, str]], mistake: str, said: str
 ):
     code, err = refused[mistake]
-    assert code != 0
-    assert said.lower() in err.lower(), err
+    assert code == 2
     assert "Traceback" not in err, err
+    line = err.splitlines()[-1]
+    assert line.startswith("regkit: "), err
+    assert said.lower() in line.lower(), err
+
+
+def test_a_refused_run_leaves_no_folder(refused: dict[str, tuple[int, str]], folder: Path):
+    assert len(refused) > 9
+    assert not (folder / "runs").exists()
 
 
 def test_two_processes_end_with_the_same_weights(folder: Path):

@@ -41,9 +41,8 @@ def write_configs(folder: Path) -> None:
     """Lay the configuration of the jobs into a folder."""
     (folder / "penalty").mkdir(parents=True)
     for name in ("good", "bad"):
-        (folder / "penalty" / f"{name}.yaml").write_text(
-            f"{name}: {{_target_: x.Y, lam: ${{lam}}}}"
-        )
+        plug = f"{name}: {{_target_: x.Y, lam: ${{lam}}}}"
+        (folder / "penalty" / f"{name}.yaml").write_text(plug)
     (folder / "toy.yaml").write_text(CONFIG)
 
 
