@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regkit import penalties
-    from regkit.callback import RegularizerCallback
     from regkit.errors import InputError
+    from regkit.lightning.callback import RegularizerCallback
     from regkit.optim.schedule import Schedule
-    from regkit.regularizer import Regularizer
-    from regkit.sparsity.measure import density
-    from regkit.sparsity.remaining import remaining
-    from regkit.sparsity.shrink import shrink
+    from regkit.pruning.density import density
+    from regkit.pruning.remaining import remaining
+    from regkit.pruning.shrink import shrink
+    from regkit.regularizer.regularizer import Regularizer
 
 __version__ = "0.1.0"
 
@@ -29,12 +29,12 @@ __all__ = [
 # Where each name lies. It is imported when it is first asked for: Lightning alone takes seconds.
 _HOMES = {
     "InputError": "regkit.errors",
-    "Regularizer": "regkit.regularizer",
-    "RegularizerCallback": "regkit.callback",
+    "Regularizer": "regkit.regularizer.regularizer",
+    "RegularizerCallback": "regkit.lightning.callback",
     "Schedule": "regkit.optim.schedule",
-    "density": "regkit.sparsity.measure",
-    "remaining": "regkit.sparsity.remaining",
-    "shrink": "regkit.sparsity.shrink",
+    "density": "regkit.pruning.density",
+    "remaining": "regkit.pruning.remaining",
+    "shrink": "regkit.pruning.shrink",
 }
 
 

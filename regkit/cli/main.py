@@ -35,44 +35,44 @@ RUNS = {
 }
 VERBS = {
     "bench": Verb(
-        "regkit.bench.command",
+        "regkit.cli.bench",
         "measure what each penalty adds to a training step, on this machine",
         makes_plugs=False,
     ),
     "explain": Verb(
-        "regkit.explain.command",
+        "regkit.cli.explain",
         "say which time spans, colours, places and weights carried a decision",
     ),
     "export": Verb(
-        "regkit.export.command",
+        "regkit.cli.export",
         "write a trained network as ONNX and torch.export program, compared with PyTorch",
     ),
     "hog": Verb(
-        "regkit.hog.command",
+        "regkit.cli.hog",
         "fit sparse logistic regression on hand-made features (HOG), and watch a stream with it",
     ),
     "lam": Verb(
-        "regkit.training.lam",
+        "regkit.cli.lam",
         "say from which strength on a penalty wins, and which strengths to try",
     ),
     "predict": Verb(
-        "regkit.predict.command",
+        "regkit.cli.predict",
         "say what happens when in a film, a folder of films, or a camera's stream",
     ),
     "prepare": Verb(
-        "regkit.prepare.command", "check every video of a data set before training, fill its cache"
+        "regkit.cli.prepare", "check every video of a data set before training, fill its cache"
     ),
     "report": Verb(
-        "regkit.report.command",
+        "regkit.cli.report",
         "compare runs on one page: table, pictures, the choice and why, how to reproduce each",
         makes_plugs=False,
     ),
     "shrink": Verb(
-        "regkit.training.shrink",
+        "regkit.cli.shrink",
         "cut out of a trained net what its zeros make superfluous; outputs stay equal",
     ),
     "throughput": Verb(
-        "regkit.throughput.command",
+        "regkit.cli.throughput",
         "measure how many clips a second one process reads from videos",
         makes_plugs=False,
     ),
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return train(["-m"] * (words[0] == "sweep") + words[1:])
         args = _parser(words).parse_args(words)
         if getattr(args, "config_dir", None) is not None:
-            import_module("regkit.words").use_own(args.config_dir)
+            import_module("regkit.training.overrides").use_own(args.config_dir)
         return VERBS[args.verb].load().run(args) or 0
     except InputError as error:
         print(error.line(), file=sys.stderr)

@@ -9,12 +9,12 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from regkit.config import check, register
 from regkit.errors import InputError
 from regkit.sweeps.job import run_job
 from regkit.sweeps.plugins import register_sweepers
 from regkit.sweeps.resume import resumed
-from regkit.words import CONFIGS, checked, composed_run, quote_paths, use_own
+from regkit.training.config import check, register
+from regkit.training.overrides import CONFIGS, checked, composed_run, quote_paths, use_own
 
 
 def train(words: Sequence[str]) -> int:

@@ -20,8 +20,8 @@ from regkit.errors import InputError
 from regkit.sweeps.path import follow
 from regkit.sweeps.resume import own_folder
 from regkit.training.fit import fit
-from regkit.training.folder import RunFolder
-from regkit.words import one_line, use_own
+from regkit.training.overrides import one_line, use_own
+from regkit.training.run_folder import RunFolder
 
 # What the libraries below tell all their users, and ours need not hear.
 _CHATTY = ("lightning.pytorch", "fontTools", "tensorboard")

@@ -67,7 +67,7 @@ def test_importing_regkit_and_its_help_import_not_even_torch(code: str):
 def test_a_verb_imports_its_own_module_alone():
     code = "from regkit.cli.main import main\nassert main(['bench', '--lam=much']) == 2"
     said = python(f"{code}\nimport sys; print([m for m in sys.modules if m.endswith('.command')])")
-    assert said.strip() == "['regkit.bench.command']"
+    assert said.strip() == "['regkit.cli.bench']"
 
 
 def test_every_public_name_is_there_and_seen_by_type_checkers():

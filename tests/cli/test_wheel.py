@@ -79,7 +79,7 @@ def test_its_configurations_are_found_before_those_of_a_checkout(wheel: ZipFile,
     assert done.returncode == 0, done.stderr
     assert "_target_: regkit.penalties.MCP" in done.stdout
     found = subprocess.run(
-        [sys.executable, "-c", "import regkit.words as w; print(w.CONFIGS)"],
+        [sys.executable, "-c", "import regkit.training.overrides as w; print(w.CONFIGS)"],
         cwd=tmp_path / "empty",
         env={"PYTHONPATH": str(tmp_path / "site"), "PYTHONWARNINGS": "ignore"},
         capture_output=True,
