@@ -28,13 +28,7 @@ from regkit.optim.fused_optimizers import FusedOptimizer
 from regkit.optim.parts import Chain, Part, Scale, active
 from regkit.optim.schedule import Progress, Schedule
 from regkit.optim.sharding import divide, group_batches
-from regkit.optim.step_plan import (
-    FIRST_MOMENT_KEYS,
-    PlanCache,
-    StepPlan,
-    build_plan,
-    signature,
-)
+from regkit.optim.step_plan import FIRST_MOMENT_KEYS, PlanCache, StepPlan, build_plan, signature
 from regkit.optim.step_size import (
     AVERAGED_ALREADY,
     AVERAGES,
@@ -48,16 +42,9 @@ from regkit.optim.step_size import (
     step_size_of,
     warn_of_unknown,
 )
-from regkit.optim.support import (
-    INTERVAL,
-    Support,
-    interval_of,
-    is_compared,
-    is_sampled,
-    is_weighed,
-)
+from regkit.optim.support import INTERVAL, Support, interval_of, is_compared, is_sampled, is_weighed
 from regkit.optim.torch_backend import prox_entries, prox_rows
-from regkit.ranks import local, summed, whole_rows
+from regkit.structure.distributed import local, summed, whole_rows
 
 Moves = dict[nn.Parameter, Move]
 

@@ -19,7 +19,7 @@ from regkit.optim.sharding import divide
 from regkit.optim.step_size import Move, StepSizeOf
 from regkit.optim.support import Support, makes_zeros
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import local
+from regkit.structure.distributed import local
 
 Moves = Mapping[nn.Parameter, Move]
 # The first moment that an update keeps, by update.

@@ -22,7 +22,7 @@ from regkit.optim.parts import Chain, Part, active
 from regkit.optim.sharding import group_batches
 from regkit.optim.step_size import AverageOf, GradientAverage, Move, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import (
+from regkit.structure.distributed import (
     gathered_groups,
     local,
     own_groups,
