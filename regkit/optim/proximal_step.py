@@ -42,7 +42,7 @@ from regkit.optim.step_size import (
     step_size_of,
     warn_of_unknown,
 )
-from regkit.optim.support import INTERVAL, Support, interval_of, is_sampled, is_weighed
+from regkit.optim.support import INTERVAL, Support, interval_of, is_compared, is_sampled, is_weighed
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.structure.distributed import local, summed, whole_rows
 
@@ -296,9 +296,9 @@ class ProximalStep:
             self._apply(context, moves, context.factors, plan)
         if context.gates is not None:
             self.support.count_flips(context.gates, self.state.num_steps)
-        if is_weighed(self.state.num_steps):
+        if is_compared(self.state.num_steps):
             self.support.count_overlap()
-        if is_weighed(self.state.num_steps + INTERVAL):
+        if is_compared(self.state.num_steps + INTERVAL):
             self.support.mark()
         self._versions = {p: _version(p) for p in self.support.members}
         if self.control is not None and self.control.is_due(context.progress, context.stride):

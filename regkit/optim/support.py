@@ -57,9 +57,12 @@ WEIGHING = 50
 EARLY = 100
 # Steps between samples of what flips in one; it is prime to the others, so that all come round.
 STRIDE = 31
+# Steps from one comparison of supports to the next; each compares with INTERVAL steps before. In
+# five of them one has gates open within, as often as any INTERVAL steps do.
+COMPARING = 30
 # Samples that a report goes back: about 200 steps each.
 FLIP_SAMPLES = 10
-OVERLAP_SAMPLES = 4
+OVERLAP_SAMPLES = 5
 # Columns of a sample of a step: entries, and those of them that flipped in it.
 TOTAL, FLIPS = range(2)
 # Columns of a sample of an overlap: zeros, zeros that should wake, entries that are alive now and
@@ -485,8 +488,8 @@ class Support:
             yield leads[kind], kind[1], now, old
 
     def totals(self) -> tuple[list[float], list[float]] | None:
-        """Return the sums of the samples' columns; None before the second. Waits for a GPU."""
-        if min(len(self._flips), len(self._overlaps)) < LEAST_SAMPLES:
+        """Return the sums of the samples' columns; None before the first. Waits for a GPU."""
+        if not (self._flips and self._overlaps):
             return None
         flips, overlaps = (torch.stack(list(s)).sum(0) for s in (self._flips, self._overlaps))
         return flips.tolist(), overlaps.tolist()
@@ -576,6 +579,11 @@ def makes_zeros(chain: Sequence[Part]) -> bool:
 def interval_of(kept: GradientAverage) -> int:
     """Return how many steps lie between two samples of what the optimizer has averaged."""
     return max(min(INTERVAL, round(kept.span)), 1)
+
+
+def is_compared(step: int) -> bool:
+    """Say whether supports are compared after this step."""
+    return step % COMPARING == INTERVAL
 
 
 def is_weighed(step: int) -> bool:

@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regkit.errors import InputError
-from regkit.option_names import closest, defaults_of, known_word
+from regkit.training.option_names import closest, defaults_of, known_word
 from regkit.training.config import register
 
 
 def config_folder() -> Path:
     """Return where the YAML files are: in a wheel within the package, in a checkout beside it."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 

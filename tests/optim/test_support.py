@@ -17,6 +17,7 @@ from regkit.optim.support import (
     OVERLAP_SAMPLES,
     STRIDE,
     SupportReport,
+    is_compared,
     is_sampled,
     is_weighed,
 )
@@ -304,10 +305,10 @@ def test_flips_and_overlap_by_hand():
         if is_sampled(step):
             weight = 1 if is_weighed(step) else STRIDE
             flips.append((weight, (alive ^ before).float().mean()))
-        if is_weighed(step):
+        if is_compared(step):
             both.append((alive & tenth).sum())
             either.append((alive | tenth).sum())
-        if is_weighed(step + INTERVAL):
+        if is_compared(step + INTERVAL):
             tenth = alive
         before = alive
     report = reg.support_report()

@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from regkit import InputError
-from regkit.option_names import ELSEWHERE, defaults_of
+from regkit.training.option_names import ELSEWHERE, defaults_of
 from regkit.training.config import (
     check,
     check_unchanged,
