@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regkit.errors import InputError
-from regkit.training.option_names import closest, defaults_of, known_word
 from regkit.training.config import register
+from regkit.training.option_names import closest, defaults_of, known_word
 
 
 def config_folder() -> Path:

@@ -11,7 +11,6 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from regkit import InputError
-from regkit.training.option_names import ELSEWHERE, defaults_of
 from regkit.training.config import (
     check,
     check_unchanged,
@@ -22,6 +21,7 @@ from regkit.training.config import (
     run_name,
     short,
 )
+from regkit.training.option_names import ELSEWHERE, defaults_of
 from regkit.training.overrides import CONFIGS, check_overrides, checked, quote_paths
 
 
