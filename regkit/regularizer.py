@@ -14,10 +14,11 @@ from regkit.bound_penalty import BoundPenalty, Penalties, named
 from regkit.errors import InputError
 from regkit.optim.density_control import Bracket, Factors
 from regkit.optim.parts import Part, Scale
-from regkit.optim.proximal_step import ProximalStep, TargetResult
+from regkit.optim.proximal_step import ProximalStep
 from regkit.optim.residual import kkt_residual
 from regkit.optim.schedule import Progress, Schedule
-from regkit.optim.support import SupportReport, report_of
+from regkit.optim.support_report import SupportReport, report_of
+from regkit.optim.target import TargetResult
 from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.penalty_set import PenaltySet
 from regkit.ranks import local, summed
@@ -281,7 +282,7 @@ class Regularizer:
 
         Waits for a GPU.
         """
-        return report_of([step.support for step in self._steps])
+        return report_of([step.support_counts for step in self._steps])
 
     def target_results(self) -> list[TargetResult]:
         """Compare what each attached optimizer's weights have left with the target density."""

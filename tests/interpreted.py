@@ -46,7 +46,7 @@ def train(penalties: Any, make: Callable[[Any], Optimizer], num_steps: int, kern
         (step,) = reg._steps
         # Where gates are weighed an update is not fused; the plan before it is.
         plans = list(step.plans._plans.values())
-        assert all(plan.launches and not plan.chains and not plan.alone for plan in plans)
+        assert all(plan.launches and not plan.chains and not plan.parts.local for plan in plans)
         updated = {len(plan.updated) for plan in plans}
         assert (len(list(net.parameters())) in updated) == ("Prox" in str(optimizer))
     return net

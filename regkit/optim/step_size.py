@@ -10,7 +10,7 @@ of its gradients.
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -45,6 +45,9 @@ class Move:
     before: Tensor | None = None
     is_first: bool = False
     count: int = 1
+
+
+Moves = Mapping[nn.Parameter, Move]
 
 
 @dataclass(frozen=True, eq=False)

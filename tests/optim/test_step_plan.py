@@ -170,7 +170,7 @@ def test_every_parameter_is_updated_by_the_passes(kernels: Callable[[bool], None
     planned = plan_of(reg, reg._steps[0].optimizer.update)
     assert planned.updated == set(net.parameters())
     assert not planned.chains
-    assert not planned.alone
+    assert not planned.parts.local
 
 
 def channels_last(net: Net) -> None:
@@ -185,7 +185,7 @@ def test_memory_formats(kernels: Callable[[bool], None], groups: str, place: int
     plain, _ = train(penalty, OPTIMIZERS["adamw"][0])
     kernels(True)
     last, reg = train(penalty, OPTIMIZERS["adamw"][place], change=channels_last)
-    assert not plan_of(reg, ["none", "adamw"][place]).alone
+    assert not plan_of(reg, ["none", "adamw"][place]).parts.local
     assert_equal(last, plain)
 
 
