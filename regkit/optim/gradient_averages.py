@@ -6,7 +6,7 @@ Samples of that, or of the gradients themselves, are averaged here over a thousa
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regkit.optim.batching import Batch, Slice, most_entries, packed
 from regkit.optim.sharding import fill
-from regkit.optim.step_size import AverageOf, GradientAverage, Move, Moves
+from regkit.optim.step_size import AverageOf, GradientAverage, Move, Moves, Number
 from regkit.ranks import local, plain, summed
 
 # torch has no public names for operations on lists.
@@ -95,24 +95,21 @@ class GradientAverages:
                 alike[group, self.by_parameter[p].count, values.dtype, values.device].append(move)
         for some in alike.values():
             source = self.average_of(some[0])
-            if source.key is not None:
-                self._take_in(some, source, source.scale, None)
-            else:
-                factor = source.scale if unscale is None else source.scale / unscale
-                self._take_in(some, source, factor, skip)
+            raw = source.key is None
+            if raw and unscale is not None:
+                source = replace(source, scale=source.scale / unscale)
+            self._take_in(some, source, skip if raw else None)
 
-    def _take_in(
-        self, moves: Sequence[Move], source: GradientAverage, factor: Any, skip: Tensor | None
-    ) -> None:
-        """Add a sample, times a factor, to averages that have as many."""
+    def _take_in(self, moves: Sequence[Move], source: GradientAverage, skip: Tensor | None) -> None:
+        """Add a sample to averages that have as many."""
         averages = [self.by_parameter[move.parameter] for move in moves]
         count = averages[0].count + 1
         weight = max(FADING / (count + FADING - 1), _interval(source) / HORIZON)
         if skip is None and count > NOISE_INTERVAL and count % NOISE_INTERVAL:
             for _, means, grads in self._pieces(moves, source.key):
-                _move(means, grads, factor, weight)
+                _move(means, grads, source.scale, weight)
         else:
-            found = self._move_and_measure(moves, source.key, factor, weight, skip)
+            found = self._move_and_measure(moves, source, weight, skip)
             # A sample lies further from the mean of those before it than from its own.
             found /= 1 + averages[0].concentration
             share = max(NOISE_FADING / (max(count - 1, 1) + NOISE_FADING - 1), weight)
@@ -140,19 +137,14 @@ class GradientAverages:
             yield owners, [s.seen(s.values) for s in batch.slices], grads
 
     def _move_and_measure(
-        self,
-        moves: Sequence[Move],
-        key: str | None,
-        factor: Any,
-        weight: float,
-        skip: Tensor | None,
+        self, moves: Sequence[Move], source: GradientAverage, weight: float, skip: Tensor | None
     ) -> Tensor:
         """Move means by a share of the way; return the mean square of each parameter's way."""
         parameters = [move.parameter for move in moves]
         places = {p: place for place, p in enumerate(parameters)}
         found = local(self.mean(parameters[0])).new_zeros(len(parameters))
-        for owners, means, grads in self._pieces(moves, key):
-            apart = _apart(grads, factor, means)
+        for owners, means, grads in self._pieces(moves, source.key):
+            apart = _apart(grads, source.scale, means)
             for one in apart if skip is not None else ():
                 one.masked_fill_(skip != 0, 0.0)
             torch._foreach_add_(means, apart, alpha=weight)
@@ -255,14 +247,14 @@ def _less_noise(lengths: Tensor, noise: Tensor, size: int) -> Tensor:
     return free.sub_(noise.sqrt() * CONFIDENCE).clamp_min_(0)
 
 
-def _apart(grads: list[Tensor], factor: Any, means: list[Tensor]) -> list[Tensor]:
+def _apart(grads: list[Tensor], factor: Number, means: list[Tensor]) -> list[Tensor]:
     """Return how far scaled gradients are from their means."""
     apart = list(torch._foreach_mul(grads, factor))
     torch._foreach_sub_(apart, means)
     return apart
 
 
-def _move(means: list[Tensor], grads: list[Tensor], factor: Any, weight: float) -> None:
+def _move(means: list[Tensor], grads: list[Tensor], factor: Number, weight: float) -> None:
     """Move means by a share of the way to scaled gradients."""
     if isinstance(factor, Tensor):
         torch._foreach_add_(means, _apart(grads, factor, means), alpha=weight)

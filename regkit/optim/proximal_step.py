@@ -33,13 +33,7 @@ from regkit.optim.parts import Chain, Part, Scale, active
 from regkit.optim.schedule import Progress, Schedule
 from regkit.optim.sharding import DividedParts, divide, group_batches
 from regkit.optim.step_plan import FIRST_MOMENT_KEYS, PlanCache, StepPlan, build_plan, signature
-from regkit.optim.step_size import (
-    AVERAGED_ALREADY,
-    AVERAGES,
-    SEEN_BY_THEIR_MOVE,
-    Moves,
-    gradient,
-)
+from regkit.optim.step_size import AVERAGES, SEEN_BY_THEIR_MOVE, Moves, gradient
 from regkit.optim.support import Support, gates_open_at
 from regkit.optim.support_report import SupportCounts, flips_counted_at
 from regkit.optim.target import CountedWeights, TargetResult, missed
@@ -132,11 +126,9 @@ class ProximalStep:
         self.counted = CountedWeights(chains, parts, self.schedule, self.history)
         has_target = self.schedule.target_density is not None
         self.control = DensityController(self.schedule) if has_target else None
-        averaged = self.step_size in AVERAGED_ALREADY
-        self.averages = GradientAverages(
-            None if averaged else AVERAGES.get(self.step_size, gradient)
-        )
-        self.support = Support(holds=self.schedule.holds_zeros and not averaged)
+        average_of = AVERAGES.get(self.step_size, gradient)
+        self.averages = GradientAverages(average_of)
+        self.support = Support(holds=self.schedule.holds_zeros and average_of is not None)
         self.support_counts = SupportCounts()
         self.plans = PlanCache()
         self.prox_seconds = 0.0
@@ -166,8 +158,6 @@ class ProximalStep:
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.finish()
-
-    # Before the optimizer moves.
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -254,8 +244,6 @@ class ProximalStep:
             return None, bool(skip.item())
         return skip, False
 
-    # In place of the optimizer's own update.
-
     @torch.no_grad()
     def fused_step(self, update: str) -> set[Tensor]:
         """Update what kernels serve, together with the prox, and return which parameters.
@@ -286,8 +274,6 @@ class ProximalStep:
         self._fused = (moves, StepPlan((), plan.chains, plan.parts))
         self.prox_seconds += time.perf_counter() - began
         return set(plan.updated)
-
-    # After it has moved.
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -355,8 +341,6 @@ class ProximalStep:
             result = step.target_result()
             if result is not None and not result.is_met:
                 warnings.warn(missed(result), stacklevel=6)
-
-    # The penalties.
 
     def _apply_for_density(
         self, control: DensityController, context: StepContext, moves: Moves
@@ -446,17 +430,7 @@ class ProximalStep:
             chains = {p: tuple(chain) for p, chain in held.items() if chain}
             parts = [part for part in parts if part.penalty.constraint]
         warn_of_split_groups(self.optimizer, self.parts)
-        return build_plan(
-            chains,
-            parts,
-            moves,
-            self.step_size,
-            support=self.support,
-            layered=layered,
-            update=update,
-        )
-
-    # What is left.
+        return build_plan(chains, parts, moves, self.step_size, self.support, layered, update)
 
     def target_result(self) -> TargetResult | None:
         """Compare the density with the target; None where there is none, or nothing to count."""

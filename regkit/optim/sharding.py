@@ -33,6 +33,11 @@ class DividedParts(NamedTuple):
     local: Sequence[Part] = ()
     shared: Sequence[Part] = ()
 
+    @property
+    def every(self) -> list[Part]:
+        """Return both."""
+        return [*self.local, *self.shared]
+
 
 def divide(parts: Sequence[Part]) -> DividedParts:
     """Divide penalties on groups by whether this rank sees their groups whole by itself.

@@ -138,7 +138,6 @@ def build_plan(
     parts: Sequence[Part],
     moves: Moves,
     step_size: StepSizeOf,
-    *,
     support: Support,
     layered: bool = False,
     update: str = "none",

@@ -55,12 +55,12 @@ class Support:
     def make_gates(self, chains: Mapping[nn.Parameter, Chain], parts: DividedParts) -> None:
         """Make the gates that are missing, of weights as they are before a step.
 
-        A collective where there are new groups that ranks share.
+        A collective where groups that ranks share are new.
         """
         self._parts = DividedParts(*([p for p in some if makes_zeros([p])] for some in parts))
         entrywise = {p: chain for p, chain in chains.items() if makes_zeros(chain)}
         self._chains = dict(entrywise)
-        grouped = [*self._parts.local, *self._parts.shared]
+        grouped = self._parts.every
         for part in grouped:
             if (part.penalty.slope_at_zero(1) or (0.0,))[0] > 0:
                 self._chains |= {p: (part,) for p in part.parameters if p not in entrywise}
