@@ -346,8 +346,10 @@ class ProximalStep:
         self, control: DensityController, context: StepContext, moves: Moves
     ) -> None:
         """Apply the penalties at the strengths that the density asks for."""
-        bounds, names = context.bounds, self.counted.factor_names()
-        assert bounds is not None, "a step that is controlled has bounds"
+        names = self.counted.factor_names()
+        assert context.bounds is not None, "a step that is controlled has bounds"
+        # What the first step has not moved counts no more.
+        bounds = {name: context.bounds[name] for name in names if name in context.bounds}
         start = {p: p.detach().clone() for p in moves}
         attempt = partial(self._attempt, control, context, moves, start, self.support.snapshot())
         if control.is_new():
