@@ -35,7 +35,7 @@ from regkit.optim.sharding import DividedParts, divide, group_batches
 from regkit.optim.step_plan import FIRST_MOMENT_KEYS, PlanCache, StepPlan, build_plan, signature
 from regkit.optim.step_size import AVERAGES, SEEN_BY_THEIR_MOVE, Moves, gradient
 from regkit.optim.support import Support, gates_open_at
-from regkit.optim.support_report import SupportCounts, flips_counted_at
+from regkit.optim.support_report import SupportCounts, flips_counted_at, supports_compared_at
 from regkit.optim.target import CountedWeights, TargetResult, missed
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.ranks import local
@@ -325,9 +325,9 @@ class ProximalStep:
         step = self.state.num_steps
         if context.gates is not None:
             self.support_counts.add_flips(self.support, context.gates, step)
-        if gates_open_at(step):
+        if supports_compared_at(step):
             self.support_counts.add_overlap(self.support)
-        if gates_open_at(step + SAMPLE_INTERVAL):
+        if supports_compared_at(step + SAMPLE_INTERVAL):
             self.support.mark_living()
 
     def _warn_of_missed_targets(self) -> None:

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from regkit.ops.gate import Gate
+from regkit.optim.gradient_averages import SAMPLE_INTERVAL
 from regkit.optim.support import Support, gates_open_at
 from regkit.ranks import placement, summed
 
 # Steps between samples of what flips in one; it is prime to the others, so that all come round.
 FLIP_INTERVAL = 31
-# Samples that a report goes back, about 200 steps each, and those that it needs.
+# Steps from one comparison of supports to the next; each compares with SAMPLE_INTERVAL steps before.
+# In five of them one has gates open within, as often as any SAMPLE_INTERVAL steps do.
+OVERLAP_INTERVAL = 30
+# Samples that a report goes back, about 200 steps each.
 FLIP_SAMPLES = 10
-OVERLAP_SAMPLES = 4
-LEAST_SAMPLES = 2
+OVERLAP_SAMPLES = 5
 # Columns of a sample of a step: entries, and those of them that flipped in it.
 TOTAL, FLIPS = range(2)
 # Columns of a sample of an overlap: zeros, zeros that should wake, entries that are alive now and
@@ -77,8 +80,8 @@ class SupportCounts:
         self._overlaps.extend(_sums(support.runs(), count))
 
     def totals(self) -> tuple[list[float], list[float]] | None:
-        """Return the sums of the samples' columns; None before the second. Waits for a GPU."""
-        if min(len(self._flips), len(self._overlaps)) < LEAST_SAMPLES:
+        """Return the sums of the samples' columns; None before the first. Waits for a GPU."""
+        if not (self._flips and self._overlaps):
             return None
         flips, overlaps = (
             torch.stack([s.to(samples[-1].device) for s in samples]).sum(0).tolist()
@@ -114,6 +117,11 @@ def report_of(counts: Sequence[SupportCounts]) -> SupportReport | None:
 def flips_counted_at(step: int) -> bool:
     """Say whether flips are counted in this step: where gates open, and in a few others."""
     return gates_open_at(step) or step % FLIP_INTERVAL == 0
+
+
+def supports_compared_at(step: int) -> bool:
+    """Say whether supports are compared after this step."""
+    return step % OVERLAP_INTERVAL == SAMPLE_INTERVAL
 
 
 def _sums(runs: Runs, count: Callable[[Tensor, Tensor], list[Tensor]]) -> list[Tensor]:

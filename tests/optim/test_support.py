@@ -18,6 +18,7 @@ from regkit.optim.support_report import (
     OVERLAP_SAMPLES,
     SupportReport,
     flips_counted_at,
+    supports_compared_at,
 )
 from regkit.penalties import (
     L1,
@@ -303,10 +304,10 @@ def test_flips_and_overlap_by_hand():
         if flips_counted_at(step):
             weight = 1 if gates_open_at(step) else FLIP_INTERVAL
             flips.append((weight, (alive ^ before).float().mean()))
-        if gates_open_at(step):
+        if supports_compared_at(step):
             both.append((alive & tenth).sum())
             either.append((alive | tenth).sum())
-        if gates_open_at(step + SAMPLE_INTERVAL):
+        if supports_compared_at(step + SAMPLE_INTERVAL):
             tenth = alive
         before = alive
     report = reg.support_report()
