@@ -12,12 +12,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from regkit.config import register
 from regkit.errors import InputError
 from regkit.sweeps.job import run_job
 from regkit.sweeps.plugins import register_sweepers
 from regkit.sweeps.resume import resumed
-from regkit.words import CONFIGS, check_overrides, quote_paths
+from regkit.training.config import register
+from regkit.training.overrides import CONFIGS, check_overrides, quote_paths
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")

@@ -1,12 +1,12 @@
 """regkit: exact sparsity, structure and temporal smoothness for deep video models."""
 
-from regkit.callback import RegularizerCallback
 from regkit.errors import InputError
+from regkit.lightning.callback import RegularizerCallback
 from regkit.optim.schedule import Schedule
-from regkit.regularizer import Regularizer
-from regkit.sparsity.measure import density
-from regkit.sparsity.remaining import remaining
-from regkit.sparsity.shrink import shrink
+from regkit.pruning.density import density
+from regkit.pruning.remaining import remaining
+from regkit.pruning.shrink import shrink
+from regkit.regularizer.regularizer import Regularizer
 
 __all__ = [
     "InputError",

@@ -5,16 +5,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from regkit.bench import command as bench
+from regkit.cli import (
+    bench,
+    explain,
+    export,
+    hog,
+    lam,
+    predict,
+    prepare,
+    report,
+    shrink,
+    throughput,
+)
 from regkit.errors import InputError
-from regkit.explain import command as explain
-from regkit.export import command as export
-from regkit.hog import command as hog
-from regkit.predict import command as predict
-from regkit.prepare import command as prepare
-from regkit.report import command as report
-from regkit.throughput import command as throughput
-from regkit.training import lam, shrink
 
 # A verb is a module with HELP, add_options(parser) and run(arguments), which may return a code.
 VERBS = {

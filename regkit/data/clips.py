@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch.utils.data import Dataset, get_worker_info
 
-from regkit.data.cut import Cut
+from regkit.data.clip_spec import Cut
 from regkit.data.reader import Reader
 from regkit.data.timeline import Timeline, VideoError
 from regkit.data.video import Video

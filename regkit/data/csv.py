@@ -4,9 +4,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.drawn import Drawn
-from regkit.data.layout import SPLITS, Entry, checked, labelled, present, read_text, restricted
-from regkit.data.table import Row, read_rows
+from regkit.data.annotation_table import Row, read_rows
+from regkit.data.dataset_files import (
+    SPLITS,
+    Entry,
+    checked,
+    labelled,
+    present,
+    read_text,
+    restricted,
+)
+from regkit.data.random_split import Drawn
 from regkit.data.video import Splits
 from regkit.errors import InputError
 

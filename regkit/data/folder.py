@@ -4,8 +4,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.drawn import Drawn
-from regkit.data.layout import SPLITS, Entry, checked, is_video, labelled, read_text, restricted
+from regkit.data.dataset_files import (
+    SPLITS,
+    Entry,
+    checked,
+    is_video,
+    labelled,
+    read_text,
+    restricted,
+)
+from regkit.data.random_split import Drawn
 from regkit.data.video import Splits
 from regkit.errors import InputError
 

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.layout import Entry, index, pick, read_text
-from regkit.data.official import Official, Parts
+from regkit.data.dataset_files import Entry, index, pick, read_text
+from regkit.data.official_split import Official, Parts
 from regkit.data.video import Splits
 
 _SPLIT = {"1": "train", "2": "test"}

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.layout import Entry, index, pick, read_text
-from regkit.data.official import Official
+from regkit.data.dataset_files import Entry, index, pick, read_text
+from regkit.data.official_split import Official
 from regkit.data.video import Splits
 from regkit.errors import InputError
 

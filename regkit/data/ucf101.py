@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.layout import Entry, index, pick, read_text
-from regkit.data.official import Official
+from regkit.data.dataset_files import Entry, index, pick, read_text
+from regkit.data.official_split import Official
 from regkit.data.video import Splits
 
 

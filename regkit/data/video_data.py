@@ -18,13 +18,13 @@ from torchvision.transforms.v2 import functional
 
 from regkit.data import cache
 from regkit.data.augment import Augment
+from regkit.data.clip_spec import Cut
 from regkit.data.clips import ClipDataset
-from regkit.data.cut import Cut
 from regkit.data.index import Index
 from regkit.data.loader import ClipLoader, EpochSampler
 from regkit.data.reader import Reader
 from regkit.data.readers import READERS, Cached, Indexed
-from regkit.data.resample import resampled
+from regkit.data.resplits import resampled
 from regkit.data.sampling import Sampling
 from regkit.data.store import Store
 from regkit.data.video import Splits, Video

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regkit.groups import Bundle, View
 from regkit.optim.step_size import Move, Moves, Number, StepSize, StepSizeOf
-from regkit.ranks import local
+from regkit.structure.distributed import local
+from regkit.structure.groups import Bundle, View
 
 # Entries in a batch. On a CPU the temporaries should stay in the cache, and be small enough that
 # the allocator keeps them instead of handing each back to the system (one thread, a million

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regkit.optim.batching import Batch, Slice, most_entries, packed
 from regkit.optim.sharding import fill
 from regkit.optim.step_size import AverageOf, GradientAverage, Move, Moves, Number
-from regkit.ranks import local, plain, summed
+from regkit.structure.distributed import local, plain, summed
 
 # torch has no public names for operations on lists.
 # pyright: reportPrivateImportUsage=false

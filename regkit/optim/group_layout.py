@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from regkit.groups import Bundle, View
 from regkit.ops.kernel_args import NUM_AXES, GroupAxis
-from regkit.ranks import local
+from regkit.structure.distributed import local
+from regkit.structure.groups import Bundle, View
 
 MOST_LEADS = 2
 MOST_INNER = 3

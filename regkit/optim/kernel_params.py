@@ -14,7 +14,7 @@ from regkit.ops.kernel_args import NUM_PARAMS, Param
 from regkit.optim.parts import Chain, Part
 from regkit.optim.step_size import Move, Number, StepSize
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import local
+from regkit.structure.distributed import local
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from regkit.groups import Bundle
 from regkit.optim.density_control import Factors
 from regkit.penalties.penalty import WeightPenalty
+from regkit.structure.groups import Bundle
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ from regkit.optim.support import Support, gates_open_at
 from regkit.optim.support_report import SupportCounts, flips_counted_at, supports_compared_at
 from regkit.optim.target import CountedWeights, TargetResult, missed
 from regkit.optim.torch_backend import prox_entries, prox_rows
-from regkit.ranks import local
+from regkit.structure.distributed import local
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from regkit.optim.parts import Chain, Part
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import buckets, gathered, local, parameters_of, put_back, summed
+from regkit.structure.distributed import buckets, gathered, local, parameters_of, put_back, summed
 
 # Small enough for the limit, large enough for float64.
 STEP = 1e-6

@@ -13,12 +13,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regkit.groups import Bundle, View
 from regkit.optim.batching import Batch, row_batches
 from regkit.optim.parts import Part
 from regkit.optim.step_size import Move, Moves, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import buckets, gathered, local, parameters_of, put_back, rows_of, shared_rows
+from regkit.structure.distributed import (
+    buckets,
+    gathered,
+    local,
+    parameters_of,
+    put_back,
+    rows_of,
+    shared_rows,
+)
+from regkit.structure.groups import Bundle, View
 
 Batches = Iterator[tuple[WeightPenalty, list[Batch]]]
 

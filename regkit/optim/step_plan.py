@@ -19,7 +19,7 @@ from regkit.optim.sharding import DividedParts, divide
 from regkit.optim.step_size import Moves, StepSizeOf
 from regkit.optim.support import Support, makes_zeros
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import local
+from regkit.structure.distributed import local
 
 # The first moment that an update keeps, by update.
 FIRST_MOMENT_KEYS = {"sgd": "momentum_buffer", "adamw": "exp_avg"}

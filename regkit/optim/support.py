@@ -22,7 +22,14 @@ from regkit.optim.parts import Chain, Part, active
 from regkit.optim.sharding import DividedParts, fill, group_batches
 from regkit.optim.step_size import Moves, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
-from regkit.ranks import gathered_groups, local, own_groups, placement, plain, whole_rows
+from regkit.structure.distributed import (
+    gathered_groups,
+    local,
+    own_groups,
+    placement,
+    plain,
+    whole_rows,
+)
 
 ScaleOf = Callable[[Part], WeightPenalty | None]
 

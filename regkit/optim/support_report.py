@@ -10,7 +10,7 @@ from torch import Tensor
 from regkit.ops.gate import Gate
 from regkit.optim.gradient_averages import SAMPLE_INTERVAL
 from regkit.optim.support import Support, gates_open_at
-from regkit.ranks import placement, summed
+from regkit.structure.distributed import placement, summed
 
 # Steps between samples of what flips in one; it is prime to the others, so that all come round.
 FLIP_INTERVAL = 31

@@ -10,7 +10,7 @@ from regkit.optim.density_control import GLOBAL
 from regkit.optim.moves import MoveHistory
 from regkit.optim.parts import Chain, Part
 from regkit.optim.schedule import Schedule
-from regkit.ranks import local, summed, whole_rows
+from regkit.structure.distributed import local, summed, whole_rows
 
 
 @dataclass(frozen=True)

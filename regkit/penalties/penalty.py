@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regkit.errors import InputError
-from regkit.groups import KINDS
 from regkit.ops.formula import SHRINK, Coefficients, Formula
+from regkit.structure.groups import KINDS
 
 Step = float | Float[Tensor, "..."]
 Selector = str | type[nn.Module]
@@ -62,7 +62,7 @@ class WeightPenalty(Penalty):
         default=(), kw_only=True
     )
 
-    # How the weights are seen (`regkit.groups.LAYOUTS`). "entries": `rows` has any shape and every
+    # How the weights are seen (`regkit.structure.groups.LAYOUTS`). "entries": `rows` has any shape and every
     # entry is by itself; else `rows` is (groups, size), and every row is by itself.
     layout: ClassVar[str] = "entries"
     # True where `prox` needs the rows of one parameter together, as a matrix, and the same step
@@ -135,7 +135,7 @@ class WeightPenalty(Penalty):
 class GroupPenalty(WeightPenalty):
     """A penalty under which weights live or die in groups.
 
-    groups: what a group is; one of `regkit.groups.KINDS`:
+    groups: what a group is; one of `regkit.structure.groups.KINDS`:
         filter (output channel, row of a linear layer), input (input channel, column),
         kernel (one output and one input channel), tap (one time step of all 3-D kernels of a
         layer), unit (hidden unit of a recurrent layer, all gates together), head (of attention),

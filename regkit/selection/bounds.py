@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkit.errors import InputError
 from regkit.penalties import ActivationPenalty, Penalty, WeightPenalty
-from regkit.regularizer import Regularizer
+from regkit.regularizer.regularizer import Regularizer
 from regkit.selection.untouched import untouched
 
 KINDS = ("exact", "per layer", "one step", "budget")

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regkit.bound_penalty import BoundPenalty
 from regkit.errors import InputError
 from regkit.penalties import WeightPenalty
+from regkit.regularizer.bound_penalty import BoundPenalty
 
 PRECISION = 1e-6  # relative
 # Of zero weights: short of the scales of concave penalties, far above the rounding of float64.

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from regkit.bound_penalty import BoundPenalty
 from regkit.errors import InputError
-from regkit.groups import Bundle
 from regkit.optim.proximal_step import ProximalStep
+from regkit.regularizer.bound_penalty import BoundPenalty
 from regkit.selection.bounds import Bound
 from regkit.selection.critical import critical
 from regkit.selection.untouched import untouched
-from regkit.targets import clean_name
+from regkit.structure.groups import Bundle
+from regkit.structure.selectors import clean_name
 
 # Of what the model is called with and what its scores are held against.
 Batches = Iterable[tuple[Any, Tensor]]

@@ -12,11 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from regkit.errors import InputError
-from regkit.report.style import COLOURS, look
-from regkit.runs import Run, find_runs, group_norms
 from regkit.selection.choose import RULES, Choice, choose
 from regkit.selection.stability import Stability, draw
-from regkit.sweeps.conclusion import conclude
+from regkit.sweeps.report.style import COLOURS, look
+from regkit.sweeps.sweep_summary import conclude
+from regkit.training.runs import Run, find_runs, group_norms
 
 MEASURES = {"loss": "val_loss", "accuracy": "val_accuracy"}
 FOLD = "data.cv_fold"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from regkit.errors import InputError
 from regkit.sweeps.path import follow
 from regkit.training.fit import fit
-from regkit.training.folder import RunFolder
+from regkit.training.run_folder import RunFolder
 
 # What the libraries below tell all their users, and ours need not hear.
 _CHATTY = ("lightning.pytorch", "fontTools", "tensorboard")

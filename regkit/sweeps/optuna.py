@@ -17,13 +17,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from regkit.config import run_name
 from regkit.errors import InputError
-from regkit.report.write import write_report
-from regkit.sweeps import study as studies
-from regkit.sweeps.launches import Alone, job_folder, launch
-from regkit.sweeps.space import Choice, Space, split
-from regkit.sweeps.trials import Trial, conclude_search
+from regkit.sweeps import search_study as studies
+from regkit.sweeps.launch import Alone, job_folder, launch
+from regkit.sweeps.report.write import write_report
+from regkit.sweeps.search_space import Choice, Space, split
+from regkit.sweeps.search_trials import Trial, conclude_search
+from regkit.training.config import run_name
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -45,7 +45,7 @@ class _Job:
 class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
     """Try one combination of options after another, each chosen by what earlier ones reached.
 
-    Options are searched as `regkit.sweeps.space` reads them. What was tried is kept in the folder
+    Options are searched as `regkit.sweeps.search_space` reads them. What was tried is kept in the folder
     of the sweep: one that was stopped goes on there, first with the trials that were running. A job
     that fails counts as a trial. In the end the runs that no other beats in every objective are
     told, and a report is written.

@@ -8,13 +8,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from regkit.config import short
 from regkit.errors import InputError
-from regkit.report.write import write_report
-from regkit.sweeps.conclusion import conclude
 from regkit.sweeps.path_picture import draw
+from regkit.sweeps.report.write import write_report
+from regkit.sweeps.sweep_summary import conclude
+from regkit.training.config import short
 from regkit.training.fit import fit
-from regkit.training.strengths import grid
+from regkit.training.resolve_lam import grid
 
 DIRECTIONS = ("increasing", "decreasing")
 

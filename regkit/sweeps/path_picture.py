@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from regkit.config import short
-from regkit.report.style import COLOURS, look
-from regkit.runs import find_runs, group_norms
+from regkit.sweeps.report.style import COLOURS, look
+from regkit.training.config import short
+from regkit.training.runs import find_runs, group_norms
 
 MOST_LINES = 400  # filters drawn; of more, evenly chosen ones
 MOST_LAYERS = 8  # with a colour of their own in the legend

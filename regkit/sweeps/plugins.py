@@ -2,7 +2,7 @@
 
 from hydra.core.plugins import Plugins
 
-from regkit.sweeps.launches import register_launches
+from regkit.sweeps.launch import register_launches
 from regkit.sweeps.optuna import OptunaSweeper
 from regkit.sweeps.sweeper import Sweeper
 

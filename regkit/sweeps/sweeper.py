@@ -14,16 +14,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from regkit.config import PATH, run_name, short
-from regkit.ensembles.conclusion import conclude as conclude_bagging
 from regkit.errors import InputError
-from regkit.report.write import write_report
-from regkit.runs import find_runs
-from regkit.sweeps.conclusion import add, say
 from regkit.sweeps.cross_validation import FOLD, check_cv, cross_validate
+from regkit.sweeps.ensembles.summary import conclude as conclude_bagging
 from regkit.sweeps.job import quieten
-from regkit.sweeps.launches import Alone, job_folder, launch
-from regkit.training.strengths import grid
+from regkit.sweeps.launch import Alone, job_folder, launch
+from regkit.sweeps.report.write import write_report
+from regkit.sweeps.sweep_summary import add, say
+from regkit.training.config import PATH, run_name, short
+from regkit.training.resolve_lam import grid
+from regkit.training.runs import find_runs
 
 Job = list[str]
 

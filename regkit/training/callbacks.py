@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
-from regkit.callback import RegularizerCallback
-from regkit.predictions import Predictions
-from regkit.pruning import StopDominated
-from regkit.sparsity.measure import density
+from regkit.lightning.callback import RegularizerCallback
+from regkit.lightning.monitors.pictures import Pictures
+from regkit.lightning.monitors.scalars import log_hparams, log_layout
+from regkit.lightning.predictions import Predictions
+from regkit.lightning.stop_dominated import StopDominated
+from regkit.pruning.density import density
 from regkit.training.cost import CostOfZeros
-from regkit.watch.pictures import Pictures
-from regkit.watch.scalars import log_hparams, log_layout
 
 
 def callbacks(

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from regkit.callback import RegularizerCallback
-from regkit.config import make, make_penalties
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
-from regkit.module import VideoClassifier
+from regkit.lightning.callback import RegularizerCallback
+from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
+from regkit.training.config import make, make_penalties
 
 # Share of the learning rate that debiasing begins with; it falls linearly to END of that.
 BEGIN, END = 0.3, 0.03

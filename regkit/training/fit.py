@@ -11,23 +11,23 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from regkit.callback import RegularizerCallback
-from regkit.checkpoints import start_from
-from regkit.config import check, make, make_penalties
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
-from regkit.module import VideoClassifier
+from regkit.lightning.callback import RegularizerCallback
+from regkit.lightning.data_wait import Pace
+from regkit.lightning.monitors.scalars import log_end
+from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
-from regkit.pace import Pace
-from regkit.regularizer import Regularizer
-from regkit.training import sums
+from regkit.regularizer.regularizer import Regularizer
+from regkit.training import summary as sums
 from regkit.training.callbacks import callbacks, cost_of_zeros, log_start, was_pruned
+from regkit.training.checkpoints import start_from
+from regkit.training.config import check, make, make_penalties
 from regkit.training.debias import debias
 from regkit.training.devices import refuse_missing_devices
-from regkit.training.folder import RunFolder, adopt
-from regkit.training.smaller import smaller
-from regkit.training.strengths import settle
-from regkit.watch.scalars import log_end
+from regkit.training.resolve_lam import settle
+from regkit.training.run_folder import RunFolder, adopt
+from regkit.training.shrink_stage import smaller
 
 
 def fit(config: DictConfig, folder: Path) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 import torch_pruning as tp
 
-from regkit.checkpoints import load, save_shrunk
-from regkit.coupling.replica import replica
-from regkit.measuring import cpu_name
-from regkit.sparsity.counts import num_flops, num_parameters
-from regkit.sparsity.latency import latency
+from regkit.pruning.counts import num_flops, num_parameters
+from regkit.pruning.latency import latency
+from regkit.structure.replica import replica
+from regkit.timing import cpu_name
+from regkit.training.checkpoints import load, save_shrunk
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 ROUTES = ("dense", "shrunk", "pruned")

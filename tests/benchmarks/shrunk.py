@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import r2plus1d_18, r3d_18
 
-from regkit.coupling.channels import READER, WRITER, Coupling
-from regkit.coupling.couple import couple
-from regkit.coupling.cut import silence
-from regkit.coupling.replica import replica
-from regkit.measuring import cpu_name
 from regkit.models.cnn_gru import CnnGru
 from regkit.models.mvit_v2_s import MViTV2S
 from regkit.models.s3d import S3D
-from regkit.sparsity.latency import latency
-from regkit.sparsity.shrink import report_of, shrink
+from regkit.pruning.latency import latency
+from regkit.pruning.shrink import report_of, shrink
+from regkit.structure.channels import READER, WRITER, Coupling
+from regkit.structure.coupling import couple
+from regkit.structure.cut import silence
+from regkit.structure.replica import replica
+from regkit.timing import cpu_name
 
 NETS = {
     "r3d_18": lambda: r3d_18(num_classes=10),

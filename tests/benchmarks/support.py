@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from regkit.measuring import cpu_name
+from regkit.timing import cpu_name
 
 CHANNEL = "penalty.{0}.groups=channel"
 CASES: dict[str, list[str]] = {

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from regkit.data.clip_spec import Cut
 from regkit.data.clips import ClipDataset, collate
-from regkit.data.cut import Cut
 from regkit.data.decode import read_frames
 from regkit.data.reader import PyAV
 from regkit.data.sampling import Sampling, uniform

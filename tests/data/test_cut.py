@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from regkit.data.cut import Cut
+from regkit.data.clip_spec import Cut
 from regkit.data.decode import read_frames
 from regkit.data.sampling import Sampling
 from regkit.data.timeline import Timeline, VideoError, read_timeline

@@ -14,13 +14,13 @@ from spoil import write
 
 from regkit.data.folder import Folder
 from regkit.data.made import Made
-from regkit.data.resample import bootstrapped, with_fold
+from regkit.data.resplits import bootstrapped, with_fold
 from regkit.data.streamed import Streamed
 from regkit.data.video import Splits, Video
 from regkit.errors import InputError
+from regkit.lightning.predictions import Predictions
+from regkit.lightning.video_classifier import VideoClassifier
 from regkit.models.tiny3d import Tiny3D
-from regkit.module import VideoClassifier
-from regkit.predictions import Predictions
 
 
 def some(split: str, groups: dict[str, int], num_classes: int = 3) -> list[Video]:

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from regkit.data.clip_spec import Cut
 from regkit.data.clips import ClipDataset
-from regkit.data.cut import Cut
 from regkit.data.loader import ClipLoader, EpochSampler
 from regkit.data.reader import PyAV
 from regkit.data.sampling import Sampling

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from spoil import names, refused, write
 
-from regkit.data.layout import index
+from regkit.data.dataset_files import index
 from regkit.data.ucf101 import UCF101
 
 UCF_CLASSES = ("ApplyEyeMakeup", "ApplyLipstick", "Zumba")  # the official order, not the sorted one

@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import get_model
 
 from regkit import Regularizer
-from regkit.activations import as_frames
 from regkit.models.mvit_v2_s import LAST_OF_STAGE_2, MViTV2S
 from regkit.models.swin3d_t import Swin3DT
 from regkit.models.video_model import VideoModel
 from regkit.penalties import L1, GroupLasso, Penalty, WeightPenalty
-from regkit.targets import NORMS, survey
+from regkit.regularizer.activations import as_frames
+from regkit.structure.selectors import NORMS, survey
 
 PENALTIES = Path(__file__).parents[2] / "configs" / "penalty"
 SIZE = (1, 3, 8, 48, 32)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regkit.coupling.attention import heads
-from regkit.coupling.recurrent import units
-from regkit.groups import Bundle, Piece, View, along, view_of
 from regkit.ops.kernel_args import GroupAxis
 from regkit.optim.group_layout import geometry_of
-from regkit.targets import survey
+from regkit.structure.attention import heads
+from regkit.structure.groups import Bundle, Piece, View, along, view_of
+from regkit.structure.recurrent import units
+from regkit.structure.selectors import survey
 
 
 def single(parameter: nn.Parameter, view: View) -> Bundle:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer
-from regkit.groups import Bundle, Piece, along
 from regkit.optim import batching
 from regkit.optim.fused_optimizers import FusedStep
 from regkit.optim.parts import Part
 from regkit.optim.proximal_step import ProximalStep
 from regkit.penalties.penalty import GroupPenalty, WeightPenalty
+from regkit.structure.groups import Bundle, Piece, along
 
 
 @dataclass(frozen=True)

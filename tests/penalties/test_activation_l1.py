@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regkit.activations import FrameCollector
 from regkit.errors import InputError
 from regkit.penalties import ActivationL1, TemporalSmoothness
+from regkit.regularizer.activations import FrameCollector
 
 
 def collected(module: nn.Module, clip: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from sklearn.linear_model._coordinate_descent import _alpha_grid
 from torch import Tensor, nn, optim
 
 from regkit import InputError, Regularizer
-from regkit.bound_penalty import BoundPenalty, bind
 from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import (
     L0,
@@ -34,6 +33,7 @@ from regkit.penalties import (
     SparseGroupLasso,
     WeightPenalty,
 )
+from regkit.regularizer.bound_penalty import BoundPenalty, bind
 from regkit.selection.critical import critical, smallest
 from regkit.selection.layers import head_bound, layer_bounds, step_bound
 

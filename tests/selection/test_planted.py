@@ -13,9 +13,9 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from regkit import Regularizer
-from regkit.bound_penalty import bind
 from regkit.optim.fused_optimizers import ProxSGD
 from regkit.penalties import L1, ElasticNet, GroupLasso, WeightPenalty
+from regkit.regularizer.bound_penalty import bind
 from regkit.selection.choose import choose
 from regkit.selection.critical import critical
 from regkit.selection.grid import log_grid

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from regkit import InputError
-from regkit.config import CvConfig
 from regkit.sweeps.cross_validation import check_cv, cross_validate, gather
+from regkit.training.config import CvConfig
 
 LAMS = (1e-3, 1e-2, 1e-1)
 # Folds by strengths: the second is best, the third within one standard error of it.

@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
-from regkit.config import register
-from regkit.sweeps.launches import register_launches
+from regkit.sweeps.launch import register_launches
+from regkit.training.config import register
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LAUNCHERS = sorted(path.stem for path in (CONFIGS / "hydra" / "launcher").glob("*.yaml"))

@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 from toy_sweep import start
 
-from regkit.sweeps.launches import Alone, launch, own_gpu
+from regkit.sweeps.launch import Alone, launch, own_gpu
 
 
 class Fragile(Launcher):

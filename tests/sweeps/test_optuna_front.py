@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regkit.sweeps.trials import Trial, conclude_search, front
+from regkit.sweeps.search_trials import Trial, conclude_search, front
 
 WAYS = ("maximize", "minimize", "minimize")
 

@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from regkit import InputError
-from regkit.config import register
 from regkit.sweeps.path import follow
-from regkit.words import CONFIGS
+from regkit.training.config import register
+from regkit.training.overrides import CONFIGS
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from regkit import InputError
-from regkit.config import register
 from regkit.sweeps.sweeper import Sweeper, choices
-from regkit.words import CONFIGS
+from regkit.training.config import register
+from regkit.training.overrides import CONFIGS
 
 SMALL = ["data.num_train=12", "data.num_val=6", "data.num_test=6"]
 

@@ -17,8 +17,8 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 import regkit.sweeps.optuna
-from regkit.config import register
-from regkit.sweeps.launches import register_launches
+from regkit.sweeps.launch import register_launches
+from regkit.training.config import register
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""

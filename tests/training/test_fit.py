@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from regkit import InputError
-from regkit.config import register
 from regkit.selection.grid import two_digits
+from regkit.training.config import register
 from regkit.training.devices import refuse_missing_devices
 from regkit.training.fit import fit
-from regkit.training.strengths import grid
+from regkit.training.resolve_lam import grid
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = [

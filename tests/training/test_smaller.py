@@ -9,7 +9,7 @@ import torch
 from test_fit import _here, run, weights  # noqa: F401  # _here is a fixture
 
 from regkit.__main__ import main
-from regkit.checkpoints import load
+from regkit.training.checkpoints import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, few batches
 

@@ -1,0 +1,1 @@
+"""What things cost on the machine at hand, in turns within one run."""

@@ -1,0 +1,179 @@
+"""Who takes part: optimizers with and without a penalty, each on weights and states of its own."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+import regkit.penalties
+from regkit.errors import InputError
+from regkit.optim.fused_optimizers import ProxAdamW
+from regkit.penalties import GroupPenalty, WeightPenalty
+from regkit.regularizer.regularizer import Regularizer
+from regkit.structure.groups import KINDS
+
+LR = 1e-3
+# Bytes a weight has to move, float32, every array once in and once out.
+ADAMW_BYTES = 28  # reads weight, gradient and both moments; writes weight and both moments
+PASS_BYTES = 8  # a prox in a pass of its own: reads and writes the weight
+GROUP_PASS_BYTES = 12  # of groups: reads for the length, then reads and writes
+COUNT_BYTES = 4  # reads the weight
+
+FUSED, FOREACH = "AdamW(fused=True)", "AdamW(foreach=True)"
+NAIVE, NAIVE_ITEM = "fused, then blog L1", "fused, then blog L1 + .item()"
+HOOK, PROX = "hook", "prox"
+# What penalties are attached to: torch's optimizer, and ours of one pass.
+REGULARIZED: dict[str, Callable[..., Optimizer]] = {
+    HOOK: partial(AdamW, fused=True),
+    PROX: ProxAdamW,
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to step, on weights of its own.
+
+    num_bytes: what one step has to move.
+    """
+
+    name: str
+    net: nn.Module
+    step: Callable[[], Any]
+    num_bytes: int
+
+
+def penalty_types() -> dict[str, type[WeightPenalty]]:
+    """Return the weight penalties by the name of their module, those of groups at the end."""
+    exported = (getattr(regkit.penalties, name) for name in regkit.penalties.__all__)
+    found = {
+        kind.__module__.rpartition(".")[2]: kind
+        for kind in exported
+        if issubclass(kind, WeightPenalty) and not inspect.isabstract(kind)
+    }
+    order = sorted(found, key=lambda name: (issubclass(found[name], GroupPenalty), name))
+    return {name: found[name] for name in order}
+
+
+def make_penalties(
+    names: Sequence[str], lam: float, groups: Sequence[str]
+) -> dict[str, WeightPenalty]:
+    """Make penalties by name, those of groups once for each kind; no names: all but the joint.
+
+    A joint penalty decomposes matrices, which takes longer than all others together.
+    Raises: InputError when a name or a kind of groups is unknown.
+    """
+    known = penalty_types()
+    for name in names:
+        if name not in known:
+            raise InputError(f"--penalties got {name!r}; give any of {', '.join(known)}.")
+    for kind in groups:
+        if kind not in KINDS:
+            raise InputError(f"--groups got {kind!r}; give any of {', '.join(KINDS)}.")
+    made = {}
+    for name in names or [name for name, penalty in known.items() if not penalty.joint]:
+        penalty = known[name]
+        if issubclass(penalty, GroupPenalty):
+            made |= {f"{name} {kind}": penalty(lam=lam, groups=kind) for kind in groups}
+        else:
+            made[name] = penalty(lam=lam)
+    return made
+
+
+def draw_gradients(net: nn.Module) -> list[Tensor]:
+    """Draw gradients of unlike scale, as layers have them, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(p.shape, generator=generator).mul_(1e-3 * 2.0 ** (place % 5)).to(p.device)
+        for place, p in enumerate(net.parameters())
+    ]
+
+
+def baselines(net: nn.Module, gradients: Sequence[Tensor]) -> list[Contestant]:
+    """Return plain AdamW, fused and foreach."""
+    return [
+        _plain(name, net, gradients, **{option: True})
+        for name, option in ((FUSED, "fused"), (FOREACH, "foreach"))
+    ]
+
+
+def naive(net: nn.Module, gradients: Sequence[Tensor], lam: float) -> list[Contestant]:
+    """Return what is written after the step where no toolkit is at hand: tensor by tensor."""
+    return [
+        _with_blog_l1(_plain(name, net, gradients, fused=True), name, lam, counted)
+        for name, counted in ((NAIVE, False), (NAIVE_ITEM, True))
+    ]
+
+
+def penalised(
+    net: nn.Module, gradients: Sequence[Tensor], penalty: WeightPenalty, example: Tensor
+) -> list[Contestant]:
+    """Return the penalty behind torch's fused AdamW, and within our own."""
+    made = []
+    for name, make in REGULARIZED.items():
+        copy = _copy(net, gradients)
+        optimizer = make(copy.parameters(), lr=LR, weight_decay=0.0)
+        regularizer = Regularizer(copy, penalty, example=example).attach(optimizer)
+        entries = sum(p.numel() for p in regularizer.penalised())
+        extra = GROUP_PASS_BYTES if isinstance(penalty, GroupPenalty) else PASS_BYTES
+        # Only on CUDA is the update of ProxAdamW in one pass with the prox.
+        apart = name == HOOK or example.device.type == "cpu"
+        num_bytes = _adamw_bytes(copy) + (extra * entries if apart else 0)
+        made.append(Contestant(name, copy, optimizer.step, num_bytes))
+    return made
+
+
+def misfits(
+    net: nn.Module, penalties: Mapping[str, WeightPenalty], example: Tensor
+) -> dict[str, str]:
+    """Return the penalties that do not fit the net, each with the reason."""
+    found = {}
+    for name, penalty in penalties.items():
+        try:
+            regularizer = Regularizer(net, penalty, example=example)
+            for make in REGULARIZED.values():
+                regularizer.attach(make(net.parameters(), lr=LR))
+        except InputError as error:
+            found[name] = str(error)
+    return found
+
+
+def _plain(name: str, net: nn.Module, gradients: Sequence[Tensor], **options: Any) -> Contestant:
+    copy = _copy(net, gradients)
+    optimizer = AdamW(copy.parameters(), lr=LR, weight_decay=0.0, **options)
+    return Contestant(name, copy, optimizer.step, _adamw_bytes(copy))
+
+
+def _with_blog_l1(plain: Contestant, name: str, lam: float, counted: bool) -> Contestant:
+    parameters = list(plain.net.parameters())
+
+    @torch.no_grad()
+    def step() -> int:
+        plain.step()
+        zeros = 0
+        for p in parameters:
+            p.copy_(p.sign() * (p.abs() - LR * lam).clamp(min=0))
+            if counted:
+                zeros += int((p == 0).sum().item())
+        return zeros
+
+    extra = PASS_BYTES + (COUNT_BYTES if counted else 0)
+    entries = sum(p.numel() for p in parameters)
+    return Contestant(name, plain.net, step, plain.num_bytes + extra * entries)
+
+
+def _copy(net: nn.Module, gradients: Sequence[Tensor]) -> nn.Module:
+    """Copy the net; the gradients are only read, so that all may share them."""
+    copy = deepcopy(net)
+    for p, gradient in zip(copy.parameters(), gradients, strict=True):
+        p.grad = gradient
+    return copy
+
+
+def _adamw_bytes(net: nn.Module) -> int:
+    return ADAMW_BYTES * sum(p.numel() for p in net.parameters())

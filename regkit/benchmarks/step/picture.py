@@ -1,0 +1,129 @@
+"""The picture: what each contestant costs, in plain AdamW steps."""
+
+from pathlib import Path
+from typing import Any
+
+from regkit.benchmarks.step.candidates import FUSED, HOOK, PROX
+from regkit.benchmarks.step.report import Report, Row, place
+from regkit.timing import Quartiles
+
+# Okabe and Ito's colours, which all eyes tell apart.
+COLOURS = {HOOK: "#0072B2", PROX: "#009E73", None: "#9A9A9A"}
+NAMES = {
+    HOOK: "AdamW(fused=True), then the penalty",
+    PROX: "ProxAdamW, with the penalty",
+    None: "without regkit",
+}
+CLOCKS = {"gpu": "GPU time", "wall": "time"}
+INK, FAINT = "#222222", "#DDDDDD"
+WALL: dict[str, Any] = {
+    "marker": "D",
+    "color": "#D55E00",
+    "markersize": 5,
+    "markeredgecolor": "white",
+    "linestyle": "",
+}
+
+
+def draw(report: Report, path: Path) -> None:
+    """Draw bars of the ratio to AdamW(fused=True), with quartiles; on a GPU also of wall time."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in report.rows if row.contestant != FUSED]
+    places = _places(rows)
+    figure = Figure(figsize=(9, 2.2 + 0.27 * places[-1]), layout="constrained")
+    axes: Any = figure.subplots()
+    for at, row in zip(places, rows, strict=True):
+        _bar(axes, at, row)
+    axes.axvline(1, color=INK, linewidth=1)
+    axes.set_yticks(*_ticks(rows, places), fontsize=9)
+    axes.set_ylim(places[-1] + 0.7, -0.7)
+    axes.set_xlim(0, 1.2 * max(of.high for row in rows for of in _shown(row).values()))
+    clock = next(iter(rows[0].ms))
+    axes.set_xlabel(f"{CLOCKS[clock]} of one optimizer step, in AdamW(fused=True) steps", color=INK)
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=INK)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    _legend(figure, rows)
+    _title(axes, report)
+    figure.savefig(path, dpi=160)
+
+
+def _shown(row: Row) -> dict[str, Quartiles]:
+    """Return the ratios to show: of the first clock, and of the wall where that is another."""
+    first = next(iter(row.to_fused))
+    return {clock: row.to_fused[clock] for clock in dict.fromkeys((first, "wall"))}
+
+
+def _places(rows: list[Row]) -> list[float]:
+    """Return where each bar goes: those of one penalty side by side, gaps in between."""
+    places, at = [], 0.0
+    for before, row in zip([None, *rows[:-1]], rows, strict=True):
+        if before is not None:
+            own = row.penalty is None or row.penalty != before.penalty
+            at += 1.0 if row.penalty is None else 1.35 if own else 0.85
+        places.append(at)
+    return places
+
+
+def _bar(axes: Any, at: float, row: Row) -> None:
+    ratio, *others = _shown(row).values()
+    colour = COLOURS[row.contestant if row.penalty is not None else None]
+    axes.barh(at, ratio.median, height=0.78, color=colour)
+    spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
+    axes.errorbar(ratio.median, at, xerr=spread, color=INK, elinewidth=1, capsize=2.5, capthick=1)
+    for wall in others:
+        axes.plot(wall.median, at, **WALL)
+    axes.annotate(
+        "   wall ".join(f"{of.median:.2f}" for of in _shown(row).values()),
+        (max(of.high for of in _shown(row).values()), at),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=INK,
+    )
+
+
+def _ticks(rows: list[Row], places: list[float]) -> tuple[list[float], list[str]]:
+    """Name a penalty once, in the middle of its bars."""
+    names: dict[str, list[float]] = {}
+    for at, row in zip(places, rows, strict=True):
+        names.setdefault(row.penalty or row.contestant, []).append(at)
+    return [sum(at) / len(at) for at in names.values()], list(names)
+
+
+def _legend(figure: Any, rows: list[Row]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    present = dict.fromkeys(row.contestant if row.penalty is not None else None for row in rows)
+    handles: list[Any] = [Patch(color=COLOURS[kind], label=NAMES[kind]) for kind in present]
+    if len(_shown(rows[0])) > 1:
+        handles.append(Line2D([], [], label="wall time, host included", **WALL))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8.5, frameon=False
+    )
+
+
+def _title(axes: Any, report: Report) -> None:
+    fused = next(row for row in report.rows if row.contestant == FUSED)
+    ms = next(iter(fused.ms.values())).median
+    axes.set_title(
+        f"What a penalty costs: {report.options['model']}, "
+        f"{report.num_parameters:,} parameters\n\n",
+        loc="left",
+        fontsize=13,
+        color=INK,
+    )
+    axes.text(
+        0,
+        1.005,
+        f"{place(report.machine)}\nAdamW(fused=True): {ms:.3g} ms; "
+        f"medians of {report.options['rounds']} rounds, whiskers: quartiles",
+        transform=axes.transAxes,
+        fontsize=8.5,
+        color="#666666",
+        va="bottom",
+    )

@@ -1,0 +1,158 @@
+"""What a run found: rows of figures, as a table on the screen and as a file."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from regkit.benchmarks.step.clocks import Rate
+from regkit.errors import InputError
+from regkit.timing import Quartiles
+
+WIDTH = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant.
+
+    penalty: None for those that have none of ours.
+    ms: by clock (wall on a CPU; gpu, host and wall on a GPU).
+    to_fused, to_foreach: by clock, ratios within a round to plain AdamW.
+    fused_ms, foreach_ms: median of those in the same rounds, on the first clock.
+    gb_s: bytes that a step has to move, by the time of the first clock; of_rate: share of the
+        measured rate.
+    training_ms: forward, backward and step; share: what the step is of that.
+    launches, syncs: of the host, a step; None without a GPU.
+    """
+
+    penalty: str | None
+    contestant: str
+    ms: dict[str, Quartiles]
+    to_fused: dict[str, Quartiles]
+    to_foreach: dict[str, Quartiles]
+    fused_ms: float
+    foreach_ms: float
+    num_bytes: int
+    gb_s: float
+    of_rate: float
+    training_ms: float | None
+    share: float | None
+    launches: int | None
+    syncs: int | None
+
+    @property
+    def label(self) -> str:
+        """Return the name to show."""
+        return self.contestant if self.penalty is None else f"{self.penalty}, {self.contestant}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run.
+
+    machine, options: what it ran on, and what it was asked for.
+    left_out: penalties that do not fit the model, with the reason.
+    """
+
+    machine: dict[str, Any]
+    options: dict[str, Any]
+    num_parameters: int
+    num_tensors: int
+    rate: Rate
+    left_out: dict[str, str]
+    rows: list[Row]
+
+    def write(self, path: Path) -> None:
+        """Write all figures."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read(path: Path) -> Report:
+    """Return the run that `Report.write` wrote.
+
+    Raises: InputError when the file is none of these.
+    """
+    try:
+        found = json.loads(path.read_text())
+        rows = [
+            Row(**{key: _quartiles(value) for key, value in row.items()}) for row in found["rows"]
+        ]
+        return Report(**{**found, "rate": Rate(**found["rate"]), "rows": rows})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"--read got {path}, which is no file that --out wrote ({type(error).__name__}: "
+            f"{error}); give one."
+        ) from error
+
+
+def place(machine: Mapping[str, Any]) -> str:
+    """Name the machine in a few words."""
+    threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
+    return f"{machine['device']}, {threads}, torch {machine['torch']}"
+
+
+def _quartiles(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {clock: Quartiles(**of) for clock, of in value.items()}
+
+
+def heading(report: Report) -> Iterator[str]:
+    """Say what is measured, on what, and what the columns are."""
+    options, machine = report.options, report.machine
+    yield (
+        f"{options['model']}: {report.num_parameters:,} parameters in {report.num_tensors} "
+        f"tensors. {place(machine)}."
+    )
+    yield (
+        f"Rate: {report.rate.gb_s:.1f} GB/s, the best of this run on arrays as large as the "
+        f"model's: {report.rate.what}."
+    )
+    for name, reason in report.left_out.items():
+        yield f"Left out: {name}. {reason}"
+    yield ""
+    clocks = "gpu ms  host ms  wall ms" if machine["cuda"] else " wall ms"
+    ratio = "x fused (gpu)       (wall)" if machine["cuda"] else "x fused           "
+    yield (
+        f"{'one step':{WIDTH}} {clocks}  {ratio}  x foreach    GB/s  of rate  launches  syncs"
+        "  of training"
+    )
+
+
+def line(row: Row) -> str:
+    """Return a row of the table."""
+    times = "  ".join(f"{of.median:{max(len(clock) + 3, 7)}.2f}" for clock, of in row.ms.items())
+    first, *others = row.to_fused.values()
+    ratios = f"{first.median:5.2f} [{first.low:.2f}-{first.high:.2f}]"
+    if others:
+        ratios = f"{ratios:18} {others[-1].median:7.2f}"
+    foreach = next(iter(row.to_foreach.values())).median
+    return (
+        f"{row.label:{WIDTH}} {times:>8}  {ratios:18}  {foreach:9.2f}  {row.gb_s:6.1f}  "
+        f"{row.of_rate:7.0%}  {_or_dash(row.launches):>8}  {_or_dash(row.syncs):>5}  "
+        f"{'-' if row.share is None else f'{row.share:.1%}':>11}"
+    )
+
+
+def legend(report: Report) -> Iterator[str]:
+    """Say how to read the table."""
+    yield ""
+    yield (
+        f"Times: medians of {report.options['rounds']} rounds; x: median of the ratios within a "
+        "round, with quartiles."
+    )
+    yield (
+        "GB/s: counts 28 bytes a weight for AdamW, also with the prox in its pass (ProxAdamW on "
+        "CUDA); 8 more for a prox in a pass of its own, 12 for groups; 4 for a count."
+    )
+    if report.options["train_rounds"]:
+        yield (
+            "of training: the step's share of forward, backward and step on "
+            f"{report.options['batch']} clips of {report.options['clip']}."
+        )
+
+
+def _or_dash(number: int | None) -> str:
+    return "-" if number is None else str(number)

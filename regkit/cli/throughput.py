@@ -1,0 +1,172 @@
+"""The verb `throughput`: options in, table, file and picture out."""
+
+import argparse
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regkit.benchmarks.reading import films, memory, studio
+from regkit.benchmarks.reading import report as reports
+from regkit.benchmarks.reading.candidates import Film, Task, absent
+from regkit.benchmarks.reading.picture import draw
+from regkit.benchmarks.reading.report import Report
+from regkit.benchmarks.reading.rounds import contest
+from regkit.errors import InputError
+from regkit.timing import check_files, cpu_name, package_version
+
+HELP = "measure how many clips a second one process reads from videos"
+PACKAGES = ("av", "torchcodec", "decord", "torch", "torchvision")
+# What a file says that it was asked for.
+ASKED = ("clip", "stride", "short_px", "rounds", "clips", "sampling", "threads")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the verb."""
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="FILE", help="videos (default: four made ones)")
+    add("--clip", type=int, default=16, help="frames of a clip (default: %(default)s)")
+    add("--stride", type=int, default=2, help="of dense clips (default: %(default)s)")
+    add("--short-px", type=int, default=128, help="of the frames (default: %(default)s)")
+    add(
+        "--rounds",
+        type=int,
+        default=9,
+        help="that count, after one that does not; 0 leaves all out but --memory "
+        "(default: %(default)s)",
+    )
+    add("--clips", type=int, default=4, help="that each reads a round (default: %(default)s)")
+    add(
+        "--sampling",
+        nargs="+",
+        choices=("dense", "uniform"),
+        default=["dense", "uniform"],
+        help="of training clips (default: both)",
+    )
+    add("--threads", type=int, default=1, help="of every decoder; 0: its choice (default: 1)")
+    add("--memory", action="store_true", help="of a process that reads a long film, too")
+    add("--out", type=Path, metavar="FILE.json", help="write all figures, and the machine")
+    add("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
+    add("--read", type=Path, metavar="FILE.json", help="show such a file, and measure nothing")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, and print while it goes on.
+
+    Raises: InputError when an option is out of range, or a file no video.
+    """
+    _check_files(args)
+    if args.read is not None:
+        found = reports.read(args.read)
+        _show(reports.everything(found))
+    else:
+        _check_numbers(args)
+        with tempfile.TemporaryDirectory() as folder:
+            found = _measure(args, Path(folder))
+    if args.out is not None:
+        found.write(args.out)
+    if args.picture is not None:
+        draw(found, args.picture)
+
+
+def _measure(args: argparse.Namespace, folder: Path) -> Report:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads or num_threads)
+    try:
+        return _report(args, folder)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _report(args: argparse.Namespace, folder: Path) -> Report:
+    task = Task(args.clip, args.stride, args.short_px, args.threads)
+    found = Report(
+        machine=_machine(),
+        options={key: value for key, value in vars(args).items() if key in ASKED},
+        left_out=absent(),
+        films=[],
+        rows=[],
+        memory=[],
+    )
+    _show(reports.heading(found))
+    for film in _films(args, task, folder) if args.rounds else ():
+        facts = studio.describe(film, task)
+        found = replace(found, films=[*found.films, facts])
+        _show(reports.film_heading(facts))
+        for rows in contest(film, task, args.sampling, args.rounds, args.clips):
+            _show(reports.table(rows, found.options))
+            found = replace(found, rows=[*found.rows, *rows])
+    if args.memory:
+        found = replace(found, memory=_memory(task, folder))
+        _show(reports.memory_table(found.memory))
+    _show(reports.legend(found))
+    return found
+
+
+def _films(args: argparse.Namespace, task: Task, folder: Path) -> Iterator[Film]:
+    if args.files:
+        paths = [str(path) for path in args.files]
+        name = args.files[0].name if len(paths) == 1 else f"{len(paths)} files"
+        yield studio.film(name, paths, task, folder)
+        return
+    for kind in films.KINDS:
+        path = films.make(kind, folder, films.SECONDS)
+        yield studio.film(path.stem, [str(path)], task, folder)
+
+
+def _memory(task: Task, folder: Path) -> list[reports.Memory]:
+    piece = films.make(films.LONG, folder, films.SECONDS)
+    path = films.repeat(piece, films.PIECES, folder)
+    readers = ["pyav"] if "torchcodec" in absent() else ["pyav", "torchcodec"]
+    return list(memory.measure(path, task, readers))
+
+
+def _show(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    check_files(args.out, args.picture)
+    if args.picture is None:
+        return
+    if args.read is None and args.rounds == 0:
+        raise InputError("--picture draws what --rounds measures; give 2 or more rounds.")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for option, least in (
+        ("clip", 1),
+        ("stride", 1),
+        ("short_px", 2),
+        ("clips", 1),
+        ("threads", 0),
+    ):
+        if getattr(args, option) < least:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} got {getattr(args, option)}; give {least} or more.")
+    if args.rounds < 2 and not (args.rounds == 0 and args.memory):
+        raise InputError(
+            f"--rounds got {args.rounds}; give 2 or more, or 0 together with --memory."
+        )
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        **{
+            name: package_version(name)
+            for name in ("av", "torchcodec", "decord", "torch", "torchvision")
+        },
+        "system": platform.platform(),
+        "date": date.today().isoformat(),
+    }

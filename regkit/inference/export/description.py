@@ -1,0 +1,110 @@
+"""What another program must know to feed an exported model."""
+
+from typing import Any
+
+from regkit.data.clip_spec import Cut
+from regkit.data.sampling import Sampling
+from regkit.data.video_data import VideoData
+from regkit.inference.export.onnx_file import INPUT, OUTPUT
+from regkit.training.checkpoints import Held
+
+
+def description(held: Held) -> dict[str, Any]:
+    """Describe the model's input and output, and how a video becomes the input, step by step.
+
+    As in the evaluation of its run: `steps` says in words what the other entries say in numbers.
+    """
+    data = held.data
+    cut = data.cut(data.test_views, data.test_crops)
+    sampling = cut.sampling
+    return {
+        "input": {
+            "name": INPUT,
+            "type": "float32",
+            "axes": ["batch", "colour (red, green, blue)", "frame", "row", "column"],
+            "shape": ["any", *data.example().shape[1:]],
+        },
+        "output": {
+            "name": OUTPUT,
+            "type": "float32",
+            "axes": ["batch", "class"],
+            "shape": ["any", len(held.model.classes)],
+        },
+        "classes": held.model.classes,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "view": data.view,
+        "sampling": {
+            "num_frames": sampling.num_frames,
+            "kind": sampling.kind,
+            "stride": sampling.stride,
+            "fps": sampling.fps,
+            "pad": sampling.pad,
+            "views": sampling.views,
+        },
+        "short_px": cut.short_px,
+        "size_px": cut.size_px,
+        "crops": cut.crops,
+        "steps": [*_frames(sampling), *_squares(cut), *_numbers(data), _answer(cut)],
+    }
+
+
+def _frames(sampling: Sampling) -> list[str]:
+    frames, views = sampling.num_frames, sampling.views
+    steps = ["List the frames of the video in the order in which they are shown, from 0."]
+    if sampling.fps is not None:
+        steps.append(
+            f"See it at {sampling.fps:g} frames a second: with t the seconds since the first frame "
+            f"and mean the mean of their distances, take n = max(1, round((t[last] + mean) * "
+            f"{sampling.fps:g})) moments i / {sampling.fps:g} + 1e-6; at each, the last frame with "
+            "t <= moment. A video of one frame stays as it is."
+        )
+    steps.append("n is the number of frames that there are now.")
+    if sampling.kind == "uniform":
+        steps.append(
+            f"Clip v of {views} takes, for k = 0 .. {frames - 1}, the frame min(n - 1, "
+            f"floor((k + (v + 0.5) / {views}) * n / {frames}))."
+        )
+        return steps
+    share = "0.5" if views == 1 else f"v / {views - 1}"
+    room = (frames - 1) * sampling.stride + 1
+    place = f"floor(max(0, n - {room}) * {share}) + {sampling.stride} * k"
+    if sampling.pad == "loop":
+        chosen = f"({place}) modulo n: a video too short begins again"
+    else:
+        chosen = f"min(n - 1, {place}): a video too short repeats its last"
+    steps.append(f"Clip v of {views} takes, for k = 0 .. {frames - 1}, the frame {chosen}.")
+    return steps
+
+
+def _squares(cut: Cut) -> list[str]:
+    size, short = cut.size_px, cut.short_px
+    steps = [
+        f"Scale each frame, as RGB, bilinearly (FFmpeg's swscale), to a short side of {short} px "
+        f"and a long side of round(long * {short} / short) px; then turn it upright."
+    ]
+    middle = f"top = (height - {size}) // 2, left = (width - {size}) // 2"
+    if cut.crops == 1:
+        return [*steps, f"Cut out the square of {size} px in the middle: {middle}."]
+    return [
+        *steps,
+        f"Cut {cut.crops} squares of {size} px out of it, each of which makes a clip: at the "
+        f"beginning, in the middle and at the end of the long side, in the middle of the short one "
+        f"({middle}).",
+    ]
+
+
+def _numbers(data: VideoData) -> list[str]:
+    steps = ["Of each colour: (value / 255 - mean) / std, as float32."]
+    if data.view == "differences":
+        steps.append(
+            "Subtract from each frame of the clip the one before it; the first becomes zero."
+        )
+    return steps
+
+
+def _answer(cut: Cut) -> str:
+    one = "The softmax of its scores are the probabilities of the classes"
+    if cut.clips == 1:
+        return f"{one}."
+    return f"{one} for one clip; of the video, their mean over its {cut.clips} clips."

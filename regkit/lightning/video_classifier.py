@@ -1,0 +1,231 @@
+"""VideoClassifier: a clip classifier with the field's measures."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+
+from regkit.errors import InputError
+from regkit.ops.temporal import roughness
+from regkit.regularizer.activations import as_frames
+from regkit.structure.selectors import declared_embeddings, find_module
+
+
+class VideoClassifier(pl.LightningModule):
+    """Train and evaluate a clip classifier on batches `{"clip": ..., "label": ...}`.
+
+    Evaluation may take several clips of a video: with `views` in the batch, `clip` holds so many
+    for each label, side by side. They pass the net `clips_at_once` (all at once when that is not in
+    the batch), and the video's scores are the mean of their probabilities. In training a label may
+    be a row of probabilities, as mixing of clips makes it.
+
+    Logs train/loss, train/acc and for val and test: loss, acc (top-1), acc_macro (mean over the
+    classes that have videos), acc_top5 (with more than five classes), acc_view (top-1 of single
+    views, where there are several), roughness of the frame embeddings (where the net names them
+    and they have two time steps), and val_class/<class>, test_class/<class>.
+
+    classes: names, in the order of the labels.
+    optimizer: makes the optimizer from the parameters.
+    scheduler: makes a learning rate scheduler, stepped once an epoch.
+    seed: dropout follows from it, the epoch and the step alone, so a run that continues from a
+        checkpoint is the run that was never interrupted.
+    recipe: what made this run, plain values; kept in the checkpoint.
+
+    Attributes:
+        test_views: clips that the last test took of each video.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: Sequence[str],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
+        seed: int = 0,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters({"classes": list(classes), "recipe": dict(recipe or {})})
+        self.net = net
+        self.classes = list(classes)
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.seed = seed
+        self.loss = nn.CrossEntropyLoss()
+        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
+        self.val_measures = Measures(len(classes))
+        self.test_measures = Measures(len(classes))
+        self.test_views = 1
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Return class scores (batch, classes) of clips (batch, channels, frames, h, w)."""
+        return self.net(clip)
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer, and the scheduler if there is one."""
+        optimizer = self.make_optimizer(self.net.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Seed this step."""
+        place = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        label = batch["label"]
+        logits = self(batch["clip"])
+        loss = self.loss(logits, label)
+        self.train_accuracy(logits, label.argmax(1) if label.is_floating_point() else label)
+        size = len(label)
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=size)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Measure one batch; return its probabilities (videos, classes), and what was predicted."""
+        return self._measure(batch, self.val_measures)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Measure one batch; return its probabilities (videos, classes), and what was predicted."""
+        self.test_views = batch.get("views", 1)
+        return self._measure(batch, self.test_measures)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the measures of the whole split."""
+        self._log_measures("val", self.val_measures)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the measures of the whole split."""
+        self._log_measures("test", self.test_measures)
+
+    def _measure(self, batch: Mapping[str, Any], measures: "Measures") -> dict[str, Any]:
+        clip, label, views = batch["clip"], batch["label"], batch.get("views", 1)
+        if len(clip) != len(label) * views:
+            raise InputError(
+                f"VideoClassifier got a batch of {len(clip)} clips for {len(label)} labels with "
+                f"views={views}; allowed: `views` clips a label, side by side."
+            )
+        known = {key: batch[key] for key in ("path", "start_s", "end_s") if key in batch}
+        if len(label) == 0:  # every file of this batch was skipped
+            return {"probabilities": clip.new_zeros(0, len(self.classes)), "label": label} | known
+        with _caught_frames(self.net) as frames:
+            parts = clip.split(batch.get("clips_at_once", len(clip)))
+            logits = torch.cat([self(part) for part in parts])
+        scores = video_scores(logits, views)
+        measures.update(scores, label, self.loss(scores, label))
+        if views > 1:
+            measures.view_accuracy.update(logits, label.repeat_interleave(views))
+        # Relative to the spread of the batch, so of all of its clips together.
+        num_calls = len(frames) // len(parts)
+        for z in (torch.cat(frames[call::num_calls]) for call in range(num_calls)):
+            if z.shape[1] > 1:
+                measures.roughness.update(roughness(z.float()), len(label))
+        return {"probabilities": scores.float().softmax(1), "label": label} | known
+
+    def _log_measures(self, split: str, measures: "Measures") -> None:
+        # What one rank has seen, all must log: they wait for each other in `compute`.
+        anywhere = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        results, per_class = measures.compute(anywhere)
+        for name, value in results.items():
+            self.log(f"{split}/{name}", value, prog_bar=(split, name) == ("val", "acc"))
+        for index, value in per_class.items():
+            self.log(f"{split}_class/{self.classes[index]}", value)
+
+
+class Measures(nn.Module):
+    """What is measured on a whole split."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.counts = MulticlassStatScores(num_classes, average=None)
+        self.accuracy_top5 = None
+        if num_classes > 5:
+            self.accuracy_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        self.view_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.loss = MeanMetric()
+        self.roughness = MeanMetric()
+
+    def update(
+        self,
+        scores: Float[Tensor, "videos classes"],
+        label: Int[Tensor, " videos"],
+        loss: Float[Tensor, ""],
+    ) -> None:
+        """Count the videos of one batch."""
+        self.counts.update(scores, label)
+        if self.accuracy_top5 is not None:
+            self.accuracy_top5.update(scores, label)
+        self.loss.update(loss, len(label))
+
+    def compute(
+        self, anywhere: Callable[[bool], bool]
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """Return results by name and the accuracy of each class that has videos; start anew.
+
+        anywhere: says whether something holds on any rank.
+        """
+        hits, _, _, _, videos = self.counts.compute().unbind(1)
+        present = videos > 0
+        per_class = hits[present] / videos[present]
+        results = {
+            "acc": hits.sum() / videos.sum().clamp(min=1),
+            "acc_macro": per_class.sum() / present.sum().clamp(min=1),
+        }
+        optional = {
+            "acc_top5": self.accuracy_top5,
+            "acc_view": self.view_accuracy,
+            "loss": self.loss,
+            "roughness": self.roughness,
+        }
+        for name, metric in optional.items():
+            if metric is not None and anywhere(metric.update_called):
+                results[name] = metric.compute()
+        for metric in self.children():
+            metric.reset()  # type: ignore[operator]: each child is a metric
+        places = present.nonzero().flatten().tolist()
+        return results, dict(zip(places, per_class, strict=True))
+
+
+def video_scores(
+    logits: Float[Tensor, "clips classes"], views: int
+) -> Float[Tensor, "videos classes"]:
+    """Return scores whose softmax is the mean of the probabilities of each video's views.
+
+    log p = logsumexp_v(log p_v) - log(views); logits of single views are returned as they are.
+    In logarithms, so that improbable classes keep their order.
+    """
+    if views == 1:
+        return logits
+    single = logits.float().log_softmax(1).unflatten(0, (-1, views))
+    return single.logsumexp(1) - math.log(views)
+
+
+@contextmanager
+def _caught_frames(net: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the frame embeddings of the passes made within."""
+    frames: list[Tensor] = []
+    name = declared_embeddings(net)
+    if name is None:
+        yield frames
+        return
+    module = find_module(net, name, type(net).__name__)
+    handle = module.register_forward_hook(
+        lambda _, __, output: frames.append(as_frames(output, module, None))
+    )
+    try:
+        yield frames
+    finally:
+        handle.remove()

@@ -1,0 +1,247 @@
+"""The channels of a model, found by running it and tried by removing some of them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from regkit.errors import InputError
+from regkit.structure.attention import ATTENTION, head_slices
+from regkit.structure.channels import BUFFER, READER, WRITER, Channels, Coupling, Held, pieces_of
+from regkit.structure.groups import Bundle, Piece
+from regkit.structure.layer_slices import IN, OUT, bare_slices, crosses, layer_slices
+from regkit.structure.recurrent import suffixes, unit_slices
+from regkit.structure.replica import check_runs, replica, unwrapped
+from regkit.structure.selectors import clean_name
+from regkit.structure.trace import Found, Side, trace
+from regkit.structure.verify import Trial, Unit
+
+
+def couple(model: nn.Module, example: Any) -> Coupling:
+    """Find what is removed together with each channel of a model.
+
+    A copy runs in eval mode: weights, buffers and random numbers of the given model stay as they
+    are. What the graph of that run says is then tried on a copy with random weights, by cutting
+    channels out; what fails there is left out, with the reason.
+
+    example: an input as in training: a tensor, a list or tuple of arguments, or a dict of named
+        ones. The model runs on it about ten times, in float64: a batch of 1 is enough, and so is a
+        small clip where the model takes any size.
+    Raises: InputError when the model cannot be copied or does not run on the example.
+    Source: Fang et al., DepGraph: Towards Any Structural Pruning, 2023, for the graph.
+    """
+    inner = unwrapped(model)
+    copy = replica(inner)
+    check_runs(copy, example, "couple")
+    found = trace(replica(inner), example)
+    drafts = _Drafts(copy, {clean_name(n): p for n, p in inner.named_parameters()})
+    for one in found:
+        drafts.add(one)
+    drafts.add_inner_layers()
+    channels, notes = drafts.finished()
+    return (
+        _proved(channels, notes, Trial(copy, example)) if channels else Coupling((), tuple(notes))
+    )
+
+
+def channels(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence[str]]:
+    """Return all that writes each channel, and what is none.
+
+    Raises: InputError as `couple` does, without an example, and for a model that is sharded.
+    """
+    return _bundles(model, example, "channel")
+
+
+def readers(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence[str]]:
+    """Return all that reads each channel, and what is none; errors as of `channels`."""
+    return _bundles(model, example, "reader")
+
+
+def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[Bundle], Sequence[str]]:
+    if example is None:
+        raise InputError(
+            f"got groups={side!r}, which are found by running the model once, and no example to "
+            "run it with. Give example=<a clip as in training, batch of 1>, or set "
+            "model.example_input_array."
+        )
+    if sharded := [name for name, p in model.named_parameters() if hasattr(p, "placements")]:
+        raise InputError(
+            f"got groups={side!r}, which are found by running a copy of the model, and it is "
+            f"sharded ({sharded[0]!r}): FSDP2 allows no copy. Make the Regularizer before "
+            "fully_shard; attach then takes over the shards."
+        )
+    coupling = couple(model, example)
+    return coupling.bundles(side), coupling.notes
+
+
+class _Drafts:
+    """Channels as the graph proposes them, and the reasons for those that are not to be cut."""
+
+    def __init__(self, copy: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+        self._copy = copy
+        self._parameters = parameters
+        self._modules = dict(copy.named_modules())
+        self._order = {name: place for place, name in enumerate(self._modules)}
+        self._tied = _tied(copy)
+        self._channels: list[Channels] = []
+        self._refused: dict[tuple[str, str], int] = defaultdict(int)
+
+    def add(self, found: Found) -> None:
+        """Take channels in, or note why not."""
+        sides = sorted(found.index, key=lambda side: self._place(side.name))
+        writers = [side for side in sides if side.side != IN]
+        if not writers:
+            return
+        name, together = self._name(found, writers)
+        crossed = (crosses(side.name, self._owner(side.name)) for side in sides)
+        held = [self._held(side, found.index[side]) for side in sides]
+        refusals = (h for h in held if isinstance(h, str))
+        why = next(filter(None, crossed), None) or found.why or next(refusals, None)
+        parts = [h for h in held if not isinstance(h, str)]
+        slices = [s for part in parts for s in part[0]]
+        widths = [w for part in parts for w in part[1]]
+        self._take(name, why or (slices, widths), together, len(found.index[sides[0]]))
+
+    def add_inner_layers(self) -> None:
+        """Take in what only the same module reads: attention heads, and units of inner layers."""
+        for name, module in self._modules.items():
+            if isinstance(module, ATTENTION):
+                held, count = head_slices(name, module), int(module.num_heads)
+                # Without its rows a head still hands on the shift of the norm that follows.
+                self._take(f"{name}.heads", held, None, count, traced=False, by_writers=False)
+            if isinstance(module, nn.RNNBase) and not module.proj_size:
+                for level, ends in enumerate(suffixes(module)[:-1]):
+                    for direction, end in enumerate(ends):
+                        units = torch.arange(module.hidden_size)
+                        held = unit_slices(name, module, level, direction, units)
+                        full, together = f"{name}.{end[1:]}", _together(name, module)
+                        self._take(full, held, together, len(units))
+
+    def finished(self) -> tuple[list[Channels], list[str]]:
+        """Return the channels in the order of the model, and a line for each of the rest.
+
+        Those of a recurrent layer stay together: all of its layers and directions, or none.
+        """
+        present: dict[str | None, int] = defaultdict(int)
+        for c in self._channels:
+            present[c.together] += 1
+        kept = []
+        for c in self._channels:
+            layer = self._modules.get(c.together) if c.together is not None else None
+            if isinstance(layer, nn.RNNBase) and present[c.together] < _num_sets(layer):
+                why = f"other units of {c.together} cannot be removed"
+                self._refused[(c.name, why)] += c.num_groups
+            else:
+                kept.append(c)
+        notes = [f"{name} ({count}): {why}" for (name, why), count in self._refused.items()]
+        return sorted(kept, key=lambda c: self._place(c.name)), sorted(notes)
+
+    def _take(
+        self, name: str, held: Held | str, together: str | None, count: int, **known: bool
+    ) -> None:
+        made = held if isinstance(held, str) else self._made(name, held, together)
+        if isinstance(made, Channels):
+            twins = sum(c.name.split(" #")[0] == name for c in self._channels)
+            named = f"{name} #{twins + 1}" if twins else made.name
+            self._channels.append(replace(made, name=named, **known))
+        else:
+            self._refused[(name, made)] += count
+
+    def _made(self, name: str, held: Held, together: str | None) -> Channels | str:
+        slices, widths = held
+        if all(s.role != READER for s in slices):
+            return "no layer reads it, so it is an output of the network"
+        if slices[0].index.shape[0] < 2:
+            return "has one channel only"
+        pieces: dict[str, list[Piece]] = {WRITER: [], READER: []}
+        for s in slices:
+            if s.tensor in self._tied:
+                return f"passes {s.tensor}, which several layers share"
+            if s.role != BUFFER:
+                views = pieces_of(s, self._parameters[clean_name(s.tensor)])
+                if views is None:
+                    return f"its places in {s.tensor} follow no pattern"
+                pieces[s.role] += views
+        writers, readers = tuple(pieces[WRITER]), tuple(pieces[READER])
+        return Channels(name, writers, readers, tuple(slices), tuple(widths), together)
+
+    def _held(self, side: Side, index: Int[Tensor, "groups size"]) -> Held | str:
+        module = self._modules.get(side.name)
+        if module is None:
+            return bare_slices(side.name, self._copy.get_parameter(side.name), index)
+        if isinstance(module, ATTENTION):
+            return f"passes {side.name}, an attention layer"
+        if isinstance(module, nn.RNNBase) and side.side == OUT and not module.proj_size:
+            if index.shape[1] != 1:
+                return f"its units of {side.name} belong to several channels"
+            direction, units = index[0, 0] // module.hidden_size, index[:, 0] % module.hidden_size
+            return unit_slices(side.name, module, module.num_layers - 1, int(direction), units)
+        return layer_slices(side.name, module, side.side, index)
+
+    def _name(self, found: Found, writers: list[Side]) -> tuple[str, str | None]:
+        """Return the first layer, and the recurrent layer that these are hidden units of."""
+        for side in writers:
+            module = self._modules.get(side.name)
+            if isinstance(module, nn.RNNBase):
+                direction = int(found.index[side][0, 0]) // module.hidden_size
+                end = suffixes(module)[-1][min(direction, len(suffixes(module)[-1]) - 1)]
+                return f"{side.name}.{end[1:]}", _together(side.name, module)
+        return writers[0].name, None
+
+    def _owner(self, name: str) -> nn.Module:
+        """Return the module of that name, or the one that holds the parameter of that name."""
+        return self._modules.get(name) or self._copy.get_submodule(name.rpartition(".")[0])
+
+    def _place(self, name: str) -> tuple[int, str]:
+        """Return where the model has a module, or what one holds."""
+        owner = name if name in self._order else name.rpartition(".")[0]
+        return self._order.get(owner, len(self._order)), name
+
+
+def _proved(channels: list[Channels], notes: Iterable[str], trial: Trial) -> Coupling:
+    """Keep what the trial finds removable."""
+    unseen = {c.name: why for c in channels if (why := trial.unseen(c)) is not None}
+    lost = {c.together for c in channels if c.name in unseen and c.together is not None}
+    seen = [c for c in channels if c.name not in unseen and c.together not in lost]
+    wrong = trial.judge(_units(seen), READER)
+    right = [c for c in seen if c.name not in wrong]
+    readers_only = trial.judge(_units([c for c in right if c.by_writers]), WRITER)
+    idle = {clean_name(name.rpartition(".")[0] or name) for name in trial.unreached}
+    lines = [
+        *notes,
+        *(f"{name}: the outputs do not depend on it in eval mode" for name in sorted(idle)),
+        *(f"{name}: {why}" for name, why in (unseen | wrong).items()),
+        *(f"{name}: not removable by zero writers: {why}" for name, why in readers_only.items()),
+    ]
+    kept = (replace(c, by_writers=c.by_writers and c.name not in readers_only) for c in right)
+    return Coupling(tuple(kept), tuple(lines))
+
+
+def _units(channels: list[Channels]) -> list[Unit]:
+    units: dict[str, list[Channels]] = defaultdict(list)
+    for c in channels:
+        units[f"together {c.together}" if c.together is not None else f"alone {c.name}"].append(c)
+    return list(units.values())
+
+
+def _together(name: str, layer: nn.RNNBase) -> str | None:
+    return name if _num_sets(layer) > 1 else None
+
+
+def _num_sets(layer: nn.RNNBase) -> int:
+    return sum(map(len, suffixes(layer)))
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Return the names of parameters that several modules hold."""
+    owners: dict[nn.Parameter, set[int]] = defaultdict(set)
+    names: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        owners[parameter].add(hash((id(model.get_submodule(owner)), leaf)))
+        names[parameter].append(name)
+    return {n for p, found in names.items() if len(owners[p]) > 1 for n in found}

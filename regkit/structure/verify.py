@@ -1,0 +1,194 @@
+"""Whether channels can be removed, by removing some and running what is left.
+
+The graph of a run says which tensor slices seem to belong to a channel. It is taken at its word
+only where a model with random weights gives the same outputs with those channels set to zero and
+with them cut out. With weights at random an error can hide only by an unlikely coincidence, as it
+could behind zeros of an initialisation or of a sparse model.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from regkit.structure.channels import READER, WRITER, Channels
+from regkit.structure.cut import Dead, cut, silence
+from regkit.structure.replica import fixed_seed, outputs, told
+
+# Error allowed beside the largest output. Rounding through a deep network stays far below; a wrong
+# channel in float64 does not.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+# Sets that belong together, but are taken for two, fail where different channels of them are cut.
+# Sets of few channels may be cut alike by chance, so these are also tried alone.
+_FEW = 16
+
+# A weight counts as seen when it changes the outputs by this many times the allowed error.
+_SEEN = 1000
+
+# What belongs together is judged together: the sets of a recurrent layer lose equally many.
+Unit = Sequence[Channels]
+
+
+class Trial:
+    """A replica with random weights, in float64 where the model runs in it, and its verdicts.
+
+    unreached: the parameters that the outputs of the example do not depend on.
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self._draw = torch.Generator().manual_seed(0)
+        self._model, self._example, self._dtype = _in_doubles(model, example)
+        _randomise(self._model, self._draw)
+        self.unreached: frozenset[str] = frozenset()
+        self._reached = self._gradients()
+        # Layers that run in training alone may read a channel too: there, cut models must run.
+        self._trains = bool(self.unreached) and self._runs_in_training()
+
+    def judge(self, units: Sequence[Unit], role: str) -> dict[str, str]:
+        """Return, by the name of the set, why channels with all `role` slices zero must stay."""
+        traced = [unit for unit in units if all(c.traced for c in unit)]
+        small = [unit for unit in traced if min(c.num_groups for c in unit) <= _FEW]
+        wrong: dict[str, str] = {}
+        for unit in small:
+            wrong |= self._search([unit], role)
+        return wrong | self._search([u for u in units if u[0].name not in wrong], role)
+
+    def _search(self, units: Sequence[Unit], role: str) -> dict[str, str]:
+        """Try all at once; where that fails, each half."""
+        why = self._fault(units, role) if units else None
+        if why is None:
+            return {}
+        if len(units) == 1:
+            return {channels.name: why for channels in units[0]}
+        half = len(units) // 2
+        return self._search(units[:half], role) | self._search(units[half:], role)
+
+    def unseen(self, channels: Channels) -> str | None:
+        """Return why nothing can be said of channels that the outputs do not depend on."""
+        for role in (WRITER, READER):
+            if not any(s.tensor in self._reached for s in channels.slices if s.role == role):
+                return "its weights hardly change the outputs of the example"
+        return None
+
+    def _fault(self, units: Sequence[Unit], role: str) -> str | None:
+        dead = [pair for unit in units for pair in self._some(unit)]
+        model = deepcopy(self._model)
+        silence(model, dead, role)
+        try:
+            return self._differs(model, dead)
+        except Exception as error:
+            return f"without some channels the model fails ({told(error)})"
+
+    def _differs(self, model: nn.Module, dead: Dead) -> str | None:
+        whole = self._run(model)
+        cut(model, dead)
+        left = self._run(model)
+        if self._trains:
+            self._run(model.train())
+        if [o.shape for o in whole] != [o.shape for o in left]:
+            return "is an output of the network"
+        if any(_error(a, b) > _TOLERANCE[self._dtype] for a, b in zip(whole, left, strict=True)):
+            return "without some channels the outputs change"
+        return None
+
+    def _some(self, unit: Unit) -> list[tuple[Channels, Bool[Tensor, " _"]]]:
+        """Choose channels at random, equally many of each set in the unit."""
+        most = min(channels.num_groups for channels in unit) // 2
+        count = int(torch.randint(1, most + 1, (), generator=self._draw))
+        chosen = []
+        for channels in unit:
+            order = torch.randperm(channels.num_groups, generator=self._draw)
+            chosen.append((channels, order < count))
+        return chosen
+
+    def _gradients(self) -> frozenset[str]:
+        """Return the parameters that the outputs depend on, to first order; keep the others."""
+        model = self._model.requires_grad_(True)
+        recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        # cuDNN's recurrent layers have no backward in eval mode.
+        plain = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+        with torch.enable_grad(), fixed_seed(model), plain:
+            found = [o for o in outputs(model, self._example) if o.requires_grad]
+            named = dict(model.named_parameters(remove_duplicate=False))
+            if not found or not named:
+                return frozenset()
+            gradients = torch.autograd.grad(
+                found, list(named.values()), [torch.rand_like(o) for o in found], allow_unused=True
+            )
+        self.unreached = frozenset(
+            name for name, g in zip(named, gradients, strict=True) if g is None
+        )
+        least = _SEEN * _TOLERANCE[self._dtype] * max(float(o.detach().abs().max()) for o in found)
+        effects = {
+            name: (g * named[name].detach()).abs().sum()
+            for name, g in zip(named, gradients, strict=True)
+            if g is not None
+        }
+        return frozenset(name for name, effect in effects.items() if float(effect) > least)
+
+    def _run(self, model: nn.Module) -> list[Tensor]:
+        enabled = torch.backends.cudnn.enabled
+        exact = torch.backends.cudnn.flags(enabled=enabled, allow_tf32=False)
+        with torch.no_grad(), fixed_seed(model), exact:
+            return outputs(model, self._example)
+
+    def _runs_in_training(self) -> bool:
+        try:
+            self._run(deepcopy(self._model).train())
+        except Exception:  # One clip is too few for some batch norms: then there is no such check.
+            return False
+        return True
+
+
+def _in_doubles(model: nn.Module, example: Any) -> tuple[nn.Module, Any, torch.dtype]:
+    """Return the model and an example of random numbers, in float64 if it runs so."""
+    for dtype in (torch.float64, torch.float32):
+        cast = deepcopy(model).to(dtype)
+        try:
+            with torch.no_grad(), fixed_seed(cast):
+                drawn = tree_map(lambda x, dtype=dtype: _drawn(x, dtype), example)
+                outputs(cast, drawn)
+        except Exception:
+            if dtype == torch.float32:
+                raise
+        else:
+            return cast, drawn, dtype
+    raise AssertionError("the loop returns or raises")
+
+
+def _drawn(leaf: Any, dtype: torch.dtype) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return torch.rand_like(leaf, dtype=dtype)
+    return leaf
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module, draw: torch.Generator) -> None:
+    """Draw all weights so that activations keep their size through the layers."""
+    for parameter in model.parameters():
+        if not parameter.is_floating_point():
+            continue
+        if parameter.ndim > 1:
+            fan_in = max(parameter[0].numel(), 1)
+            drawn = torch.randn(parameter.shape, generator=draw) * (2 / fan_in) ** 0.5
+        else:
+            drawn = 0.5 + torch.rand(parameter.shape, generator=draw)
+        parameter.copy_(drawn)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=draw))
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference beside the largest entry; infinity for NaN."""
+    if not a.numel():
+        return 0.0
+    a, b = a.double(), b.double()
+    error = float((a - b).abs().max() / a.abs().max().clamp(min=1e-300))
+    return error if error == error else float("inf")

@@ -1,0 +1,123 @@
+"""Write the report on folders of runs."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from regkit.errors import InputError
+from regkit.sweeps.report.choose import check_measure, choose
+from regkit.sweeps.report.comparison import write_comparison
+from regkit.sweeps.report.curves import over_epochs
+from regkit.sweeps.report.histories import Histories
+from regkit.sweeps.report.layers import layer_densities
+from regkit.sweeps.report.page import page, read_conclusions, rows_of_csv
+from regkit.sweeps.report.pareto import against_density, against_flops
+from regkit.sweeps.report.strengths import accuracy_against_lam, density_against_lam
+from regkit.sweeps.report.style import Picture, Scene, look
+from regkit.sweeps.report.table import tabulate
+from regkit.training.runs import find_runs
+
+FOLDER, PAGE, TABLE = "report", "report.html", "table.csv"
+PAPER_DPI = 300
+COMPARED = {"accuracy_density", "density_lam", "accuracy_lam"}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was found, and the page that says it."""
+
+    scene: Scene
+    page: Path
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write report.html, its pictures and table.csv, and return the page.
+
+    out: a folder; None is `report` in the first of the folders. TensorBoard's pictures go to
+        `comparison` in that one.
+
+    Raises: InputError when a folder holds no runs.
+    """
+    return report(folders, out).page
+
+
+def report(
+    folders: Sequence[str | Path], out: str | Path | None = None, by: str = "val_accuracy"
+) -> Report:
+    """Write the report, choosing by another number of the validation if asked to.
+
+    Raises: InputError when a folder holds no runs, or `by` may not choose.
+    """
+    check_measure(by)
+    runs = find_runs(folders)
+    table = tabulate(runs)
+    found = (choose(rows, by) for rows in table.by_data.values())
+    scene = Scene(table, [choice for choice in found if choice is not None], by)
+    target = _made(Path(folders[0]) / FOLDER if out is None else Path(out))
+    with look():
+        pictures = [(picture, _save(picture, target)) for picture in _draw(scene)]
+    conclusions = read_conclusions(_between(folders, [run.folder for run in runs]))
+    _write(target / PAGE, page(scene, pictures, conclusions))
+    text = io.StringIO()
+    rows = rows_of_csv(table, [choice.chosen for choice in scene.choices])
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    _write(target / TABLE, text.getvalue())
+    compared = {picture.name: png for picture, png in pictures if picture.name in COMPARED}
+    write_comparison(Path(folders[0]), compared)
+    return Report(scene, target / PAGE)
+
+
+def _draw(scene: Scene) -> Iterable[Picture]:
+    """Draw what there is something to draw of, one at a time."""
+    if not scene.table.rows:
+        return
+    histories = Histories()
+    for draw in (against_density, against_flops, density_against_lam, accuracy_against_lam):
+        if (picture := draw(scene)) is not None:
+            yield picture
+    for draw in (over_epochs, layer_densities):
+        if (picture := draw(scene, histories)) is not None:
+            yield picture
+
+
+def _save(picture: Picture, folder: Path) -> bytes:
+    """Save a picture for papers, as PNG and PDF, and return the PNG."""
+    FigureCanvasAgg(picture.figure)
+    file = io.BytesIO()
+    picture.figure.savefig(file, format="png", dpi=PAPER_DPI)
+    (folder / f"{picture.name}.png").write_bytes(file.getvalue())
+    picture.figure.set_layout_engine("none")  # it has its layout, which takes longer than a drawing
+    picture.figure.savefig(folder / f"{picture.name}.pdf", metadata={"CreationDate": None})
+    return file.getvalue()
+
+
+def _between(folders: Sequence[str | Path], found: Sequence[Path]) -> list[Path]:
+    """List the folders given, and those between them and their runs, from the top down."""
+    listed: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        listed[folder] = None
+        for run in found:
+            if run.is_relative_to(folder):
+                parents = run.relative_to(folder).parts
+                listed |= {folder.joinpath(*parents[:n]): None for n in range(1, len(parents) + 1)}
+    return list(listed)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); give --out DIR.") from error
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that whoever reads meanwhile sees the old one or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

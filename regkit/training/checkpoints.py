@@ -1,0 +1,122 @@
+"""Checkpoints of train.py: as models again, whole or shrunk, with what they were trained on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from regkit.data.video_data import VideoData
+from regkit.errors import InputError
+from regkit.lightning.video_classifier import VideoClassifier
+from regkit.pruning.resize import restore, sizes
+from regkit.training.config import make
+
+NAMES = ("shrunk", "debiased", "last")
+SIZES = "sizes"  # beside classes and recipe: the numbers in which the net differs from the recipe's
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A trained classifier and what made it.
+
+    model: in eval mode, on the CPU; its `classes` name the columns of its scores.
+    data: makes clips as in training. Not set up: its own videos need not be there.
+    recipe: the configuration of the run.
+    shrunk: whether the net is smaller than the recipe makes it.
+    """
+
+    path: Path
+    model: VideoClassifier
+    data: VideoData
+    recipe: dict[str, Any]
+    shrunk: bool
+
+
+def load(path: str | Path, names: Sequence[str] = NAMES) -> Held:
+    """Load a checkpoint of a run, or that of its folder.
+
+    path: a file, or a run folder, of which the first that is there is taken of
+        checkpoints/shrunk.ckpt, debiased.ckpt, last.ckpt.
+    names: others, or in another order.
+    Raises: InputError when there is none, or it is none of train.py.
+    """
+    file = _file(Path(path).expanduser(), names)
+    checkpoint = _read(file)
+    made = checkpoint["hyper_parameters"]
+    recipe, classes, smaller = made["recipe"], made["classes"], made.get(SIZES, {})
+    net = _net(recipe, len(classes))
+    model = VideoClassifier(net, classes, make(recipe["optimizer"]), recipe=recipe)
+    try:
+        restore(model, checkpoint["state_dict"], smaller)
+    except InputError as error:
+        raise InputError(f"{file} does not fit its own recipe: {error}") from error
+    return Held(file, model.eval(), make(recipe["data"]), recipe, bool(smaller))
+
+
+def start_from(model: VideoClassifier, path: Path) -> None:
+    """Take the weights of another run's checkpoint, and of a shrunk one its sizes too.
+
+    Raises: InputError when there is none, or it is of another model.
+    """
+    if not path.is_file():
+        raise InputError(f"warm_start={path} was given, and there is no such file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        smaller = checkpoint["hyper_parameters"].get(SIZES, {})
+        restore(model, checkpoint["state_dict"], smaller)
+    except Exception as error:
+        raise InputError(
+            f"warm_start={path} does not fit this model ({' '.join(str(error).split())[:300]}). "
+            "Give a checkpoint that train.py made of the same model and classes."
+        ) from error
+    model.hparams[SIZES] = smaller
+
+
+def save_shrunk(
+    net: nn.Module, recipe: Mapping[str, Any], classes: Sequence[str], path: Path
+) -> None:
+    """Write a checkpoint with a smaller net than the recipe makes.
+
+    `load` reads it, and train.py begins with it: warm_start=PATH.
+    """
+    whole = _net(recipe, len(classes))
+    smaller = {f"net.{name}": value for name, value in sizes(whole, net).items()}
+    checkpoint = {
+        "state_dict": {f"net.{name}": tensor for name, tensor in net.state_dict().items()},
+        "hyper_parameters": {"classes": list(classes), "recipe": dict(recipe), SIZES: smaller},
+    }
+    draft = path.with_suffix(".part")
+    torch.save(checkpoint, draft)
+    draft.replace(path)
+
+
+def _net(recipe: Mapping[str, Any], num_classes: int) -> nn.Module:
+    # The weights are in the checkpoint: those that training began with need not be there any more.
+    options = {k: None if k == "pretrained" else v for k, v in recipe["model"].items()}
+    return make(options, num_classes=num_classes)
+
+
+def _file(path: Path, names: Sequence[str]) -> Path:
+    if path.is_file():
+        return path
+    for name in names:
+        if (found := path / "checkpoints" / f"{name}.ckpt").is_file():
+            return found
+    what = "holds no checkpoints/last.ckpt" if path.is_dir() else "is no file"
+    raise InputError(f"ckpt={path} {what}. Give a run folder of train.py, or a file of its.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["hyper_parameters"]["recipe"]["model"]
+        checkpoint["state_dict"]
+    except Exception as error:
+        raise InputError(
+            f"ckpt={path} is no checkpoint of train.py ({type(error).__name__}). Give a run "
+            "folder, or checkpoints/last.ckpt in it."
+        ) from error
+    return checkpoint
