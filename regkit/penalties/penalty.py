@@ -62,8 +62,8 @@ class WeightPenalty(Penalty):
         default=(), kw_only=True
     )
 
-    # How the weights are seen (`regkit.structure.groups.LAYOUTS`). "entries": `rows` has any shape and every
-    # entry is by itself; else `rows` is (groups, size), and every row is by itself.
+    # How the weights are seen (`regkit.structure.groups.LAYOUTS`). "entries": `rows` has any shape
+    # and every entry is by itself; else `rows` is (groups, size), and every row is by itself.
     layout: ClassVar[str] = "entries"
     # True where `prox` needs the rows of one parameter together, as a matrix, and the same step
     # for all of them: the move is then taken in a scalar metric.

@@ -5,20 +5,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.swin_transformer import ShiftedWindowAttention
-from torchvision.models.video.mvit import MultiscaleAttention
-from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from regkit.structure.channels import READER, WRITER, Held, Slice, Width
 from regkit.structure.groups import Bundle, Piece, along
 from regkit.structure.selectors import clean_name
-
-ATTENTION = (
-    nn.MultiheadAttention,
-    ShiftedWindowAttention,
-    ShiftedWindowAttention3d,
-    MultiscaleAttention,
-)
 
 # Leaf, axis along which the heads lie, how often their pattern repeats (query, key and value).
 _Part = tuple[str, int, int]
@@ -35,6 +25,19 @@ _TORCH: list[_Part] = [
     ("bias_v", 2, 1),
     ("out_proj.weight", 1, 1),
 ]
+# Classes by their names: a model of torchvision's has torchvision loaded, others need it not.
+_MVIT_NAME = "torchvision.models.video.mvit.MultiscaleAttention"
+_LAYOUTS = {
+    "torch.nn.modules.activation.MultiheadAttention": _TORCH,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": _SWIN,
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": _SWIN,
+    _MVIT_NAME: _MVIT,
+}
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Say whether a module is an attention layer whose heads are known, or inherits from one."""
+    return _known(module) is not None
 
 
 def heads(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence[str]]:
@@ -52,7 +55,7 @@ def heads(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence
     bundles = []
     seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
-        if isinstance(module, ATTENTION):
+        if is_attention(module):
             pieces = tuple(p for p in _pieces(name, module) if p.parameter not in seen)
             seen |= {p.parameter for p in pieces}
             if pieces:
@@ -60,13 +63,13 @@ def heads(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence
     return bundles, ()
 
 
-def head_slices(name: str, module: nn.Module) -> Held | str:
+def head_slices(name: str, module: Any) -> Held | str:
     """Return what the heads of an attention layer hold, or why they cannot be cut.
 
     MViT's layer knows how many numbers a head has; the others divide the width of their input by
     the number of heads, and would with fewer heads take each for wider.
     """
-    if not isinstance(module, MultiscaleAttention):
+    if _known(module) != _MVIT_NAME:
         return f"{name} finds the size of a head from its number of heads, so none can be cut"
     size = module.head_dim
     one = torch.arange(module.num_heads)[:, None] * size + torch.arange(size)
@@ -84,7 +87,7 @@ def head_slices(name: str, module: nn.Module) -> Held | str:
 def _pieces(name: str, module: nn.Module) -> Iterator[Piece]:
     count = int(module.num_heads)  # type: ignore[arg-type]: nn.Module may hold anything
     parameters = dict(module.named_parameters())
-    for leaf, axis, outer in _parts(module):
+    for leaf, axis, outer in _LAYOUTS[_known(module) or ""]:
         parameter = parameters.get(leaf)
         if parameter is not None:
             inner = parameter.shape[axis] // (count * outer)
@@ -93,7 +96,7 @@ def _pieces(name: str, module: nn.Module) -> Iterator[Piece]:
             yield Piece(full, parameter, view.in_memory_order(parameter))
 
 
-def _parts(module: nn.Module) -> list[_Part]:
-    if isinstance(module, nn.MultiheadAttention):
-        return _TORCH
-    return _MVIT if isinstance(module, MultiscaleAttention) else _SWIN
+def _known(module: nn.Module) -> str | None:
+    """Return under which name of `_LAYOUTS` a module goes."""
+    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
+    return next((name for name in names if name in _LAYOUTS), None)

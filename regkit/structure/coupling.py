@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from regkit.errors import InputError
-from regkit.structure.attention import ATTENTION, head_slices
+from regkit.structure.attention import head_slices, is_attention
 from regkit.structure.channels import BUFFER, READER, WRITER, Channels, Coupling, Held, pieces_of
 from regkit.structure.groups import Bundle, Piece
 from regkit.structure.layer_slices import IN, OUT, bare_slices, crosses, layer_slices
@@ -109,8 +109,8 @@ class _Drafts:
     def add_inner_layers(self) -> None:
         """Take in what only the same module reads: attention heads, and units of inner layers."""
         for name, module in self._modules.items():
-            if isinstance(module, ATTENTION):
-                held, count = head_slices(name, module), int(module.num_heads)
+            if is_attention(module):
+                held, count = head_slices(name, module), int(module.num_heads)  # type: ignore[arg-type]: a number
                 # Without its rows a head still hands on the shift of the norm that follows.
                 self._take(f"{name}.heads", held, None, count, traced=False, by_writers=False)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
@@ -173,7 +173,7 @@ class _Drafts:
         module = self._modules.get(side.name)
         if module is None:
             return bare_slices(side.name, self._copy.get_parameter(side.name), index)
-        if isinstance(module, ATTENTION):
+        if is_attention(module):
             return f"passes {side.name}, an attention layer"
         if isinstance(module, nn.RNNBase) and side.side == OUT and not module.proj_size:
             if index.shape[1] != 1:

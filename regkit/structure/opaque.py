@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch_pruning.pruner.function import BasePruningFunc
 
-from regkit.structure.attention import ATTENTION
+from regkit.structure.attention import is_attention
 
-_OPAQUE = (nn.RNNBase, nn.RNNCellBase, *ATTENTION)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def seal(model: nn.Module) -> list[nn.Module]:
     """Make each recurrent and attention layer of a replica one operation of the graph."""
-    sealed: list[nn.Module] = [m for m in model.modules() if isinstance(m, _OPAQUE)]
+    sealed = [m for m in model.modules() if isinstance(m, _RECURRENT) or is_attention(m)]
     for module in sealed:
         module.forward = _Sealed(module.forward)
     return sealed

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from regkit.errors import InputError
 from regkit.selection.choose import RULES, Choice, choose
-from regkit.selection.stability import Stability, draw
+from regkit.selection.stability import Stability
 from regkit.sweeps.report.style import COLOURS, look
+from regkit.sweeps.stability_picture import draw
 from regkit.sweeps.sweep_summary import conclude
 from regkit.training.runs import Run, find_runs, group_norms
 

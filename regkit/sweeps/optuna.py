@@ -45,10 +45,10 @@ class _Job:
 class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
     """Try one combination of options after another, each chosen by what earlier ones reached.
 
-    Options are searched as `regkit.sweeps.search_space` reads them. What was tried is kept in the folder
-    of the sweep: one that was stopped goes on there, first with the trials that were running. A job
-    that fails counts as a trial. In the end the runs that no other beats in every objective are
-    told, and a report is written.
+    Options are searched as `regkit.sweeps.search_space` reads them. What was tried is kept in the
+    folder of the sweep: one that was stopped goes on there, first with the trials that were
+    running. A job that fails counts as a trial. In the end the runs that no other beats in every
+    objective are told, and a report is written.
 
     num_trials: all in all, those before a restart among them.
     num_jobs: trials that are chosen and launched together; -1: one a core.

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from regkit import InputError
-from regkit.selection.stability import Stability, draw
+from regkit.selection.stability import Stability
+from regkit.sweeps.stability_picture import draw
 
 RNG = np.random.default_rng(0)
 LAMS = [1e-1, 1e-2, 1e-3]
