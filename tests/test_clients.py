@@ -692,7 +692,7 @@ def test_activation_penalties_give_the_gradients_of_the_term_by_hand(setting: st
         return kept.seen, module
 
     expected, _ = run(extra=0.7)
-    penalised, module = run(RegularizerCallback(TemporalSmoothness(0.7, of="encoder")))
+    penalised, module = run(RegularizerCallback(TemporalSmoothness(0.7, module="encoder")))
     without, _ = run()
     assert len(penalised) == len(expected)
     for ours, theirs in zip(penalised, expected, strict=True):
@@ -727,7 +727,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_any_loss_may_be_differentiated_by_hand(form: str):
     expected = fitted(OddLoss(FORMS[form], extra=0.7))
-    penalty = TemporalSmoothness(0.7, of="encoder")
+    penalty = TemporalSmoothness(0.7, module="encoder")
     ours = fitted(OddLoss(FORMS[form]), RegularizerCallback(penalty))
     for p, q in zip(ours.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
@@ -772,7 +772,7 @@ class Average(pl.Callback):
 @pytest.mark.parametrize("manual", [False, True])
 def test_a_copy_made_while_training_is_a_copy(manual: bool):
     def regularize() -> RegularizerCallback:
-        return RegularizerCallback([L1(0.1), TemporalSmoothness(0.7, of="encoder")])
+        return RegularizerCallback([L1(0.1), TemporalSmoothness(0.7, module="encoder")])
 
     alone, average = fitted(Clips(manual=manual), regularize()), Average()
     for order in ([regularize(), average], [average, regularize()]):
@@ -841,7 +841,7 @@ def assert_bound(reg: Regularizer, penalised: Tensor) -> None:
 @pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("how", COPIES)
 def test_everything_can_be_copied_and_saved(how: str, manual: bool):
-    penalties = [L1(0.1, on="encoder"), TemporalSmoothness(0.7, of="encoder")]
+    penalties = [L1(0.1, params="encoder"), TemporalSmoothness(0.7, module="encoder")]
     first = COPIES[how](RegularizerCallback(penalties))
     expected = fitted(Clips(manual=manual), RegularizerCallback(penalties))
     module = fitted(Clips(manual=manual), first)
@@ -868,7 +868,7 @@ def test_everything_can_be_copied_and_saved(how: str, manual: bool):
 @pytest.mark.parametrize("how", COPIES)
 def test_a_copied_regularizer_sees_the_activations_of_its_own_model(how: str):
     module, clip = Clips(), torch.randn(2, 5, 4)
-    reg = COPIES[how](Regularizer(module, TemporalSmoothness(0.7, of="encoder")))
+    reg = COPIES[how](Regularizer(module, TemporalSmoothness(0.7, module="encoder")))
     reg.model.objective(clip)
     expected = 0.7 * smoothness(module.encoder(clip))
     torch.testing.assert_close(reg.activation_loss(), expected)
@@ -927,8 +927,8 @@ def test_two_callbacks_leave_nothing_behind(order: int, ends: str):
         assert len(optimizers) == 2
         return module, set(vars(module)), hooks_of(module, optimizers)
 
-    both = {"one": L1(0.05, on="one"), "two": L1(0.02, on="two"),
-            "smooth": ActivationL1(0.1, of="one.0")}  # fmt: skip
+    both = {"one": L1(0.05, params="one"), "two": L1(0.02, params="two"),
+            "smooth": ActivationL1(0.1, module="one.0")}  # fmt: skip
     first = RegularizerCallback({"one": both["one"], "smooth": both["smooth"]})
     second = RegularizerCallback({"two": both["two"]})
     bare, names, num_hooks = fit(Breaks())
@@ -943,7 +943,7 @@ def test_two_callbacks_leave_nothing_behind(order: int, ends: str):
 
 def test_two_callbacks_with_penalties_of_one_kind_are_two():
     """Nobody gave names; a checkpoint keeps both."""
-    callbacks = [RegularizerCallback(L1(0.05, on=name)) for name in ("one", "two")]
+    callbacks = [RegularizerCallback(L1(0.05, params=name)) for name in ("one", "two")]
     trainer(*callbacks, max_epochs=1).fit(Pair(), loader())
 
 
