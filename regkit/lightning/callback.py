@@ -98,7 +98,7 @@ class RegularizerCallback(pl.Callback):
     def state_key(self) -> str:
         """Name under which a checkpoint keeps this callback."""
         chosen = (
-            f"{name}:{getattr(p, 'on', None) or getattr(p, 'of', None) or ''}"
+            f"{name}:{getattr(p, 'params', None) or getattr(p, 'module', None) or ''}"
             for name, p in self.penalties.items()
         )
         return f"{type(self).__name__}[{','.join(chosen)}]"

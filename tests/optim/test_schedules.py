@@ -134,7 +134,7 @@ class Unlike(nn.Module):
 
 UNLIKE = {
     "entries": lambda: L1(1e-3),
-    "groups": lambda: GroupLasso(1e-3, groups="input"),
+    "groups": lambda: GroupLasso(1e-3, groups="in_channel"),
 }
 
 

@@ -98,7 +98,7 @@ def test_ranges(key: str, value: Any, said: str):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("penalty=l7", "penalty=l7 was given.*There are: .*elastic_net, .*l1, l1_half, l2"),
+        ("penalty=l7", "penalty=l7 was given.*There are: .*elastic_net, .*l1, l_half, l2"),
         ("penalty=[l1,temporl]", "temporl was given; close: temporal"),
         ("penalty=l1,l3", "penalty=l3 was given"),
         ("model=tiny", "close: tiny3d"),
@@ -185,7 +185,7 @@ def assert_options(group: str, options: dict[str, Any]) -> None:
             assert_options(name, options[name])
             continue
         default = known[name].default
-        if name == "factors":  # a mapping in YAML, pairs in Python
+        if name == "lam_scale":  # a mapping in YAML, pairs in Python
             default = dict(default)
         default = list(default) if isinstance(default, tuple) else default
         assert options[name] == default, name

@@ -175,8 +175,8 @@ def test_auto_is_a_tenth_of_the_budget(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_auto_finds_each_penalty_its_own(tmp_path: Path):
     summary = run(
-        tmp_path, "penalty=[l1,l2]", "lam=auto", "penalty.l1.on=head", "penalty.l2.on=features",
-        "trainer.max_epochs=1",
+        tmp_path, "penalty=[l1,l2]", "lam=auto", "penalty.l1.params=head",
+        "penalty.l2.params=features", "trainer.max_epochs=1",
     )  # fmt: skip
     assert summary["lams"]["l1"] != summary["lams"]["l2"]
     assert summary["lam"] == summary["lams"]["l1"]

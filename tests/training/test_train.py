@@ -240,7 +240,7 @@ def refused(folder: Path, clips: Path) -> dict[str, tuple[int, str]]:
         "no checkpoint": (["ckpt_path=gone.ckpt"], True),
         "short clips": (["penalty=temporal", "model=s3d", "data.num_frames=1"], True),
         "no module": (
-            [*own, "penalty=temporal", "penalty.temporal.of=encodr", "model=cnn_gru"],
+            [*own, "penalty=temporal", "penalty.temporal.module=encodr", "model=cnn_gru"],
             False,
         ),
     }
