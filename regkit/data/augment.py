@@ -116,12 +116,13 @@ class Augment:
         Mixing makes `label` float (videos, num_classes), in batches of one clip too. Where mixup or
         `more` need fractions, `clip` is float from 0 to 1.
 
-        Raises: InputError when names are left in `no_flip_classes`, or `more` returns no equal clips.
+        Raises: InputError when names are left in `no_flip_classes`, or `more` returns clips of
+            other sizes.
         """
         if any(isinstance(name, str) for name in self.no_flip_classes):
             raise InputError(
-                f"Augment got no_flip_classes={sorted(self.no_flip_classes, key=str)!r}; labels are needed. "
-                "Call for_classes(classes) first."
+                f"Augment got no_flip_classes={sorted(self.no_flip_classes, key=str)!r}; labels "
+                "are needed. Call for_classes(classes) first."
             )
         height, width = clip.shape[-2:]
         chains = {flips: self._chain(height, width, flips) for flips in (False, True)}
