@@ -141,7 +141,7 @@ def _minimised(lam: float | int, x: Inputs, y: Labels, used: Tensor, start: Fitt
         ahead = [a + share * shift for a, shift in zip(now, shifts, strict=True)]
     raise InputError(
         f"hog: the fit at lam={lam:g} has not converged in {MOST_STEPS} steps. Give a larger "
-        "--low-ratio."
+        "--lam-min-ratio."
     )
 
 

@@ -84,7 +84,7 @@ def test_what_a_plug_says_is_not_hidden_by_what_made_it_say_so(monkeypatch: Any,
     [
         ("lam", -1.0, "lam is a number >= 0"),
         ("lam", float("nan"), "lam is a number >= 0"),
-        ("evaluate", "first", "it is last or best"),
+        ("test_checkpoint", "first", "it is last or best"),
         ("seed", -1, "whole number >= 0"),
         ("patience", 0, "1 or more"),
     ],
