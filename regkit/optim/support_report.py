@@ -14,7 +14,7 @@ from regkit.structure.distributed import placement, summed
 
 # Steps between samples of what flips in one; it is prime to the others, so that all come round.
 FLIP_INTERVAL = 31
-# Steps from one comparison of supports to the next; each compares with SAMPLE_INTERVAL steps before.
+# Steps between two comparisons of supports, each with that of SAMPLE_INTERVAL steps before it.
 # In five of them one has gates open within, as often as any SAMPLE_INTERVAL steps do.
 OVERLAP_INTERVAL = 30
 # Samples that a report goes back, about 200 steps each.

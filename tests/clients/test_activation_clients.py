@@ -58,7 +58,7 @@ def test_activation_penalties_give_the_gradients_of_the_term_by_hand(setting: st
         return kept.seen, module
 
     expected, _ = run(extra=0.7)
-    penalised, module = run(RegularizerCallback(TemporalSmoothness(0.7, of="encoder")))
+    penalised, module = run(RegularizerCallback(TemporalSmoothness(0.7, module="encoder")))
     without, _ = run()
     assert len(penalised) == len(expected)
     for ours, theirs in zip(penalised, expected, strict=True):
@@ -93,7 +93,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_any_loss_may_be_differentiated_by_hand(form: str):
     expected = fitted(OddLoss(FORMS[form], extra=0.7))
-    penalty = TemporalSmoothness(0.7, of="encoder")
+    penalty = TemporalSmoothness(0.7, module="encoder")
     ours = fitted(OddLoss(FORMS[form]), RegularizerCallback(penalty))
     for p, q in zip(ours.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)

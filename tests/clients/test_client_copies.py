@@ -59,7 +59,7 @@ class Average(pl.Callback):
 @pytest.mark.parametrize("manual", [False, True])
 def test_a_copy_made_while_training_is_a_copy(manual: bool):
     def regularize() -> RegularizerCallback:
-        return RegularizerCallback([L1(0.1), TemporalSmoothness(0.7, of="encoder")])
+        return RegularizerCallback([L1(0.1), TemporalSmoothness(0.7, module="encoder")])
 
     alone, average = fitted(Clips(manual=manual), regularize()), Average()
     for order in ([regularize(), average], [average, regularize()]):
@@ -128,7 +128,7 @@ def assert_bound(reg: Regularizer, penalised: Tensor) -> None:
 @pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("how", COPIES)
 def test_everything_can_be_copied_and_saved(how: str, manual: bool):
-    penalties = [L1(0.1, on="encoder"), TemporalSmoothness(0.7, of="encoder")]
+    penalties = [L1(0.1, params="encoder"), TemporalSmoothness(0.7, module="encoder")]
     first = COPIES[how](RegularizerCallback(penalties))
     expected = fitted(Clips(manual=manual), RegularizerCallback(penalties))
     module = fitted(Clips(manual=manual), first)
@@ -155,7 +155,7 @@ def test_everything_can_be_copied_and_saved(how: str, manual: bool):
 @pytest.mark.parametrize("how", COPIES)
 def test_a_copied_regularizer_sees_the_activations_of_its_own_model(how: str):
     module, clip = Clips(), torch.randn(2, 5, 4)
-    reg = COPIES[how](Regularizer(module, TemporalSmoothness(0.7, of="encoder")))
+    reg = COPIES[how](Regularizer(module, TemporalSmoothness(0.7, module="encoder")))
     reg.model.objective(clip)
     expected = 0.7 * smoothness(module.encoder(clip))
     torch.testing.assert_close(reg.activation_loss(), expected)

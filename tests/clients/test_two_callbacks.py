@@ -44,8 +44,8 @@ def test_two_callbacks_leave_nothing_behind(order: int, ends: str):
         assert len(optimizers) == 2
         return module, set(vars(module)), hooks_of(module, optimizers)
 
-    both = {"one": L1(0.05, on="one"), "two": L1(0.02, on="two"),
-            "smooth": ActivationL1(0.1, of="one.0")}  # fmt: skip
+    both = {"one": L1(0.05, params="one"), "two": L1(0.02, params="two"),
+            "smooth": ActivationL1(0.1, module="one.0")}  # fmt: skip
     first = RegularizerCallback({"one": both["one"], "smooth": both["smooth"]})
     second = RegularizerCallback({"two": both["two"]})
     bare, names, num_hooks = fit(Breaks())
@@ -60,5 +60,5 @@ def test_two_callbacks_leave_nothing_behind(order: int, ends: str):
 
 def test_two_callbacks_with_penalties_of_one_kind_are_two():
     """Nobody gave names; a checkpoint keeps both."""
-    callbacks = [RegularizerCallback(L1(0.05, on=name)) for name in ("one", "two")]
+    callbacks = [RegularizerCallback(L1(0.05, params=name)) for name in ("one", "two")]
     trainer(*callbacks, max_epochs=1).fit(Pair(), loader())
