@@ -27,7 +27,9 @@ class Trained:
     summary: Mapping[str, Any]
 
 
-def train(data: VideoData, num_cells: int, num_lams: int, low_ratio: float, seed: int) -> Trained:
+def train(
+    data: VideoData, num_cells: int, num_lams: int, lam_min_ratio: float, seed: int
+) -> Trained:
     """Describe the videos, choose a strength, fit, and test.
 
     data: set up. A strength is chosen on the validation videos; where cv_folds left none, over the
@@ -42,7 +44,7 @@ def train(data: VideoData, num_cells: int, num_lams: int, low_ratio: float, seed
     began = time.perf_counter()
     scale = Scale.of(rows)
     ours = scale(rows)
-    lams = log_grid(lam_max(ours.x, ours.y, data.num_classes), low_ratio, num_lams)
+    lams = log_grid(lam_max(ours.x, ours.y, data.num_classes), lam_min_ratio, num_lams)
     if held or data.cv_folds is None:
         path = choose_by_validation(ours, scale(held), lams, data.num_classes)
     else:

@@ -49,7 +49,7 @@ def lam_max(x: Inputs, y: Labels, num_classes: int) -> float:
     Raises: InputError when there is none: no feature says anything.
     """
     model = nn.Linear(x.shape[1], num_classes, dtype=x.dtype)
-    found = head_bound(model, bind(model, "l1", L1(1.0, on="weight")), [(x, y)]).lam
+    found = head_bound(model, bind(model, "l1", L1(1.0, params="weight")), [(x, y)]).lam
     if not found:
         raise InputError("hog found no feature that differs between videos. Look at the videos.")
     return found
@@ -141,7 +141,7 @@ def _minimised(lam: float | int, x: Inputs, y: Labels, used: Tensor, start: Fitt
         ahead = [a + share * shift for a, shift in zip(now, shifts, strict=True)]
     raise InputError(
         f"hog: the fit at lam={lam:g} has not converged in {MOST_STEPS} steps. Give a larger "
-        "--low-ratio."
+        "--lam-min-ratio."
     )
 
 

@@ -31,13 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="data=...",
         help="the videos, in the words of regkit train: data=..., data.<option>=..., seed=...; "
-        "frames are taken as they are, so data.view, mean, std and augment change nothing",
+        "frames are taken as they are, so data.modality, mean, std and augment change nothing",
     )
     add("--out", type=Path, metavar="FOLDER", help="what it leaves (default: runs/<time> hog)")
     add("--cells", type=int, default=4, help="along a side of the picture (default: %(default)s)")
     add("--lams", type=int, default=20, help="strengths of the path (default: %(default)s)")
     add(
-        "--low-ratio",
+        "--lam-min-ratio",
         type=float,
         default=0.03,
         metavar="SHARE",
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     folder = args.out or Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S} hog")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    trained = train(data, args.cells, args.lams, args.low_ratio, config.seed)
+    trained = train(data, args.cells, args.lams, args.lam_min_ratio, config.seed)
     whole_s = time.perf_counter() - began
     print(_told(trained, len(data.classes), whole_s))
     _leave(folder, trained, config, args.overrides)

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
             continue  # of an untrained net, the budget says little
         for top in [bound.lam for bound in found if bound.kind == "budget" and bound.lam]:
             options = config.grid
-            lams = log_grid(options.high or GRID_SHARE * top, options.low_ratio, options.num)
+            lams = log_grid(options.high or GRID_SHARE * top, options.lam_min_ratio, options.num)
             print(f"lam=auto: {two_digits(AUTO_SHARE * top):g}")
             print(f"lam=path: {', '.join(f'{lam:g}' for lam in lams)}\n")
 

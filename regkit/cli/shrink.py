@@ -7,7 +7,7 @@ import torch
 
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
-from regkit.pruning.shrink import TOLERANCE, report_of, shrink
+from regkit.pruning.shrink import TOLERANCE, shrink
 from regkit.training.checkpoints import load, save_shrunk
 from regkit.training.overrides import REQUIRED, options
 from regkit.training.shrink_stage import NUM_CLIPS, clips
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"shrink got out={out}, in a folder that is not there.")
     device = _device(given["device"])
     real = clips(held.data, given["clips"]) if given["clips"] and _is_there(held.data) else ()
-    net = shrink(
+    net, report = shrink(
         held.model.net.to(device),
         held.data.example().to(device),
         inputs=(clip.to(device) for clip in real),
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         fastest=given["fastest"],
     )
     save_shrunk(net.cpu(), held.recipe, held.model.classes, out)
-    print(f"{report_of(net)}\n{out}")
+    print(f"{report}\n{out}")
 
 
 def _device(name: str) -> torch.device:

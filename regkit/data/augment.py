@@ -32,8 +32,8 @@ class Augment:
 
     zoom: the least share of the area that a random cut keeps, of 3:4 to 4:3 of the clip's shape; it
         is scaled back to the clip's size. 1: no cut.
-    flip: chance to mirror left and right; clips of a class in `unflipped` never are.
-    unflipped: labels, or the names of classes, which `for_classes` makes labels.
+    flip: chance to mirror left and right; clips of a class in `no_flip_classes` never are.
+    no_flip_classes: labels, or the names of classes, which `for_classes` makes labels.
     colour: how far brightness, contrast and saturation stray from 1, and hue by a quarter of it.
     rand_augment: how many operations of RandAugment, each of strength `magnitude`. It shears, moves
         and rotates; it mirrors nothing.
@@ -49,7 +49,7 @@ class Augment:
 
     zoom: int | float = 1.0
     flip: int | float = 0.0
-    unflipped: Collection[int | str] = ()
+    no_flip_classes: Collection[int | str] = ()
     colour: int | float = 0.0
     rand_augment: int = 0
     magnitude: int = 9
@@ -68,11 +68,15 @@ class Augment:
         self._check("magnitude", int, 0, 30, "a whole number from 0 to 30")
         for name in ("mixup", "cutmix"):
             self._check(name, float, 0, math.inf, "a finite alpha, 0 (off) or more")
-        if isinstance(self.unflipped, str) or not isinstance(self.unflipped, Collection):
-            raise _refusal("unflipped", self.unflipped, "a list of classes: [left, right]")
+        if isinstance(self.no_flip_classes, str) or not isinstance(
+            self.no_flip_classes, Collection
+        ):
+            raise _refusal(
+                "no_flip_classes", self.no_flip_classes, "a list of classes: [left, right]"
+            )
         if not isinstance(self.more, Sequence) or not all(callable(one) for one in self.more):
             raise _refusal("more", self.more, "a list of transforms")
-        object.__setattr__(self, "unflipped", frozenset(self.unflipped))
+        object.__setattr__(self, "no_flip_classes", frozenset(self.no_flip_classes))
         object.__setattr__(self, "more", tuple(self.more))
 
     def _check(
@@ -86,19 +90,19 @@ class Augment:
         object.__setattr__(self, name, kind(given))
 
     def for_classes(self, classes: Sequence[str]) -> "Augment":
-        """Return the same, with labels for the names in `unflipped`.
+        """Return the same, with labels for the names in `no_flip_classes`.
 
         Raises: InputError when a name is none of `classes`.
         """
-        unknown = [name for name in self.unflipped if name not in classes]
+        unknown = [name for name in self.no_flip_classes if name not in classes]
         if unknown:
             raise InputError(
-                f"Augment got unflipped={sorted(self.unflipped, key=str)!r}; "
+                f"Augment got no_flip_classes={sorted(self.no_flip_classes, key=str)!r}; "
                 f"no class is named {', '.join(map(repr, unknown))}. The classes are "
                 f"{', '.join(map(repr, classes))}; names that look like numbers need quotes."
             )
-        labels = [classes.index(name) for name in self.unflipped if isinstance(name, str)]
-        return dataclasses.replace(self, unflipped=labels)
+        labels = [classes.index(name) for name in self.no_flip_classes if isinstance(name, str)]
+        return dataclasses.replace(self, no_flip_classes=labels)
 
     def __call__(
         self,
@@ -112,12 +116,13 @@ class Augment:
         Mixing makes `label` float (videos, num_classes), in batches of one clip too. Where mixup or
         `more` need fractions, `clip` is float from 0 to 1.
 
-        Raises: InputError when names are left in `unflipped`, or `more` returns no equal clips.
+        Raises: InputError when names are left in `no_flip_classes`, or `more` returns clips of
+            other sizes.
         """
-        if any(isinstance(name, str) for name in self.unflipped):
+        if any(isinstance(name, str) for name in self.no_flip_classes):
             raise InputError(
-                f"Augment got unflipped={sorted(self.unflipped, key=str)!r}; labels are needed. "
-                "Call for_classes(classes) first."
+                f"Augment got no_flip_classes={sorted(self.no_flip_classes, key=str)!r}; labels "
+                "are needed. Call for_classes(classes) first."
             )
         height, width = clip.shape[-2:]
         chains = {flips: self._chain(height, width, flips) for flips in (False, True)}
@@ -126,7 +131,7 @@ class Augment:
                 changed = []
                 for one, number, draw in zip(clip, label.tolist(), draws, strict=True):
                     _seed(draw, clip.device)
-                    changed.append(_applied(chains[number not in self.unflipped], one))
+                    changed.append(_applied(chains[number not in self.no_flip_classes], one))
                 clip = _stacked(changed)
             if self.mixup or self.cutmix:
                 _seed(draws[0] ^ _MIX if draws else 0, clip.device)

@@ -24,8 +24,8 @@ Clip = UInt8[np.ndarray, "clips frames size size 3"]
 class _Memory:
     """Keep decoded things until full. It never evicts: under shuffling that only costs hits."""
 
-    def __init__(self, memory_mib: int):
-        self._room = memory_mib * 2**20
+    def __init__(self, worker_ram_mib: int):
+        self._room = worker_ram_mib * 2**20
         self._kept: dict[tuple[str, Any], Any] = {}
 
     def fits(self, num_bytes: int) -> bool:
@@ -45,7 +45,7 @@ class ClipDataset(Dataset):
 
     What is random is a function of (seed, epoch, index) alone. A file that cannot be read is
     replaced in training by another of the same split, and left out of evaluation; its name
-    travels in `skipped`. Each worker keeps up to `memory_mib` of decoded frames.
+    travels in `skipped`. Each worker keeps up to `worker_ram_mib` of decoded frames.
 
     Raises: InputError when `on_error` is "raise", or when one file's substitutes fail as well.
     """
@@ -57,7 +57,7 @@ class ClipDataset(Dataset):
         reader: Reader,
         training: bool,
         seed: int = 0,
-        memory_mib: int = 256,
+        worker_ram_mib: int = 256,
         on_error: str = "skip",
     ):
         self.videos = videos
@@ -66,7 +66,7 @@ class ClipDataset(Dataset):
         self.training = training
         self.seed = seed
         self.on_error = on_error
-        self._memory = _Memory(memory_mib)
+        self._memory = _Memory(worker_ram_mib)
         self.watch(0)
 
     def watch(self, num_workers: int) -> None:

@@ -104,7 +104,7 @@ class ClipLoader(DataLoader):
         return InputError(
             f"A process that reads videos was lost: {reason.splitlines()[0]} It held {held}. "
             "Look at that file with regkit prepare; exit code -9 often means that the "
-            "memory was full: take a smaller data.memory_mib or data.num_workers. A file that "
+            "memory was full: take a smaller data.worker_ram_mib or data.num_workers. A file that "
             "takes too long is stopped after data.timeout_s."
         )
 

@@ -89,7 +89,7 @@ class Streamed(VideoData):
             shelf,
             training,
             seed=self.seed,
-            memory_mib=0,
+            worker_ram_mib=0,
             on_error=self.on_error,
         )
         dataset.watch(self.num_workers)

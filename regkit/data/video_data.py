@@ -37,7 +37,7 @@ _CHOICES = {
     "reader": tuple(READERS),
     "cache": cache.KINDS,
     "on_error": ("skip", "raise"),
-    "view": ("frames", "differences"),
+    "modality": ("rgb", "difference"),
 }
 
 
@@ -59,11 +59,11 @@ class VideoData(LightningDataModule, ABC):
     cache: copies of the videos that are fast to read, made before training and kept in
         `cache_root` (None: the user's cache folder) up to `cache_gib`: "memmap" (frames as
         pixels), "reencode" (small H.264 files), "auto" (what fits), "none".
-    memory_mib: of decoded frames, for each worker of each loader.
+    worker_ram_mib: of decoded frames, for each worker of each loader.
     on_error: "skip" names unreadable files once and goes on, "raise" stops at the first.
     timeout_s: how long a worker may take for a batch.
     augment: of training clips. No flip unless asked for: it would turn left into right.
-    view: "frames", or "differences" of each frame from the one before: what stands still vanishes,
+    modality: "rgb", or "difference" of each frame from the one before: what stands still vanishes,
         and with it most of what tells people and places apart.
     mean, std: of each colour, on a scale of 0 to 1; Kinetics' own by default.
     cv_folds: to choose options by cross-validation. The videos of training and validation together
@@ -92,12 +92,12 @@ class VideoData(LightningDataModule, ABC):
     cache: str = "none"
     cache_gib: int | float = 20.0
     cache_root: str | None = None
-    memory_mib: int = 256
+    worker_ram_mib: int = 256
     on_error: str = "skip"
     timeout_s: int | float = 600.0
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
-    view: str = "frames"
+    modality: str = "rgb"
     mean: Sequence[float] = (0.43216, 0.394666, 0.37645)
     std: Sequence[float] = (0.22803, 0.22145, 0.216989)
     cv_folds: int | None = None
@@ -111,7 +111,7 @@ class VideoData(LightningDataModule, ABC):
         super().__init__()
         for name in ("num_frames", "size_px", "stride", "batch_size", "test_views"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("num_workers", "memory_mib", "seed"):
+        for name in ("num_workers", "worker_ram_mib", "seed"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("cache_gib", "timeout_s"):
             self._check(name, getattr(self, name) > 0, "more than 0")
@@ -223,7 +223,7 @@ class VideoData(LightningDataModule, ABC):
         if kind == "auto":
             room = cache.Room(self._root(), float(self.cache_gib))
             size = cache.estimate(self._files(), short_px, self._decoder())
-            kind = cache.choose(size, room, self.memory_mib * 2**20)
+            kind = cache.choose(size, room, self.worker_ram_mib * 2**20)
         return None if kind == "none" else Store(self._root(), kind, short_px)
 
     def _loader(
@@ -237,7 +237,9 @@ class VideoData(LightningDataModule, ABC):
             reader,
             training=training,
             seed=self.seed,
-            memory_mib=0 if mapped else self.memory_mib,  # the system keeps mapped pages for all
+            worker_ram_mib=0
+            if mapped
+            else self.worker_ram_mib,  # the system keeps mapped pages for all
             on_error=self.on_error,
         )
         ranks, rank, done = 1, 0, None
@@ -277,7 +279,7 @@ class VideoData(LightningDataModule, ABC):
             for values in (self.mean, self.std)
         )
         clip = (clip - mean) / std
-        if self.view == "differences":
+        if self.modality == "difference":
             clip = torch.diff(clip, dim=2, prepend=clip[:, :, :1])
         return {**batch, "clip": clip, "clips_at_once": self.batch_size}
 

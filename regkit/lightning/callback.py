@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
-from regkit.optim.proximal_step import TargetResult, missed
 from regkit.optim.schedule import Schedule
-from regkit.optim.support import SupportReport
+from regkit.optim.support_report import SupportReport
+from regkit.optim.target import TargetResult, missed
 from regkit.pruning.density import density, sized_density
 from regkit.regularizer.bound_penalty import Penalties, named
 from regkit.regularizer.regularizer import Regularizer
@@ -49,8 +49,8 @@ class RegularizerCallback(pl.Callback):
     Logs, every `log_every_n_steps` steps and with the same names for every penalty:
     objective/total, objective/loss, penalty/<name>, lam/<name>, density/total, density/live_groups,
     density/sized (the weights above a thousandth of their layer's root mean square),
-    density_layer/<parameter>; support/flips, support/jaccard and support/should_wake
-    (`regkit.optim.support.SupportReport`); speed/steps_per_s and speed/prox_share (host time,
+    density_layer/<parameter>; support/flips, support/jaccard and support/should_wake (see
+    `regkit.optim.support_report`); speed/steps_per_s and speed/prox_share (host time,
     without loading); where layers have strengths of their own lam_layer/<name>/<layer>; for group
     penalties groups/<name>, the share of its groups that is not zero; objective/kkt, the length of
     the shortest subgradient of F at a logged step, from its batch.
@@ -98,7 +98,7 @@ class RegularizerCallback(pl.Callback):
     def state_key(self) -> str:
         """Name under which a checkpoint keeps this callback."""
         chosen = (
-            f"{name}:{getattr(p, 'on', None) or getattr(p, 'of', None) or ''}"
+            f"{name}:{getattr(p, 'params', None) or getattr(p, 'module', None) or ''}"
             for name, p in self.penalties.items()
         )
         return f"{type(self).__name__}[{','.join(chosen)}]"

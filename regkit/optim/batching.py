@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regkit.optim.step_size import Move, Number, StepSize, StepSizeOf
+from regkit.optim.step_size import Move, Moves, Number, StepSize, StepSizeOf
 from regkit.structure.distributed import local
 from regkit.structure.groups import Bundle, View
 
@@ -175,7 +175,7 @@ def _own(parameter: nn.Parameter) -> Tensor:
 
 def entry_batches(
     kinds: Mapping[nn.Parameter, Any],
-    moves: Mapping[nn.Parameter, Move],
+    moves: Moves,
     gates: Mapping[nn.Parameter, Tensor] | None = None,
     read: Callable[[nn.Parameter], Tensor] = _own,
 ) -> Iterator[tuple[Any, Batch]]:
@@ -209,7 +209,7 @@ def entry_batches(
 
 def row_batches(
     bundles: Sequence[tuple[Any, Bundle, bool, Tensor | None]],
-    moves: Mapping[nn.Parameter, Move],
+    moves: Moves,
     read: Callable[[nn.Parameter], Tensor] = _own,
 ) -> Iterator[tuple[Any, list[Batch]]]:
     """Yield rows, as batches that stand side by side and hold a part of each row.

@@ -61,7 +61,7 @@ class Scale:
             return part.penalty
         key = (part.penalty, factor)
         if key not in self._found:
-            self._found[key] = part.penalty.at(factor)
+            self._found[key] = part.penalty.scaled(factor)
         return self._found[key]
 
 

@@ -1,9 +1,7 @@
 """The proximal step: right after every real update, with the step size of its optimizer."""
 
-import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,43 +22,36 @@ from regkit.optim.density_control import (
     Factors,
     solve,
 )
-from regkit.optim.fused_optimizers import FusedOptimizer
+from regkit.optim.gradient_averages import SAMPLE_INTERVAL, GradientAverages
+from regkit.optim.moves import MoveHistory, held_by, moved_only
+from regkit.optim.optimizer_checks import (
+    check_optimizer,
+    step_size_or_warning,
+    warn_of_split_groups,
+)
 from regkit.optim.parts import Chain, Part, Scale, active
 from regkit.optim.schedule import Progress, Schedule
-from regkit.optim.sharding import divide, group_batches
+from regkit.optim.sharding import DividedParts, divide, group_batches
 from regkit.optim.step_plan import FIRST_MOMENT_KEYS, PlanCache, StepPlan, build_plan, signature
-from regkit.optim.step_size import (
-    AVERAGED_ALREADY,
-    AVERAGES,
-    SEEN_BY_THEIR_MOVE,
-    Move,
-    StepSizeOf,
-    gradient,
-    learning_rate,
-    momentum_gain,
-    momentum_gain_at_rest,
-    step_size_of,
-    warn_of_unknown,
-)
-from regkit.optim.support import INTERVAL, Support, interval_of, is_compared, is_sampled, is_weighed
+from regkit.optim.step_size import AVERAGES, SEEN_BY_THEIR_MOVE, Moves, gradient
+from regkit.optim.support import Support, gates_open_at
+from regkit.optim.support_report import SupportCounts, flips_counted_at, supports_compared_at
+from regkit.optim.target import CountedWeights, TargetResult, missed
 from regkit.optim.torch_backend import prox_entries, prox_rows
-from regkit.structure.distributed import local, summed, whole_rows
-
-Moves = dict[nn.Parameter, Move]
+from regkit.structure.distributed import local
 
 
 @dataclass
 class ProxState:
-    """What a step needs again; it advances in `ProximalStep.finish` alone.
+    """How far the steps have come; it advances in `ProximalStep.finish` alone.
 
     num_steps: real steps so far. progress: of training, after the last of them.
-    gains: momentum gains. num_moves: how often each parameter was moved. factors: of the last step.
+    stride: progress that the last one made. factors: that it was taken with.
     """
 
     num_steps: int = 0
     progress: float = 0.0
-    gains: dict[nn.Parameter, float] = field(default_factory=dict)
-    num_moves: Counter[nn.Parameter] = field(default_factory=Counter)
+    stride: float = 0.0
     factors: Factors = field(default_factory=Factors)
 
 
@@ -71,7 +62,6 @@ class StepContext:
     progress: after the step; stride: what it adds to it.
     bounds: densities that it shall end with. keeps_zeros: zeros stay zero.
     skip: on a GPU, not 0 where a loss scaler skips the step; is_skipped: it does, and we know.
-    firsts: parameters whose momentum buffer is still empty.
     before: weights before the move, where something is computed from them.
     nonzero: which weights are not zero, where zeros are kept.
     gates: before the step, where it is to be said what flips in it; else None.
@@ -84,29 +74,14 @@ class StepContext:
     keeps_zeros: bool
     skip: Tensor | None
     is_skipped: bool
-    firsts: frozenset[nn.Parameter]
     before: Mapping[nn.Parameter, Tensor]
     nonzero: Mapping[nn.Parameter, Tensor]
     gates: Sequence[Tensor] | None
 
-
-@dataclass(frozen=True)
-class TargetResult:
-    """A density that was asked for, and what there is.
-
-    density: of the weights that the optimizer trains and a penalty chooses; with `layerwise`, of
-        the layer that is furthest from the target.
-    reason: why the target is not met; empty where it is.
-    """
-
-    target: float
-    density: float
-    reason: str = ""
-
     @property
-    def is_met(self) -> bool:
-        """Say whether the density is the target, to a twentieth of it, and 0.02 at most."""
-        return abs(self.density - self.target) <= min(max(0.05 * self.target, 0.002), 0.02)
+    def is_last(self) -> bool:
+        """Say whether training ends with the step."""
+        return self.progress >= 1.0 and self.stride > 0
 
 
 class ProximalStep:
@@ -143,29 +118,28 @@ class ProximalStep:
         self.progress = progress or Progress()
         grouped = (p for part in parts for p in part.parameters)
         self.members = dict.fromkeys([*chains, *grouped])
-        _check(optimizer, list(self.members), parts)
-        every = [part for chain in chains.values() for part in chain] + list(parts)
-        self._zeroable = {p for one in every if one.penalty.sparsifies for p in one.parameters}
-        self.step_size = _step_size_or_warning(optimizer)
+        _refuse_a_second(optimizer)
+        check_optimizer(optimizer, self.members, parts)
+        self.step_size = step_size_or_warning(optimizer)
         self.state = ProxState(factors=Factors(self.schedule.strength(0.0)))
-        self.control = None
-        if self.schedule.target_density is not None:
-            self.control = DensityController(self.schedule)
-        self.prox_seconds = 0.0
+        self.history = MoveHistory(optimizer, self.members)
+        self.counted = CountedWeights(chains, parts, self.schedule, self.history)
+        has_target = self.schedule.target_density is not None
+        self.control = DensityController(self.schedule) if has_target else None
+        average_of = AVERAGES.get(self.step_size, gradient)
+        self.averages = GradientAverages(average_of)
+        self.support = Support(holds=self.schedule.holds_zeros and average_of is not None)
+        self.support_counts = SupportCounts()
         self.plans = PlanCache()
-        averaged = self.step_size in AVERAGED_ALREADY
-        self.support = Support(holds=self.schedule.holds_zeros and not averaged)
-        self._average_of = None if averaged else AVERAGES.get(self.step_size, gradient)
-        self._divided: tuple[tuple[int, ...], Sequence[Part], Sequence[Part]] | None = None
-        self._versions: dict[nn.Parameter, Any] = {}
-        self._is_shut = False
-        # Parameters whose momentum buffer has seen no gradient, not even one that was skipped.
-        self._unbuffered: set[nn.Parameter] = set()
-        self._stride = 0.0
+        self.prox_seconds = 0.0
+        # The parts that this optimizer trains whole, and what they depend on.
+        self._trained: tuple[int, ...] = ()
+        self._trained_parts = DividedParts()
+        self._has_closed = False
         self._context: StepContext | None = None
         self._fused: tuple[Moves, StepPlan] | None = None
-        kept = [p for part in parts if part.penalty.joint for p in part.parameters]
-        self._kept = list(self.members) if self.step_size in SEEN_BY_THEIR_MOVE else kept
+        joint = [p for part in parts if part.penalty.joint for p in part.parameters]
+        self._kept = list(self.members) if self.step_size in SEEN_BY_THEIR_MOVE else joint
         self._handles = [optimizer.register_step_pre_hook(_uncompiled(self._before))]
         if hasattr(optimizer, "proximal_step"):
             optimizer.proximal_step = self  # pyright: ignore[reportAttributeAccessIssue]
@@ -195,8 +169,8 @@ class ProximalStep:
                 "no averaged gradients, so from now on zeros wake freely (Schedule.holds_zeros).",
                 stacklevel=6,
             )
-            self.support.let_go()
-        self._watch_zeros()
+            self.support.free_all()
+        self._update_gates()
         progress = self._coming_progress()
         stride = max(progress - self.state.progress, 0.0)
         schedule, control = self.schedule, self.control
@@ -205,13 +179,13 @@ class ProximalStep:
             factors, bounds = Factors(None), None
         elif control is not None:
             factors = control.factors
-            bounds = control.bounds(progress, stride, self._names())
+            bounds = control.bounds(progress, stride, self.counted.factor_names())
         else:
             factors, bounds = Factors(schedule.strength(self.state.progress)), None
-        if keeps_zeros and not self._is_shut:
-            self.support.shut()
-        self._is_shut = keeps_zeros
-        self._unbuffered |= self._with_empty_buffers()
+        if keeps_zeros and not self._has_closed:
+            self.support.close_all()
+        self._has_closed = keeps_zeros
+        self.history.begin_step()
         skip, is_skipped = self._skipping()
         self._context = StepContext(
             progress,
@@ -221,28 +195,54 @@ class ProximalStep:
             keeps_zeros,
             skip,
             is_skipped,
-            frozenset(self._unbuffered),
             {p: p.detach().clone() for p in self._kept},
             {p: local(p.detach()) != 0 for p in self.members} if keeps_zeros else {},
-            self.support.snapshot() if is_sampled(self.state.num_steps + 1) else None,
+            self.support.snapshot() if flips_counted_at(self.state.num_steps + 1) else None,
         )
 
-    def _watch_zeros(self) -> None:
+    def _update_gates(self) -> None:
         """Make gates that are missing, and see what others have written since the last step."""
         groups = self.optimizer.param_groups
-        trained = (*(p.requires_grad for p in self.members), sum(len(g["params"]) for g in groups))
-        changed = [p for p, version in self._versions.items() if version != _version(p)]
-        if self._divided is not None and self._divided[0] == trained and not changed:
+        trained = (sum(len(g["params"]) for g in groups), *(p.requires_grad for p in self.members))
+        written = self.support.written_outside()
+        if trained == self._trained and not written:
             return
-        held = {p for group in groups for p in group["params"]}
-        if self._divided is None or self._divided[0] != trained:
+        held = held_by(self.optimizer)
+        if trained != self._trained:
             parts = (part.trained() for part in self.parts)
             here = [p for p in parts if p is not None and held.issuperset(p.parameters)]
-            self._divided = (trained, *divide(here))
+            self._trained, self._trained_parts = trained, divide(here)
         mine = {p: c for p, c in self.chains.items() if p.requires_grad and p in held}
-        self.support.watch(mine, *self._divided[1:])
-        if changed:
-            self.support.resync(changed)
+        self.support.make_gates(mine, self._trained_parts)
+        if written:
+            self.support.record_outside_writes(written)
+
+    def _coming_progress(self) -> float:
+        """Return how far training will be after the coming step."""
+        total, given = self.schedule.num_steps, self.progress.value
+        if total is not None:
+            return max(min((self.state.num_steps + 1) / total, 1.0), given or 0.0)
+        if given is None and self.schedule.depends_on_progress:
+            raise InputError(
+                "Regularizer does not know how far training is, and its schedule depends on it. "
+                "Give Schedule(num_steps=...), the steps of the whole training, or call "
+                "set_progress(share) before each step."
+            )
+        return given or 0.0
+
+    def _skipping(self) -> tuple[Tensor | None, bool]:
+        """Return a loss scaler's verdict that only the device knows, or ours that it skips.
+
+        The scaler sets `found_inf` on a fused optimizer for the time of the call. It is read here
+        where that is free, or where the state depends on it.
+        """
+        skip: Tensor | None = getattr(self.optimizer, "found_inf", None)
+        if skip is None:
+            return None, False
+        depends = self.schedule.depends_on_progress or not self.history.is_at_rest()
+        if skip.device.type == "cpu" or depends:
+            return None, bool(skip.item())
+        return skip, False
 
     @torch.no_grad()
     def fused_step(self, update: str) -> set[Tensor]:
@@ -255,10 +255,10 @@ class ProximalStep:
         assert context is not None, "begin comes first"
         if context.is_skipped or context.keeps_zeros or context.bounds is not None:
             return set()
-        if self.support.averages and is_weighed(self.state.num_steps + 1):
+        if self.averages.by_parameter and gates_open_at(self.state.num_steps + 1):
             return set()
         began = time.perf_counter()
-        moves = self._moves(context, every=True)
+        moves = self.history.moves(context.before, every=True)
         plan = self._plan(moves, context.factors, update)
         if not plan.updated or not all([launch.take_gradients() for launch in plan.launches]):
             return set()
@@ -271,8 +271,7 @@ class ProximalStep:
             launch.run(moves, self.step_size, scale, context.skip, grad_scale)
             for p, first in launch.fresh.items():
                 self.optimizer.state[p].setdefault(FIRST_MOMENT_KEYS[update], first)
-        left = StepPlan((), plan.chains, plan.alone, plan.together)
-        self._fused = (moves, left)
+        self._fused = (moves, StepPlan((), plan.chains, plan.parts))
         self.prox_seconds += time.perf_counter() - began
         return set(plan.updated)
 
@@ -284,67 +283,73 @@ class ProximalStep:
         if context is None or context.is_skipped:
             return
         began = time.perf_counter()
-        moves, plan = self._fused or (self._moves(context), None)
+        moves, plan = self._fused or (self.history.moves(context.before), None)
         self._advance(context, moves)
-        moves = _stirring(moves)
-        if self._fused:
-            moves = {p: m for p, m in moves.items() if p in self.members}
-        self._weigh_zeros(context, moves)
+        moves = moved_only({p: move for p, move in moves.items() if p in self.members})
+        self._open_gates(context, moves)
         if self.control is not None and context.factors.common is not None and moves:
-            self._controlled(self.control, context, moves)
+            self._apply_for_density(self.control, context, moves)
         else:
             self._apply(context, moves, context.factors, plan)
-        if context.gates is not None:
-            self.support.count_flips(context.gates, self.state.num_steps)
-        if is_compared(self.state.num_steps):
-            self.support.count_overlap()
-        if is_compared(self.state.num_steps + INTERVAL):
-            self.support.mark()
-        self._versions = {p: _version(p) for p in self.support.members}
+        self._count_support(context)
+        self.support.remember_memory()
         if self.control is not None and self.control.is_due(context.progress, context.stride):
-            self.control.observe(context.progress, self.densities())
+            self.control.observe(context.progress, self.counted.densities())
         self.prox_seconds += time.perf_counter() - began
-        is_last = context.progress >= 1.0 and context.stride > 0
-        if self.schedule.num_steps is not None and is_last:
-            self._warn_of_a_missed_target()
-
-    def _weigh_zeros(self, context: StepContext, moves: Moves) -> None:
-        """Learn from the gradients of the step which zeros may wake."""
-        support, step = self.support, self.state.num_steps
-        members = support.members
-        if self._average_of is not None:
-            leads = {id(m.group): m for m in map(moves.get, members) if m is not None}
-            due = {
-                group
-                for group, lead in leads.items()
-                if step % interval_of(self._average_of(lead)) == 0
-            }
-            some = {p: moves[p] for p in members if p in moves and id(moves[p].group) in due}
-            unscale = getattr(self.optimizer, "grad_scale", None)
-            support.sample(some, self._average_of, unscale, context.skip)
-        if is_weighed(step) and context.factors.common is not None:
-            scale = Scale(context.factors)
-            # What wakes in the last step could not be looked at again.
-            is_last = context.progress >= 1.0 and context.stride > 0
-            opens = not (context.keeps_zeros or is_last)
-            support.weigh(self.chains, scale, moves, self.step_size, opens)
+        if self.schedule.num_steps is not None and context.is_last:
+            self._warn_of_missed_targets()
 
     def _advance(self, context: StepContext, moves: Moves) -> None:
-        state = self.state
-        state.num_steps += 1
-        state.progress = context.progress
-        state.factors = context.factors
-        state.gains |= {p: m.gain for p, m in moves.items() if _is_heavy(m.group)}
-        state.num_moves.update(moves.keys())
-        self._unbuffered -= moves.keys()
-        self._stride = context.stride
+        num_steps = self.state.num_steps + 1
+        self.state = ProxState(num_steps, context.progress, context.stride, context.factors)
+        self.history.advance(moves)
         if self.schedule.num_steps is not None:
             self.progress.reach(context.progress)
 
-    def _controlled(self, control: DensityController, context: StepContext, moves: Moves) -> None:
+    def _open_gates(self, context: StepContext, moves: Moves) -> None:
+        """Learn from the gradients of the step which zeros may wake."""
+        step = self.state.num_steps
+        gated = {p: moves[p] for p in self.support.members if p in moves}
+        unscale = getattr(self.optimizer, "grad_scale", None)
+        self.averages.sample(step, gated, unscale, context.skip)
+        if gates_open_at(step) and context.factors.common is not None:
+            # What wakes in the last step could not be looked at again.
+            opens = not (context.keeps_zeros or context.is_last)
+            self._open_by_evidence(context.factors, moves, opens)
+
+    def _open_by_evidence(self, factors: Factors, moves: Moves, opens: bool) -> None:
+        scale = Scale(factors)
+        self.support.open_by_evidence(self.averages, scale, moves, self.step_size, opens)
+
+    def _count_support(self, context: StepContext) -> None:
+        step = self.state.num_steps
+        if context.gates is not None:
+            self.support_counts.add_flips(self.support, context.gates, step)
+        if supports_compared_at(step):
+            self.support_counts.add_overlap(self.support)
+        if supports_compared_at(step + SAMPLE_INTERVAL):
+            self.support.mark_living()
+
+    def _warn_of_missed_targets(self) -> None:
+        """Warn of the target of this step, and of others that have stopped before their end."""
+        stopped = [
+            step
+            for step in self.others
+            if step is not self and step.state.progress + step.state.stride < 1 - 1e-9
+        ]
+        for step in (self, *stopped):
+            result = step.target_result()
+            if result is not None and not result.is_met:
+                warnings.warn(missed(result), stacklevel=6)
+
+    def _apply_for_density(
+        self, control: DensityController, context: StepContext, moves: Moves
+    ) -> None:
         """Apply the penalties at the strengths that the density asks for."""
-        bounds, names = context.bounds, self._names()
-        assert bounds is not None, "a step that is controlled has bounds"
+        names = self.counted.factor_names()
+        assert context.bounds is not None, "a step that is controlled has bounds"
+        # What the first step has not moved counts no more.
+        bounds = {name: context.bounds[name] for name in names if name in context.bounds}
         start = {p: p.detach().clone() for p in moves}
         attempt = partial(self._attempt, control, context, moves, start, self.support.snapshot())
         if control.is_new():
@@ -382,10 +387,9 @@ class ProximalStep:
             factors = Factors(named[GLOBAL], searched=True)
         if context.progress > self.schedule.closing[0] and not context.keeps_zeros:
             # Which zeros may wake depends on the strength, and now each has to be met exactly.
-            scale = Scale(factors)
-            self.support.weigh(self.chains, scale, moves, self.step_size, opens=True)
+            self._open_by_evidence(factors, moves, opens=True)
         self._apply(context, moves, factors)
-        return self.densities()
+        return self.counted.densities()
 
     def _apply(
         self, context: StepContext, moves: Moves, factors: Factors, plan: StepPlan | None = None
@@ -404,10 +408,10 @@ class ProximalStep:
         for penalties, batch in entry_batches(kinds, moves, self.support.entries):
             prox_entries(penalties, batch, self.step_size, taken)
         for penalty, batches in group_batches(
-            plan.alone, plan.together, scale, moves, self.step_size, self.support.groups
+            plan.parts, scale, moves, self.step_size, self.support.groups
         ):
             prox_rows(penalty, batches, self.step_size, taken, self.state.num_steps)
-        self.support.keep_thinned(moves)
+        self.support.keep_single_zeros(moves)
         for p in moves if context.keeps_zeros else ():
             local(p).mul_(context.nonzero[p])
 
@@ -416,8 +420,8 @@ class ProximalStep:
         off, layered = factors.common is None, factors.layers is not None
         trained = tuple(p.requires_grad for p in self.members)
         memory = signature(moves, self.step_size, update)
-        version = self.support.version
-        key = (update, off, layered, trained, version, self._paces(moves), memory)
+        version, paces = self.support.version, self.history.paces(moves)
+        key = (update, off, layered, trained, version, paces, memory)
         return self.plans.get(key, partial(self._build_plan, moves, off, layered, update))
 
     def _build_plan(self, moves: Moves, off: bool, layered: bool, update: str) -> StepPlan:
@@ -427,205 +431,21 @@ class ProximalStep:
             held = {p: [c for c in chain if c.penalty.constraint] for p, chain in chains.items()}
             chains = {p: tuple(chain) for p, chain in held.items() if chain}
             parts = [part for part in parts if part.penalty.constraint]
-        self._warn_of_split_groups()
-        return build_plan(
-            chains,
-            parts,
-            moves,
-            self.step_size,
-            support=self.support,
-            layered=layered,
-            update=update,
-        )
-
-    def _paces(self, moves: Moves) -> tuple[int, ...]:
-        """Number the parameters by how they have moved; those with one number share it all.
-
-        Nothing is returned where all have moved together all along.
-        """
-        counts = self.state.num_moves
-        even = len({move.gain for move in moves.values()}) < 2 and len(set(counts.values())) < 2
-        if even and len(counts) in (0, len(moves)):
-            return ()
-        places: dict[Any, int] = {}
-        return tuple(
-            places.setdefault((move.gain, counts[p]), len(places)) for p, move in moves.items()
-        )
-
-    def _moves(self, context: StepContext, every: bool = False) -> Moves:
-        """Return what moves the penalised parameters, or every one, by this step.
-
-        Frozen parameters, and those without a gradient, are not moved.
-        """
-        moves, states = {}, self.optimizer.state
-        for group in self.optimizer.param_groups:
-            heavy = _is_heavy(group)
-            for p in group["params"]:
-                mine = p in self.members
-                if p.grad is None or p.numel() == 0 or not (every or mine):
-                    continue
-                if mine and not p.requires_grad:  # what is left of its gradient moves it no more
-                    continue
-                first = heavy and p in context.firsts
-                gain = 1.0
-                if heavy:
-                    rest = momentum_gain_at_rest(group)
-                    gain = momentum_gain(group, None if first else self.state.gains.get(p, rest))
-                before = context.before.get(p) if context.before else None
-                count = self.state.num_moves[p] + 1
-                moves[p] = Move(p, group, states[p], gain, before, first, count)
-        return moves
-
-    def _with_empty_buffers(self) -> set[nn.Parameter]:
-        """Return the parameters whose momentum buffers the coming step will begin."""
-        return {
-            p
-            for group in self.optimizer.param_groups
-            if _is_heavy(group)
-            for p in group["params"]
-            if self.optimizer.state.get(p, {}).get("momentum_buffer") is None
-        }
-
-    def _coming_progress(self) -> float:
-        """Return how far training will be after the coming step."""
-        total, given = self.schedule.num_steps, self.progress.value
-        if total is not None:
-            return max(min((self.state.num_steps + 1) / total, 1.0), given or 0.0)
-        if given is None and self.schedule.depends_on_progress:
-            raise InputError(
-                "Regularizer does not know how far training is, and its schedule depends on it. "
-                "Give Schedule(num_steps=...), the steps of the whole training, or call "
-                "set_progress(share) before each step."
-            )
-        return given or 0.0
-
-    def _skipping(self) -> tuple[Tensor | None, bool]:
-        """Return a loss scaler's verdict that only the device knows, or ours that it skips.
-
-        The scaler sets `found_inf` on a fused optimizer for the time of the call. It is read here
-        where that is free, or where the state depends on it.
-        """
-        skip: Tensor | None = getattr(self.optimizer, "found_inf", None)
-        if skip is None:
-            return None, False
-        stirs = any(
-            _is_heavy(group) and not math.isclose(
-                self.state.gains.get(p, 0.0), momentum_gain_at_rest(group), rel_tol=1e-9
-            )
-            for group in self.optimizer.param_groups
-            for p in group["params"]
-        )  # fmt: skip
-        if skip.device.type == "cpu" or self.schedule.depends_on_progress or stirs:
-            return None, bool(skip.item())
-        return skip, False
-
-    def counted(self) -> list[nn.Parameter]:
-        """Return the parameters that count for density: penalised, and trained by this optimizer.
-
-        Of those, where a density is aimed at, what a penalty can make zero. Before the first step:
-        those that it holds and that are not frozen.
-        """
-        trained = self.trained()
-        return trained if self.control is None else [p for p in trained if p in self._zeroable]
-
-    def trained(self) -> list[nn.Parameter]:
-        """Return the penalised parameters that this optimizer trains."""
-        moved = self.state.num_moves or {
-            p: 0 for group in self.optimizer.param_groups for p in group["params"]
-        }
-        return [p for p in self.members if p in moved and p.requires_grad]
-
-    def densities(self) -> dict[str, float]:
-        """Return the share of non-zero entries, under GLOBAL; with `layerwise` by layer too.
-
-        A collective where weights are sharded; waits for a GPU once (twice with groups by layer).
-        """
-        members = self.counted()
-        if not members:
-            return {GLOBAL: 1.0}
-        counts = torch.stack([torch.count_nonzero(local(p.detach())) for p in members])
-        alive = dict(zip(members, summed(counts, members).tolist(), strict=True))
-        found = {GLOBAL: sum(alive.values()) / sum(p.numel() for p in members)}
-        if self.schedule.layerwise:
-            for p in members:
-                found |= {part.key: alive[p] / p.numel() for part in self._counted_chain(p)}
-            parts = self._counted_parts(set(members))
-            seen = whole_rows([(part.key, part.bundle) for part in parts])
-            shares = {key: (rows != 0).float().mean() for key, rows in seen}
-            if shares:
-                found |= dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
-        return found
-
-    def _names(self) -> list[str]:
-        """Return the names of what has a factor: the layers that are trained, or GLOBAL alone."""
-        if not self.schedule.layerwise:
-            return [GLOBAL]
-        members = self.counted()
-        keys = [part.key for p in members for part in self._counted_chain(p)]
-        return [*keys, *(part.key for part in self._counted_parts(set(members)))]
-
-    def _counted_chain(self, p: nn.Parameter) -> list[Part]:
-        return [part for part in self.chains.get(p, ()) if part.penalty.sparsifies]
-
-    def _counted_parts(self, members: set[nn.Parameter]) -> list[Part]:
-        narrow = (part.trained() for part in self.parts if part.penalty.sparsifies)
-        return [p for p in narrow if p is not None and members.issuperset(p.parameters)]
+        warn_of_split_groups(self.optimizer, self.parts)
+        return build_plan(chains, parts, moves, self.step_size, self.support, layered, update)
 
     def target_result(self) -> TargetResult | None:
         """Compare the density with the target; None where there is none, or nothing to count."""
-        target = self.schedule.target_density
-        if target is None or not self.counted():
-            return None
-        found = self.densities()
-        if self.schedule.layerwise and len(found) > 1:
-            del found[GLOBAL]
-        worst = max(found.values(), key=lambda share: abs(share - target))
-        result = TargetResult(target, worst)
-        if result.is_met:
-            return result
-        if self.state.progress <= self.schedule.closing[0]:
-            reason = (
-                f"training ended at {self.state.progress:.0%} of its length, and the density is "
-                f"met from {self.schedule.closing[0]:.0%} on"
-            )
-        else:
-            reason = (
-                "no strength leaves that many: groups are coarse, weights are equal, or zeros "
-                "cannot come back"
-            )
-        return TargetResult(target, worst, reason)
-
-    def _warn_of_a_missed_target(self) -> None:
-        stopped = [
-            step
-            for step in self.others
-            if step is not self and step.state.progress + step._stride < 1 - 1e-9
-        ]
-        for step in (self, *stopped):
-            result = step.target_result()
-            if result is not None and not result.is_met:
-                warnings.warn(missed(result), stacklevel=6)
-
-    def _warn_of_split_groups(self) -> None:
-        """Warn of groups that are not penalised, since this optimizer trains them in part."""
-        held = {p for group in self.optimizer.param_groups for p in group["params"]}
-        for part in self.parts:
-            trained = part.trained()
-            if trained is None or held.isdisjoint(trained.parameters):
-                continue
-            outside = [piece.name for piece in trained.bundle.pieces if piece.parameter not in held]
-            if outside:
-                warnings.warn(
-                    f"{type(part.penalty).__name__} leaves {part.bundle.name!r} alone: "
-                    f"{outside[0]!r} belongs to its groups, is trained, and no longer held by this "
-                    f"{type(self.optimizer).__name__}. Give all of them to one optimizer.",
-                    stacklevel=2,
-                )
-                return
+        return self.counted.result(self.state.progress)
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """Return what training needs again, by parameter name; a collective for shards."""
-        return {**self.record(names), "support": self.support.state_dict(names)}
+        return {
+            **self.record(names),
+            "averages": self.averages.state_dict(names),
+            "support": self.support.state_dict(names),
+            "support_counts": self.support_counts.state_dict(),
+        }
 
     def record(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """Return the numbers of the state, by parameter name."""
@@ -634,10 +454,9 @@ class ProximalStep:
         return {
             "num_steps": state.num_steps,
             "progress": state.progress,
-            "gains": {names[p]: gain for p, gain in state.gains.items() if p in names},
-            "num_moves": {names[p]: num for p, num in state.num_moves.items() if p in names},
-            "members": [names[p] for p in self.trained() if p in names],
-            "counted": [names[p] for p in self.counted() if p in names],
+            "moves": self.history.state_dict(names),
+            "members": [names[p] for p in self.history.trained() if p in names],
+            "counted": [names[p] for p in self.counted.parameters() if p in names],
             "common": state.factors.common,
             "acted": self._acted(),
             "layers": None if layers is None else dict(layers),
@@ -660,119 +479,33 @@ class ProximalStep:
 
         parameters: of the model, by the names in the state.
         """
-        known = {p for group in self.optimizer.param_groups for p in group["params"]}
+        known = held_by(self.optimizer)
         found = {name: p for name, p in parameters.items() if p in known}
-        self.state = ProxState(
-            saved["num_steps"],
-            saved["progress"],
-            {found[name]: gain for name, gain in saved["gains"].items() if name in found},
-            Counter(
-                {found[name]: num for name, num in saved["num_moves"].items() if name in found}
-            ),
-            Factors(saved["common"], saved["layers"], self.control is not None),
-        )
+        factors = Factors(saved["common"], saved["layers"], self.control is not None)
+        self.state = ProxState(saved["num_steps"], saved["progress"], factors=factors)
+        self.history.load_state_dict(saved["moves"], found)
         if self.control is not None and saved["control"] is not None:
             self.control.load_state_dict(saved["control"])
-        self._watch_zeros()
+        self._update_gates()
+        self.averages.load_state_dict(saved["averages"], found)
         self.support.load_state_dict(saved["support"], found)
-        self._versions = {p: _version(p) for p in self.support.members}
+        self.support_counts.load_state_dict(saved["support_counts"])
 
 
-def missed(result: TargetResult) -> str:
-    """Say that a target was missed, and why."""
-    return (
-        f"target_density={result.target:g} was asked for, and {result.density:.4g} of the weights "
-        f"that are trained and penalised are not zero: {result.reason}. "
-        "Regularizer.meet_target() sets to zero what is missing."
-    )
-
-
-def _is_heavy(group: Mapping[str, Any]) -> bool:
-    """Say whether the optimizer moves by a momentum buffer that torch does not correct."""
-    return ("dampening" in group and group["momentum"] > 0) or (
-        "centered" in group and group["momentum"] > 0
-    )  # fmt: skip
+def _refuse_a_second(optimizer: Optimizer) -> None:
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    taken = [getattr(hook, "__wrapped__", hook) for hook in hooks]
+    if any(isinstance(getattr(hook, "__self__", None), ProximalStep) for hook in taken):
+        raise InputError(
+            f"This {type(optimizer).__name__} has a regularizer attached already. Detach it "
+            "first, or give one Regularizer all penalties."
+        )
 
 
 def _is_captured() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def _version(p: nn.Parameter) -> tuple[int, int]:
-    """Return what changes when somebody writes to a parameter, or gives it other memory."""
-    values = local(p) if hasattr(p, "placements") else p
-    return values._version, values.data_ptr()
-
-
-def _stirring(moves: Moves) -> Moves:
-    """Leave out what a learning rate of 0 has not moved."""
-    rates = [m.group["lr"] for m in moves.values()]
-    if all(isinstance(rate, Tensor) or rate for rate in rates):
-        return moves
-    return {p: m for p, m in moves.items() if isinstance(m.group["lr"], Tensor) or m.group["lr"]}
-
-
 def _uncompiled(hook: Any) -> Any:
     """Keep a hook out of torch.compile(optimizer.step): it runs beside the compiled update."""
     return torch.compiler.disable(hook)
-
-
-def _check(optimizer: Optimizer, members: Sequence[nn.Parameter], parts: Sequence[Part]) -> None:
-    held = {p for group in optimizer.param_groups for p in group["params"]}
-    who = type(optimizer).__name__
-    if held.isdisjoint(members) and all(p.requires_grad for p in members):
-        raise InputError(
-            f"attach got a {who} that holds none of the penalised parameters. Make it from the "
-            "parameters of the very model that is penalised."
-        )
-    for part in parts:
-        pieces = [p for p in part.bundle.pieces if p.parameter.requires_grad]
-        inside = [piece.name for piece in pieces if piece.parameter in held]
-        outside = [piece.name for piece in pieces if piece.parameter not in held]
-        if inside and outside:
-            raise InputError(
-                f"attach got a {who} that holds {inside[0]!r} but not {outside[0]!r}, which live "
-                "and die together. Give them to one optimizer, or freeze the latter "
-                "(requires_grad_(False))."
-            )
-    joint = [type(part.penalty).__name__ for part in parts if part.penalty.joint]
-    if joint and hasattr(optimizer, "proximal_step") and not isinstance(optimizer, FusedOptimizer):
-        raise InputError(
-            f"{joint[0]} needs one step for a whole matrix, and {who} sums its steps over a "
-            "stage. Use SGD, Adam or AdamW."
-        )
-    for group in optimizer.param_groups:
-        if group.get("centered") and group.get("momentum", 0.0) > 0:
-            raise InputError(
-                f"attach got {who} with momentum={group['momentum']} and centered=True: the "
-                "variance under its root vanishes where gradients settle, and what it then moves "
-                "along depends on all steps before, so that no prox has the minimiser of the "
-                "objective. Use one of the two options, or AdamW."
-            )
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    taken = [getattr(hook, "__wrapped__", hook) for hook in hooks]
-    if any(isinstance(getattr(hook, "__self__", None), ProximalStep) for hook in taken):
-        raise InputError(
-            f"This {who} has a regularizer attached already. Detach it first, or give one "
-            "Regularizer all penalties."
-        )
-    _warn_of_half_precision([p for p in members if p in held])
-
-
-def _warn_of_half_precision(members: Sequence[nn.Parameter]) -> None:
-    coarse = {p.dtype for p in members if p.dtype in (torch.bfloat16, torch.float16)}
-    if coarse:
-        warnings.warn(
-            f"Penalised weights are stored in {', '.join(map(str, coarse))}: what a step moves "
-            "them by is lost below a 256th (bfloat16) or 2048th (float16) of their size, and with "
-            "it most of a penalty. Keep weights in float32 and compute in half precision "
-            '(torch.autocast; Trainer(precision="bf16-mixed")).',
-            stacklevel=5,
-        )
-
-
-def _step_size_or_warning(optimizer: Optimizer) -> StepSizeOf:
-    known = step_size_of(optimizer)
-    if known is None:
-        warn_of_unknown(type(optimizer).__name__)
-    return known or learning_rate

@@ -8,13 +8,14 @@ agreed upon, and the prox is the one of a single process.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from regkit.optim.batching import Batch, row_batches
 from regkit.optim.parts import Part
-from regkit.optim.step_size import Move, StepSizeOf
+from regkit.optim.step_size import Move, Moves, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
 from regkit.structure.distributed import (
     buckets,
@@ -30,24 +31,39 @@ from regkit.structure.groups import Bundle, View
 Batches = Iterator[tuple[WeightPenalty, list[Batch]]]
 
 
-def divide(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-    """Return groups as this rank sees them by itself, and those that it needs the others for.
+class DividedParts(NamedTuple):
+    """Penalties on groups, by who can see the groups whole.
 
-    Of the former a rank has the groups whose rows it holds; of the latter every rank has all.
+    local: this rank by itself; each rank has other groups of them, those whose rows it holds.
+    shared: no rank without the others, and then every rank has all groups.
+    """
+
+    local: Sequence[Part] = ()
+    shared: Sequence[Part] = ()
+
+    @property
+    def every(self) -> list[Part]:
+        """Return both."""
+        return [*self.local, *self.shared]
+
+
+def divide(parts: Sequence[Part]) -> DividedParts:
+    """Divide penalties on groups by whether this rank sees their groups whole by itself.
+
     Raises: InputError when weights are sharded otherwise than by rows.
     """
-    alone, together = [], []
+    here, shared = [], []
     for part in parts:
         bundle = part.bundle
-        here = bundle if shared_rows(bundle) is None else _here(part.penalty, bundle)
-        if here is None:
-            together.append(part)
-        elif here.num_groups > 0:
-            alone.append(replace(part, bundle=here))
-    return alone, together
+        own = bundle if shared_rows(bundle) is None else _own_groups(part.penalty, bundle)
+        if own is None:
+            shared.append(part)
+        elif own.num_groups > 0:
+            here.append(replace(part, bundle=own))
+    return DividedParts(here, shared)
 
 
-def _here(penalty: WeightPenalty, bundle: Bundle) -> Bundle | None:
+def _own_groups(penalty: WeightPenalty, bundle: Bundle) -> Bundle | None:
     """Return the groups of this rank, None where some group lies on several."""
     views = [local_view(p.view, p.parameter) for p in bundle.pieces]
     # With as many rows the parameters are cut at the same groups.
@@ -77,22 +93,20 @@ def local_view(view: View, parameter: Tensor) -> View | None:
 
 
 def group_batches(
-    alone: Sequence[Part],
-    together: Sequence[Part],
+    parts: DividedParts,
     scale: Callable[[Part], WeightPenalty | None],
-    moves: Mapping[nn.Parameter, Move],
+    moves: Moves,
     step_size: StepSizeOf,
     gates: Mapping[str, Tensor],
     read: Callable[[nn.Parameter], Tensor] = torch.Tensor.detach,
 ) -> Batches:
     """Yield penalties at their strength, each with rows of the groups that it acts on.
 
-    alone, together: as `divide` returns them.
     gates: of groups, by `Part.key`.
     read: gives what is seen, and written to, of a parameter; placed on the ranks as it is.
     """
-    yield from row_batches(_at(alone, scale, gates), moves, lambda p: local(read(p)))
-    yield from _gathered_batches(together, scale, moves, step_size, gates, read)
+    yield from row_batches(_at(parts.local, scale, gates), moves, lambda p: local(read(p)))
+    yield from _gathered_batches(parts.shared, scale, moves, step_size, gates, read)
 
 
 def _at(
@@ -107,7 +121,7 @@ def _at(
 def _gathered_batches(
     parts: Sequence[Part],
     scale: Callable[[Part], WeightPenalty | None],
-    moves: Mapping[nn.Parameter, Move],
+    moves: Moves,
     step_size: StepSizeOf,
     gates: Mapping[str, Tensor],
     read: Callable[[nn.Parameter], Tensor],
@@ -147,3 +161,9 @@ def _states(move: Move, step_size: StepSizeOf) -> dict[str, Tensor]:
     """Return the tensors of the state that the step is computed of, where they are shards."""
     keys = [key for key in step_size(move).keys if key is not None]
     return {key: move.state[key] for key in keys if hasattr(move.state[key], "placements")}
+
+
+def fill(into: Tensor, whole: Tensor) -> None:
+    """Write a whole tensor, or this rank's rows of it, into a tensor that is placed already."""
+    rows = rows_of(into)
+    local(into).copy_(whole if rows is None else whole[rows.run])

@@ -15,13 +15,12 @@ from regkit.optim.batching import is_dense
 from regkit.optim.group_layout import geometry_of
 from regkit.optim.kernel_params import ParamRow, ParamTable, kernel_params, on_device
 from regkit.optim.parts import Chain, Part
-from regkit.optim.sharding import divide
-from regkit.optim.step_size import Move, StepSizeOf
+from regkit.optim.sharding import DividedParts, divide
+from regkit.optim.step_size import Moves, StepSizeOf
 from regkit.optim.support import Support, makes_zeros
 from regkit.penalties.penalty import WeightPenalty
 from regkit.structure.distributed import local
 
-Moves = Mapping[nn.Parameter, Move]
 # The first moment that an update keeps, by update.
 FIRST_MOMENT_KEYS = {"sgd": "momentum_buffer", "adamw": "exp_avg"}
 # Plans that are kept: gradients that come and go cost no planning.
@@ -82,15 +81,14 @@ class Launch:
 class StepPlan:
     """The launches of a step, and what is left to torch.
 
-    chains: penalties on entries that are left; alone, together: on groups, as `divide` has them.
+    chains: penalties on entries that are left. parts: those on groups.
     updated: parameters whose update is part of a launch. counts: their numbers of steps, to be
         raised before.
     """
 
     launches: Sequence[Launch] = ()
     chains: Mapping[nn.Parameter, Chain] = field(default_factory=dict)
-    alone: Sequence[Part] = ()
-    together: Sequence[Part] = ()
+    parts: DividedParts = field(default_factory=DividedParts)
     updated: frozenset[nn.Parameter] = frozenset()
     counts: Sequence[Tensor] = ()
 
@@ -140,7 +138,6 @@ def build_plan(
     parts: Sequence[Part],
     moves: Moves,
     step_size: StepSizeOf,
-    *,
     support: Support,
     layered: bool = False,
     update: str = "none",
@@ -155,13 +152,13 @@ def build_plan(
     """
     narrow = (part.trained() for part in parts)
     whole = [p for p in narrow if p is not None and all(q in moves for q in p.parameters)]
-    alone, together = divide(whole)
-    builder = _PlanBuilder(chains, alone, moves, step_size, support, layered)
+    local_parts, shared_parts = divide(whole)
+    builder = _PlanBuilder(chains, local_parts, moves, step_size, support, layered)
     if update == "none":
         builder.add_entries()
         left = {p: chain for p, chain in chains.items() if p not in builder.done}
         builder.add_groups(without=left)
-        return StepPlan(builder.launches, left, builder.parts, together)
+        return StepPlan(builder.launches, left, DividedParts(builder.parts, shared_parts))
     # Groups that are updated in one go with their prox; entries, and then the other groups.
     builder.add_groups(update)
     builder.add_entries(update)
@@ -169,7 +166,8 @@ def build_plan(
     counts = [c for launch in builder.launches for c in launch.prox_pass.args.step_counts]
     left = {p: chain for p, chain in chains.items() if p not in updated}
     builder.add_groups(without=moves.keys() - updated)
-    return StepPlan(builder.launches, left, builder.parts, together, updated, counts)
+    parts_left = DividedParts(builder.parts, shared_parts)
+    return StepPlan(builder.launches, left, parts_left, updated, counts)
 
 
 class _PlanBuilder:

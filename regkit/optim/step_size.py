@@ -10,7 +10,7 @@ of its gradients.
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -45,6 +45,9 @@ class Move:
     before: Tensor | None = None
     is_first: bool = False
     count: int = 1
+
+
+Moves = Mapping[nn.Parameter, Move]
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,15 +312,15 @@ def _muons_average(move: Move) -> GradientAverage:
     return _decayed("momentum_buffer", float(move.group["momentum"]), float(move.count))
 
 
-# What averages of gradients an optimizer keeps, by its step size; no entry: none.
-AVERAGES: dict[StepSizeOf, AverageOf] = {
+# What averages of gradients an optimizer keeps, by its step size; no entry: none. None: its iterate
+# is the prox of an average of all gradients, so that noise does not wake its zeros.
+AVERAGES: dict[StepSizeOf, AverageOf | None] = {
     _sgd: _momentum,
     **dict.fromkeys((_adam, _nadam, _radam, _adamax), _first_moment),
     _lion: _lions_average,
     _muon: _muons_average,
+    **dict.fromkeys((_rmda, _ramda)),
 }
-# Those whose iterate is the prox of an average of all gradients: noise does not wake their zeros.
-AVERAGED_ALREADY = (_rmda, _ramda)
 # Those whose step is read off the move itself, so that the weights before it have to be kept.
 SEEN_BY_THEIR_MOVE = (_muon,)
 

@@ -9,11 +9,11 @@ from regkit.penalties.group_lasso import GroupLasso
 from regkit.penalties.group_mcp import GroupMCP
 from regkit.penalties.l0 import L0
 from regkit.penalties.l1 import L1
-from regkit.penalties.l1_half import L1Half
 from regkit.penalties.l2 import L2
+from regkit.penalties.l_half import LHalf
 from regkit.penalties.log_sum import LogSum
 from regkit.penalties.mcp import MCP
-from regkit.penalties.n_m import NM
+from regkit.penalties.n_m import NMSparsity
 from regkit.penalties.nuclear import Nuclear
 from regkit.penalties.penalty import ActivationPenalty, GroupPenalty, Penalty, WeightPenalty
 from regkit.penalties.scad import SCAD
@@ -27,7 +27,6 @@ __all__ = [
     "L1",
     "L2",
     "MCP",
-    "NM",
     "SCAD",
     "ActivationL1",
     "ActivationPenalty",
@@ -38,8 +37,9 @@ __all__ = [
     "GroupLasso",
     "GroupMCP",
     "GroupPenalty",
-    "L1Half",
+    "LHalf",
     "LogSum",
+    "NMSparsity",
     "Nuclear",
     "Penalty",
     "SparseGroupLasso",

@@ -19,7 +19,7 @@ class ActivationL1(ActivationPenalty):
     The mean runs over clips, time, channels and places in space, each activation by itself, so
     `lam` keeps its meaning when any of these numbers changes. After a ReLU the zeros are exact.
 
-    of: any module that returns a tensor, whatever its axes; there is no `layout` to tell.
+    module: any that returns a tensor, whatever its axes; there is no `layout` to tell.
     Raises: InputError when `layout` is given.
     Source: Glorot, Bordes and Bengio, AISTATS 2011, section 4; Georgiadis, CVPR 2019, equation 3.
     """

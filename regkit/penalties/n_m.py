@@ -13,7 +13,7 @@ from regkit.penalties.penalty import Step, WeightPenalty
 
 
 @dataclass(frozen=True)
-class NM(WeightPenalty):
+class NMSparsity(WeightPenalty):
     """Keep at most n of each m consecutive weights along the input axis; 2:4 by default.
 
     value = 0 where every block of m has at most n non-zeros, else infinity
@@ -41,7 +41,8 @@ class NM(WeightPenalty):
         whole = all(isinstance(k, int) and not isinstance(k, bool) for k in (self.n, self.m))
         if not whole or not 1 <= self.n <= self.m:
             raise InputError(
-                f"NM got n={self.n!r} and m={self.m!r}; give whole numbers with 1 <= n <= m."
+                f"NMSparsity got n={self.n!r} and m={self.m!r}; give whole numbers with "
+                "1 <= n <= m."
             )
 
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:

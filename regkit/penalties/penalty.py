@@ -50,15 +50,15 @@ class Penalty(ABC):
 class WeightPenalty(Penalty):
     """A penalty on weights, applied by its prox right after the optimizer's own update.
 
-    on: what it acts on; module names (globs, "layer1.*"), module types (`nn.Conv3d` or
+    params: what it acts on; module names (globs, "layer1.*"), module types (`nn.Conv3d` or
         "Conv3d"), parameter names ("*.bias"), and any of these behind "!" to leave it out.
         Default: all weights of convolution, linear, attention and recurrent layers.
-    factors: what `lam` is multiplied by where a selector (as in `on`) matches, the first that
+    lam_scale: what `lam` is multiplied by where a selector (as in `params`) matches, the first that
         does: {"layer4": 2.0, "head": 0.1}. Factor 0 leaves a layer alone.
     """
 
-    on: Sequence[Selector] | Selector = field(default=(), kw_only=True)
-    factors: Mapping[Selector, float] | Sequence[tuple[Selector, float]] = field(
+    params: Sequence[Selector] | Selector = field(default=(), kw_only=True)
+    lam_scale: Mapping[Selector, float] | Sequence[tuple[Selector, float]] = field(
         default=(), kw_only=True
     )
 
@@ -88,13 +88,13 @@ class WeightPenalty(Penalty):
     def __post_init__(self) -> None:
         super().__post_init__()
         who = type(self).__name__
-        on = (self.on,) if isinstance(self.on, str | type) else tuple(self.on)
-        if wrong := [s for s in on if not isinstance(s, str | type)]:
-            raise InputError(f"{who} got on={wrong[0]!r}; give names, globs or module types.")
-        object.__setattr__(self, "on", on)
-        object.__setattr__(self, "factors", _pairs(who, self.factors))
+        params = (self.params,) if isinstance(self.params, str | type) else tuple(self.params)
+        if wrong := [s for s in params if not isinstance(s, str | type)]:
+            raise InputError(f"{who} got params={wrong[0]!r}; give names, globs or module types.")
+        object.__setattr__(self, "params", params)
+        object.__setattr__(self, "lam_scale", _pairs(who, self.lam_scale))
 
-    def at(self, strength: float) -> "WeightPenalty":
+    def scaled(self, strength: float) -> "WeightPenalty":
         """Return the penalty with `lam` times this; constraints and decoupled ones as they are."""
         if strength == 1.0 or self.constraint or self.decoupled:
             return self
@@ -136,11 +136,11 @@ class GroupPenalty(WeightPenalty):
     """A penalty under which weights live or die in groups.
 
     groups: what a group is; one of `regkit.structure.groups.KINDS`:
-        filter (output channel, row of a linear layer), input (input channel, column),
-        kernel (one output and one input channel), tap (one time step of all 3-D kernels of a
-        layer), unit (hidden unit of a recurrent layer, all gates together), head (of attention),
+        filter (output channel, row of a linear layer), in_channel (input channel, column),
+        kernel (one output and one input channel), time_tap (one time step of all 3-D kernels of a
+        layer), hidden_unit (of a recurrent layer, all gates together), head (of attention),
         channel (all that is removed with a channel: coupled filters, biases and norms),
-        reader (the same channels, seen from the layers that read them).
+        channel_inputs (the same channels, seen from the layers that read them).
     Raises: InputError when `groups` is none of these.
     """
 
@@ -172,13 +172,13 @@ class GroupPenalty(WeightPenalty):
 class ActivationPenalty(Penalty):
     """A penalty on frame embeddings; it joins the loss, not the step.
 
-    of: name of the module whose output is penalised. Default: the one that the model names by
+    module: name of the module whose output is penalised. Default: the one that the model names by
         its attribute `frame_embeddings`.
     layout: the axes of that output, a letter each: B batch, T frames, D dim (also C), H and W
         (averaged over). Default: "BTD" for 3 axes, "BDTHW" for 5; recurrent layers are known.
     """
 
-    of: str | None = field(default=None, kw_only=True)
+    module: str | None = field(default=None, kw_only=True)
     layout: str | None = field(default=None, kw_only=True)
 
     # False where every activation counts by itself, before any mean over height and width: `value`
@@ -207,13 +207,13 @@ class ActivationPenalty(Penalty):
         """Return what the penalty adds to the objective, `lam` included."""
 
 
-def _pairs(who: str, factors: object) -> tuple[tuple[Selector, float], ...]:
-    pairs = tuple(factors.items() if isinstance(factors, Mapping) else factors)  # type: ignore[arg-type]
+def _pairs(who: str, scales: object) -> tuple[tuple[Selector, float], ...]:
+    pairs = tuple(scales.items() if isinstance(scales, Mapping) else scales)  # type: ignore[arg-type]
     for selector, factor in pairs:
         number = isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0
         if not isinstance(selector, str | type) or not number:
             raise InputError(
-                f"{who} got factors with {selector!r}: {factor!r}; give names, globs or module "
+                f"{who} got lam_scale with {selector!r}: {factor!r}; give names, globs or module "
                 "types, each with a number >= 0."
             )
     return tuple((selector, float(factor)) for selector, factor in pairs)

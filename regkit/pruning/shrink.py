@@ -85,16 +85,16 @@ def shrink(
     fastest: bool = False,
     timed: bool = True,
     coupling: Coupling | None = None,
-) -> Model:
-    """Return a copy of the model, in eval mode, without the channels that its zeros make useless.
+) -> tuple[Model, ShrinkReport]:
+    """Copy the model, in eval mode, without the channels that its zeros make useless.
 
     Removed are coupled channels (`couple`) that nothing reads or nothing writes, hidden units of
     recurrent layers and attention heads among them, and dead filters whose batch norm emits a
     constant, where the next layer can take that into its bias. What cannot go is in the notes.
     One channel of each set stays. The model itself stays as it is.
 
-    The copy has `shrink_report`, a ShrinkReport, which prints as a table. Its outputs are compared
-    with the model's on the example, on random inputs of its shape and on `inputs`.
+    The outputs of the copy are compared with the model's on the example, on random inputs of its
+    shape and on `inputs`.
 
     example: an input as in training, a batch of 1; latency is measured on it.
     inputs: more of them, real ones, to compare outputs on.
@@ -103,6 +103,7 @@ def shrink(
         channels stay where they make the model faster. Takes a minute or more.
     timed: measure the latency before and after.
     coupling: of this model, from `couple`, where it is known already.
+    Returns: the copy, and what was removed, which prints as a table.
     Raises: InputError when the model cannot be copied, does not run on the example, or the outputs
         differ by more than the tolerance; then nothing is returned.
     """
@@ -132,7 +133,7 @@ def shrink(
         times = latency({"before": whole, "after": small}, example)
         before = Sizes(before.parameters, before.bytes, before.flops, times["before"])
         after = Sizes(after.parameters, after.bytes, after.flops, times["after"])
-    small.shrink_report = ShrinkReport(  # type: ignore[assignment]: modules hold anything
+    report = ShrinkReport(
         before=before,
         after=after,
         channels={c.name: (int((~mask).sum()), len(mask)) for c, mask in dead},
@@ -141,13 +142,7 @@ def shrink(
         num_inputs=len(found),
         notes=(*coupling.notes, *stay),
     )
-    return cast(Model, small)
-
-
-def report_of(model: nn.Module) -> ShrinkReport:
-    """Return what `shrink` has hung on a model, in a form that type checkers understand."""
-    report: Any = model.shrink_report
-    return report
+    return cast(Model, small), report
 
 
 def _sizes(model: nn.Module, example: Any) -> Sizes:

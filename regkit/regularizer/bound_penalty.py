@@ -15,7 +15,7 @@ from regkit.penalties import Penalty, WeightPenalty
 from regkit.structure.distributed import local, plain, shared_rows, summed, whole_rows
 from regkit.structure.groups import COUPLED, Bundle, Piece, View, view_of
 from regkit.structure.output_layers import output_parameters
-from regkit.structure.selectors import Entry, survey
+from regkit.structure.selectors import Entry, select_parameters
 
 Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
 OUTPUT_ROWS = "rows of the output layer, which are classes; name it in `on` to penalise them"
@@ -142,7 +142,7 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
     example: what the model is called with, for groups that are found by tracing it.
     Raises: InputError when nothing is left to penalise, or when an example is missing.
     """
-    entries = survey(model, penalty.on)
+    entries = select_parameters(model, penalty.params)
     who = type(penalty).__name__
     if not any(e.chosen for e in entries):
         reasons = "; ".join(dict.fromkeys(e.why for e in entries)) or "it has none at all"
@@ -208,7 +208,7 @@ def _without_output_rows(
 def _is_named(entry: Entry, penalty: WeightPenalty) -> bool:
     """Say whether `on` chooses a parameter by a name, and not by a type or by default."""
     types = {cls.__name__ for cls in type(entry.module).__mro__}
-    on = (penalty.on,) if isinstance(penalty.on, str | type) else penalty.on
+    on = (penalty.params,) if isinstance(penalty.params, str | type) else penalty.params
     names = [s for s in on if isinstance(s, str) and s not in types]
     return any(entry.why in (f"on {s}", f"on *.{s}") for s in names)
 
@@ -259,8 +259,8 @@ def _whole(entry: Entry) -> View:
 def _factors(model: nn.Module, penalty: WeightPenalty) -> dict[nn.Parameter, float]:
     """Return the factor of each parameter that one is given for; the first selector decides."""
     factors: dict[nn.Parameter, float] = {}
-    for selector, factor in penalty.factors:  # type: ignore[misc]: pairs after __post_init__
-        for e in survey(model, selector):
+    for selector, factor in penalty.lam_scale:  # type: ignore[misc]: pairs after __post_init__
+        for e in select_parameters(model, selector):
             if e.chosen:
                 factors.setdefault(e.parameter, float(factor))
     return factors

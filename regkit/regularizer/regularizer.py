@@ -12,16 +12,23 @@ from torch.optim import Optimizer
 from regkit.errors import InputError
 from regkit.optim.density_control import Bracket, Factors
 from regkit.optim.parts import Part, Scale
-from regkit.optim.proximal_step import ProximalStep, TargetResult
+from regkit.optim.proximal_step import ProximalStep
 from regkit.optim.residual import kkt_residual
 from regkit.optim.schedule import Progress, Schedule
-from regkit.optim.support import SupportReport, report_of
+from regkit.optim.support_report import SupportReport, report_of
+from regkit.optim.target import TargetResult
 from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.regularizer.activations import FrameCollector
 from regkit.regularizer.bound_penalty import BoundPenalty, Penalties, named
 from regkit.regularizer.penalty_set import PenaltySet
 from regkit.structure.distributed import local, summed
-from regkit.structure.selectors import declared_embeddings, embedding_module, survey, table, weights
+from regkit.structure.selectors import (
+    declared_embeddings,
+    embedding_module,
+    select_parameters,
+    table,
+    weights,
+)
 
 # How often `meet_target` tries a strength.
 NUM_TRIALS = 60
@@ -36,7 +43,7 @@ class Regularizer:
     Weight penalties act after each step of the attached optimizers, activation penalties join the
     loss:
 
-        reg = Regularizer(model, [L1(lam=1e-4), TemporalSmoothness(lam=1e-2, of="encoder")])
+        reg = Regularizer(model, [L1(lam=1e-4), TemporalSmoothness(lam=1e-2, module="encoder")])
         reg.attach(optimizer)
         loss = criterion(model(clip), label) + reg.activation_loss()
 
@@ -92,7 +99,7 @@ class Regularizer:
         """Hang collectors on the modules whose activations are penalised."""
         self._collectors = {
             name: FrameCollector(
-                embedding_module(self.model, p.of, type(p).__name__), p.layout, p.pooled
+                embedding_module(self.model, p.module, type(p).__name__), p.layout, p.pooled
             )
             for name, p in self._of_kind(ActivationPenalty).items()
         }
@@ -297,7 +304,7 @@ class Regularizer:
 
         Waits for a GPU.
         """
-        return report_of([step.support for step in self._steps])
+        return report_of([step.support_counts for step in self._steps])
 
     def target_results(self) -> list[TargetResult]:
         """Compare what each attached optimizer's weights have left with the target density."""
@@ -357,7 +364,7 @@ class Regularizer:
             + (f", {frozen:,} of them frozen: they count once they are trained" if frozen else "")
         )
         found = {name: one.entries for name, one in self.bound.items()}
-        return "\n".join([*lines, "", *table(survey(self.model), found)])
+        return "\n".join([*lines, "", *table(select_parameters(self.model), found)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training needs again, by parameter name where there is one.
@@ -428,8 +435,8 @@ class Regularizer:
             raise InputError(
                 f"{type(penalty).__name__} needs {penalty.least_frames} time steps and got "
                 f"embeddings with {frames.shape[1]} from "
-                f"of={penalty.of or declared_embeddings(self.model)!r}. Name an earlier module, "
-                "or give longer clips."
+                f"module={penalty.module or declared_embeddings(self.model)!r}. Name an earlier "
+                "module, or give longer clips."
             )
         return frames
 

@@ -120,7 +120,8 @@ def budget(
 
     def cost(lam: float) -> float:
         weighed = (
-            one.value(lambda part, factor=lam / own: part.penalty.at(factor)) for one, own in bound
+            one.value(lambda part, scale=lam / own: part.penalty.scaled(scale))
+            for one, own in bound
         )
         return lam * psi + sum(map(float, weighed))
 

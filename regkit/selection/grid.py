@@ -15,8 +15,8 @@ def two_digits(number: float | int) -> float:
     return float(f"{number:.1e}")
 
 
-def log_grid(high: float | int, low_ratio: float | int = 1e-3, num: int = 20) -> list[float]:
-    """Return strengths from `high` down to `high * low_ratio`, a constant factor apart.
+def log_grid(high: float | int, lam_min_ratio: float | int = 1e-3, num: int = 20) -> list[float]:
+    """Return strengths from `high` down to `high * lam_min_ratio`, a constant factor apart.
 
     Each is rounded to two significant digits, so that the names of runs stay short: the spacing is
     even to a few percent.
@@ -25,18 +25,18 @@ def log_grid(high: float | int, low_ratio: float | int = 1e-3, num: int = 20) ->
     Raises: InputError when a value is out of range, or when `num` is so large that rounding would
         give some strength twice.
     """
-    if not 0 < high < math.inf or not 0 < low_ratio < 1:
+    if not 0 < high < math.inf or not 0 < lam_min_ratio < 1:
         raise InputError(
-            f"log_grid got high={high!r} and low_ratio={low_ratio!r}; give high > 0, and low_ratio "
-            "between 0 and 1: the lowest strength as a share of the highest."
+            f"log_grid got high={high!r} and lam_min_ratio={lam_min_ratio!r}; give high > 0, and "
+            "lam_min_ratio between 0 and 1: the lowest strength as a share of the highest."
         )
     if num < 1:
         raise InputError(f"log_grid got num={num}; give the number of strengths, 1 or more.")
-    grid = [two_digits(high * low_ratio ** (k / max(num - 1, 1))) for k in range(num)]
+    grid = [two_digits(high * lam_min_ratio ** (k / max(num - 1, 1))) for k in range(num)]
     if len(set(grid)) < num:
         raise InputError(
-            f"log_grid got num={num}, and between {high:.2g} and {high * low_ratio:.2g} there are "
-            f"only {len(set(grid))} such strengths of two significant digits. Give a smaller num "
-            "or a smaller low_ratio."
+            f"log_grid got num={num}, and between {high:.2g} and "
+            f"{high * lam_min_ratio:.2g} there are only {len(set(grid))} such "
+            "strengths of two significant digits. Give a smaller num or a smaller lam_min_ratio."
         )
     return grid

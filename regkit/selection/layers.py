@@ -224,7 +224,7 @@ def _at_zero(bundle: Bundle) -> Iterator[None]:
 
 def _at(bound: BoundPenalty, strength: float) -> tuple[Mapping[nn.Parameter, Any], Sequence[Any]]:
     """Return the element-wise penalties of each parameter, and the group penalties."""
-    parts = [replace(part, penalty=part.penalty.at(strength)) for part in bound.parts]
+    parts = [replace(part, penalty=part.penalty.scaled(strength)) for part in bound.parts]
     if bound.elementwise:
         return {part.bundle.pieces[0].parameter: (part,) for part in parts}, ()
     return {}, parts

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regkit.structure.groups import Bundle, Piece, View, along
 from regkit.structure.selectors import clean_name
 
-WRITER, READER, BUFFER = "writer", "reader", "buffer"
+WRITER, READER, BUFFER = "writer", "channel_inputs", "buffer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Channels:
         return self.slices[0].index.shape[0]
 
     def bundle(self, kind: str) -> Bundle:
-        """Return what writes the channels (kind "channel") or what reads them ("reader")."""
+        """Return what writes the channels ("channel") or what reads them ("channel_inputs")."""
         return Bundle(self.name, self.writers if kind == "channel" else self.readers)
 
 
@@ -89,10 +89,10 @@ class Coupling:
     def bundles(self, kind: str) -> list[Bundle]:
         """Return the groups of one side; each weight is in one of them at most.
 
-        kind: "channel", all that writes a channel, or "reader", all that reads it. The two overlap
-            in weights that read one channel and write another, so take one of them.
+        kind: "channel", all that writes a channel, or "channel_inputs", all that reads it. The two
+            overlap in weights that read one channel and write another, so take one of them.
         """
-        chosen = [c for c in self.channels if kind == "reader" or c.by_writers]
+        chosen = [c for c in self.channels if kind == "channel_inputs" or c.by_writers]
         bundles = [c.bundle(kind) for c in chosen]
         assert_disjoint(bundles)
         return bundles

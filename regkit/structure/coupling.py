@@ -58,7 +58,7 @@ def channels(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence
 
 def readers(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence[str]]:
     """Return all that reads each channel, and what is none; errors as of `channels`."""
-    return _bundles(model, example, "reader")
+    return _bundles(model, example, "channel_inputs")
 
 
 def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[Bundle], Sequence[str]]:

@@ -121,8 +121,9 @@ class Bundle:
 def view_of(entry: Entry, layout: str) -> View | str:
     """Return how one parameter is seen in a layout of single parameters, or why it is not.
 
-    layout: "filter", "input", "kernel" or "tap" (`GroupPenalty.groups`); "time": the taps of each
-        3-D kernel, one row for every place in space; "fiber": the entries along the input axis.
+    layout: "filter", "in_channel", "kernel" or "time_tap" (`GroupPenalty.groups`); "time": the
+        taps of each 3-D kernel, one row for every place in space; "fiber": the entries along the
+        input axis.
     """
     shape = tuple(entry.parameter.shape)
     if len(shape) < 2:
@@ -193,18 +194,18 @@ ViewOf = Callable[[Entry, tuple[int, ...]], View | str]
 # Kinds of groups that lie in one parameter, by name: how it is seen, or why it has none.
 SINGLE: dict[str, ViewOf] = {
     "filter": _filters,
-    "input": _inputs,
+    "in_channel": _inputs,
     "kernel": _kernels,
-    "tap": _taps,
+    "time_tap": _taps,
 }
 # Kinds that several parameters hold together, by name: what finds them, "module:function". Called
 # with (model, example), it returns their bundles, and notes on what is none. Named and not
 # imported, for those modules build on this one.
 COUPLED: dict[str, str] = {
-    "unit": "regkit.structure.recurrent:units",
+    "hidden_unit": "regkit.structure.recurrent:units",
     "head": "regkit.structure.attention:heads",
     "channel": "regkit.structure.coupling:channels",
-    "reader": "regkit.structure.coupling:readers",
+    "channel_inputs": "regkit.structure.coupling:readers",
 }
 # What `GroupPenalty.groups` may be.
 KINDS = (*SINGLE, *COUPLED)

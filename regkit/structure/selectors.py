@@ -52,19 +52,19 @@ def clean_name(name: str) -> str:
     return ".".join(parts).removeprefix("module.")
 
 
-def survey(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> list[Entry]:
-    """Say of every parameter whether `on` chooses it, and why; a tied one counts once.
+def select_parameters(model: nn.Module, params: Selector | Sequence[Selector] = ()) -> list[Entry]:
+    """Say of every parameter whether `params` chooses it, and why; a tied one counts once.
 
-    on: as in `WeightPenalty`. Without selectors: all weights of convolution, linear, attention
+    params: as in `WeightPenalty`. Without selectors: all weights of convolution, linear, attention
         and recurrent layers. A name that is nowhere at the top is looked for deeper: "fc" finds
         "net.fc".
     Raises: InputError when a selector matches nothing, or a parameter has no shape yet.
     """
-    on = (on,) if isinstance(on, str | type) else on
+    params = (params,) if isinstance(params, str | type) else params
     entries = list(_all_weights(model))
-    wanted = [_found(s, entries, model) for s in on if not _leaves_out(s)]
-    unwanted = [_found(s[1:], entries, model) for s in on if _leaves_out(s)]
-    if not on:
+    wanted = [_found(s, entries, model) for s in params if not _leaves_out(s)]
+    unwanted = [_found(s[1:], entries, model) for s in params if _leaves_out(s)]
+    if not params:
         return entries
     chosen = []
     for e in entries:
@@ -75,25 +75,27 @@ def survey(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> list[Ent
         elif hits:
             verdict = (True, f"on {_text(hits[0])}")
         else:
-            verdict = (False, "not in `on`") if wanted else (e.chosen, e.why)
+            verdict = (False, "not in `params`") if wanted else (e.chosen, e.why)
         chosen.append(replace(e, chosen=verdict[0], why=verdict[1]))
     return chosen
 
 
-def weights(model: nn.Module, on: Selector | Sequence[Selector] = ()) -> dict[str, nn.Parameter]:
+def weights(
+    model: nn.Module, params: Selector | Sequence[Selector] = ()
+) -> dict[str, nn.Parameter]:
     """Return the chosen parameters by name."""
-    return {e.name: e.parameter for e in survey(model, on) if e.chosen}
+    return {e.name: e.parameter for e in select_parameters(model, params) if e.chosen}
 
 
-def table(entries: Sequence[Entry], surveys: Mapping[str, Sequence[Entry]]) -> list[str]:
-    """Lay out, a line a parameter, what the surveys by name say of it.
+def table(entries: Sequence[Entry], selections: Mapping[str, Sequence[Entry]]) -> list[str]:
+    """Lay out, a line a parameter, what the selections by name say of it.
 
-    entries: all parameters, with the reason that holds where there is no survey.
+    entries: all parameters, with the reason that holds where no penalty says another.
     """
     rows = [("parameter", "shape", "entries", "penalty")]
     for place, entry in enumerate(entries):
         p = entry.parameter
-        said = {name: found[place] for name, found in surveys.items()}
+        said = {name: found[place] for name, found in selections.items()}
         chosen = [f"{name} ({e.why})" for name, e in said.items() if e.chosen]
         why = next(iter(said.values()), entry).why
         what = " + ".join(chosen) or f"- ({why})"
@@ -120,7 +122,7 @@ def find_module(model: nn.Module, name: str, asker: str) -> nn.Module:
         name = deeper[0]
     if name not in modules:
         raise InputError(
-            f"{asker} got of={name!r}, which names no module{_close(name, modules)}. "
+            f"{asker} got module={name!r}, which names no module{_close(name, modules)}. "
             "Give a name from model.named_modules()."
         )
     return modules[name]
@@ -221,7 +223,7 @@ def _prefixes(owner_name: str) -> Iterable[str]:
 def _unmatched(selector: Selector, model: nn.Module) -> InputError:
     if isinstance(selector, type):
         return InputError(
-            f"on={selector.__name__} matches no parameter: {type(model).__name__} has no such "
+            f"params={selector.__name__} matches no parameter: {type(model).__name__} has no such "
             "layer. Give a type from model.modules()."
         )
     modules = list(model.named_modules())
@@ -231,7 +233,7 @@ def _unmatched(selector: Selector, model: nn.Module) -> InputError:
         | {type(m).__name__ for _, m in modules}
     )
     return InputError(
-        f"on={selector!r} matches no weight{_close(selector, known)}. Give "
+        f"params={selector!r} matches no weight{_close(selector, known)}. Give "
         "names or globs from model.named_modules() or model.named_parameters(), or module types."
     )
 

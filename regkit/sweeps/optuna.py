@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from regkit.errors import InputError
 from regkit.sweeps import search_study as studies
+from regkit.sweeps.job import ending_in_one_line
 from regkit.sweeps.launch import Alone, job_folder, launch
 from regkit.sweeps.report.write import write_report
 from regkit.sweeps.search_space import Choice, Space, split

@@ -23,7 +23,7 @@ def follow(config: DictConfig, folder: Path) -> list[dict[str, Any]]:
     """Train along the grid, and return the summaries of its points.
 
     The first point is trained in full; each further one begins with the weights of the last, at
-    `path.lr_share` of the learning rate, for `path.epochs`. Each is a run of its own in
+    `path.lr_scale` of the learning rate, for `path.epochs`. Each is a run of its own in
     `folder`/lam=..., and one that is done is not repeated.
 
     Increasing strengths, from dense to sparse, by default: what a strong penalty has taken from a
@@ -84,8 +84,8 @@ def _check(config: DictConfig) -> None:
         )
     if path.epochs < 1:
         raise InputError(f"path.epochs={path.epochs} was given; it is 1 or more.")
-    if not 0 < path.lr_share <= 1:
-        raise InputError(f"path.lr_share={path.lr_share} was given; it is above 0, at most 1.")
+    if not 0 < path.lr_scale <= 1:
+        raise InputError(f"path.lr_scale={path.lr_scale} was given; it is above 0, at most 1.")
     if config.ckpt_path is not None:
         raise InputError("ckpt_path was given to a path; give resume=<its folder>.")
 
@@ -99,7 +99,7 @@ def _point(config: DictConfig, lam: float, before: Path | None, folder: Path) ->
         if before is not None:
             point.warm_start = str(before)
             point.trainer.max_epochs = config.path.epochs
-            point.optimizer.lr = config.path.lr_share * config.optimizer.lr
+            point.optimizer.lr = config.path.lr_scale * config.optimizer.lr
     kept = folder / "config"
     kept.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(point, kept / "config.yaml", resolve=True)

@@ -45,7 +45,7 @@ def callbacks(
         made.append(checkpoint(filename="last", every_n_train_steps=config.save_every_n_steps))
     if config.patience is not None:
         made.append(EarlyStopping("val/acc", mode="max", patience=config.patience))
-    if config.prune is not None:
+    if config.stop_dominated is not None:
         made.append(StopDominated(folder, lambda: _density(regularize)))
     return made
 

@@ -42,11 +42,11 @@ class StrengthConfig:
 
 @dataclass
 class GridConfig:
-    """The strengths that lam=path stands for, from `high` down to `low_ratio` times it."""
+    """The strengths that lam=path stands for, from `high` down to `lam_min_ratio` times it."""
 
     num: int = 10
     high: float | None = None
-    low_ratio: float = 1e-2
+    lam_min_ratio: float = 1e-2
 
 
 @dataclass
@@ -55,7 +55,7 @@ class PathConfig:
 
     direction: str = "increasing"
     epochs: int = 6
-    lr_share: float = 1.0
+    lr_scale: float = 1.0
 
 
 @dataclass
@@ -81,11 +81,11 @@ class TrainConfig:
     scheduler: dict[str, Any] | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    evaluate: str = "last"
+    test_checkpoint: str = "last"
     debias_epochs: int = 0
     shrink: bool = False
     patience: int | None = None
-    prune: str | None = None
+    stop_dominated: str | None = None
     save_every_n_steps: int | None = None
     pictures_every_n_epochs: int | None = None
     warm_start: str | None = None
@@ -216,10 +216,10 @@ def check(config: Any) -> None:
             f"lam={config.lam} was given; lam is a number >= 0, or {AUTO}."
             f"{grid if config.lam == PATH else ''}"
         )
-    if config.evaluate not in ("last", "best"):
-        raise InputError(f"evaluate={config.evaluate} was given; it is last or best.")
-    if config.prune not in (None, "median"):
-        raise InputError(f"prune={config.prune} was given; it is median, or null.")
+    if config.test_checkpoint not in ("last", "best"):
+        raise InputError(f"test_checkpoint={config.test_checkpoint} was given; it is last or best.")
+    if config.stop_dominated not in (None, "median"):
+        raise InputError(f"stop_dominated={config.stop_dominated} was given; it is median, or null.")
     Schedule(**config.strength)
     _check_counts(config)
     _check_replaced(config)

@@ -95,8 +95,8 @@ def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
 def _refuse_without_validation(config: DictConfig, data: VideoData) -> None:
     if data.known_splits().val:
         return
-    wanted = [key for key in ("patience", "prune") if config[key] is not None]
-    wanted += ["evaluate=best"] if config.evaluate == "best" else []
+    wanted = [key for key in ("patience", "stop_dominated") if config[key] is not None]
+    wanted += ["test_checkpoint=best"] if config.test_checkpoint == "best" else []
     if wanted:
         raise InputError(f"{', '.join(wanted)} asks for validation, and there are no such videos.")
 
@@ -136,7 +136,7 @@ def _train_and_test(
     summary["data_share"] = pace.data_share
     summary["num_val"] = len(data.known_splits().val)
     summary["pruned"] = was_pruned(trainer)
-    if config.evaluate == "best":
+    if config.test_checkpoint == "best":
         best = torch.load(held.path / "checkpoints" / "best.ckpt", weights_only=True)
         model.load_state_dict(best["state_dict"])
     summary |= _test(trainer, model, data, reg, held.path)

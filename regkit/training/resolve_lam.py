@@ -45,7 +45,7 @@ def grid(config: DictConfig) -> list[float]:
     """
     options = config.grid
     if options.high is not None:
-        return log_grid(options.high, options.low_ratio, options.num)
+        return log_grid(options.high, options.lam_min_ratio, options.num)
     parts = OmegaConf.to_container(
         OmegaConf.create({key: config[key] for key in ("model", "penalty", "data", "grid")}),
         resolve=False,
@@ -71,7 +71,7 @@ def _grid(config: DictConfig) -> list[float]:
             "penalty=..., or take lam out."
         )
     top = min(_budget(config, name, model, data) for name in shared)
-    lams = log_grid(GRID_SHARE * top, config.grid.low_ratio, config.grid.num)
+    lams = log_grid(GRID_SHARE * top, config.grid.lam_min_ratio, config.grid.num)
     print(
         f"lam=path: {', '.join(map(_short, lams))} for {'+'.join(shared)}; at {top:.3g} the first "
         f"weights cost as much as knowing nothing (ln {data.num_classes})",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkit.data.video_data import VideoData
 from regkit.lightning.video_classifier import VideoClassifier
-from regkit.pruning.shrink import ShrinkReport, report_of, shrink
+from regkit.pruning.shrink import ShrinkReport, shrink
 from regkit.training.checkpoints import save_shrunk
 from regkit.training.config import make
 from regkit.training.cost import warn_of_a_cut
@@ -33,8 +33,7 @@ def smaller(
     device = trainer.strategy.root_device
     device = device if device.type == "cuda" else torch.device("cpu")  # others lack float64
     inputs = (clip.to(device) for clip in clips(data))
-    net = shrink(model.net.to(device), data.example().to(device), inputs=inputs)
-    report = report_of(net)
+    net, report = shrink(model.net.to(device), data.example().to(device), inputs=inputs)
     small = VideoClassifier(net, model.classes, make(config.optimizer))
     tested = trainer.test(small, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:

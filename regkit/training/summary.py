@@ -61,7 +61,7 @@ def targets(regularize: RegularizerCallback) -> dict[str, Any]:
 def support(regularize: RegularizerCallback) -> dict[str, Any]:
     """Say whether the zeros are settled; nothing where no penalty makes any, or training was short.
 
-    The shares are those of `regkit.optim.support.SupportReport`.
+    The shares are those of `regkit.optim.support_report.SupportReport`.
     """
     found = regularize.support_report
     return {} if found is None else {"settled": found.is_settled, **found._asdict()}

@@ -40,7 +40,7 @@ def words(tmp_path: Path, films: Path) -> list[str]:
         *("data.size_px=32", "data.num_frames=8", "data.num_workers=0"),
         *("data.val_groups=[G3,G4]", "data.test_groups=[G5,G6]"),
         f"data.cache_root={tmp_path / 'cache'}",
-        *("--lams", "4", "--low-ratio", "0.3"),  # types are checked at every step here
+        *("--lams", "4", "--lam-min-ratio", "0.3"),  # types are checked at every step here
     ]
 
 
@@ -121,7 +121,7 @@ def test_bad_files_are_told_or_refused(
         (["model=r3d_18"], "hog got model=r3d_18"),
         (["data.num_frames=4"], "data.num_frames=5"),
         (["--cells", "1"], "--cells got 1"),
-        (["--low-ratio", "2"], "low_ratio=2"),
+        (["--lam-min-ratio", "2"], "lam_min_ratio=2"),
         (["--detector", "hog.json"], "give --watch VIDEO"),
         (["--detector", "none.json", "--watch", "a.mp4"], "none.json, which is no hog.json"),
     ],

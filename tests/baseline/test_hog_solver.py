@@ -126,7 +126,7 @@ def test_features_that_say_nothing_are_refused():
 def test_a_fit_that_does_not_end_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(solver, "MOST_STEPS", 3)
     x, y = problem(0)
-    with pytest.raises(InputError, match="--low-ratio"):
+    with pytest.raises(InputError, match="--lam-min-ratio"):
         fit(1e-3, x, y, 4, None)
 
 

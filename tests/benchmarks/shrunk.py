@@ -23,7 +23,7 @@ from regkit.models.cnn_gru import CnnGru
 from regkit.models.mvit_v2_s import MViTV2S
 from regkit.models.s3d import S3D
 from regkit.pruning.latency import latency
-from regkit.pruning.shrink import report_of, shrink
+from regkit.pruning.shrink import shrink
 from regkit.structure.channels import READER, WRITER, Coupling
 from regkit.structure.coupling import couple
 from regkit.structure.cut import silence
@@ -90,8 +90,7 @@ def measured(name: str, share: float, clip: Tensor, budget_s: float) -> dict[str
     traced = torch.randn(1, 3, 16, TRACED_PX, TRACED_PX).to(clip.device)
     coupling = couple(model, traced)
     zeroed(model, coupling, share)
-    small = shrink(model, clip, coupling=coupling, timed=False)
-    report = report_of(small)
+    small, report = shrink(model, clip, coupling=coupling, timed=False)
     nets = {"whole": model, "shrunk": small, "built": built_anew(small).to(clip.device)}
     times = {key: found.median * 1e3 for key, found in latency(nets, clip, budget_s).items()}
     return {

@@ -96,7 +96,7 @@ def test_a_flip_mirrors_left_and_right():
 
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=6, max_size=6))
 def test_classes_that_know_their_side_are_never_mirrored(draws):
-    augment = Augment(flip=1.0, unflipped=["left", "right"]).for_classes(CLASSES)
+    augment = Augment(flip=1.0, no_flip_classes=["left", "right"]).for_classes(CLASSES)
     changed, _ = call(augment, clips(), draws)
     mirrored = clips().flip(-1)
     for number, label in enumerate(labels().tolist()):
@@ -213,7 +213,7 @@ def test_one_clip_mixes_with_itself_and_none_with_nothing(options):
 
 
 def test_nothing_is_changed_by_default():
-    for augment in (Augment(), Augment(unflipped=[0], magnitude=3)):
+    for augment in (Augment(), Augment(no_flip_classes=[0], magnitude=3)):
         clip, label = clips(), labels()
         changed, kept = augment(clip, label, DRAWS, 3)
         assert changed is clip
@@ -281,7 +281,7 @@ def test_own_transforms_must_return_equal_clips(more):
         "magnitude": (-1, 31, 9.0),
         "mixup": (-0.2, math.inf, math.nan, "on", True),
         "cutmix": (-0.2, math.inf),
-        "unflipped": ("left", 3),
+        "no_flip_classes": ("left", 3),
         "more": ("flip", ["flip"], v2.Identity()),
     }.items(),
 )
@@ -294,11 +294,11 @@ def test_values_out_of_range_are_refused(name, values):
 
 
 def test_names_of_classes_become_labels():
-    augment = Augment(flip=0.5, unflipped=["right", "left"]).for_classes(CLASSES)
-    assert augment == Augment(flip=0.5, unflipped={0, 1})
+    augment = Augment(flip=0.5, no_flip_classes=["right", "left"]).for_classes(CLASSES)
+    assert augment == Augment(flip=0.5, no_flip_classes={0, 1})
     with pytest.raises(InputError, match=r"'rihgt'.*'left', 'right', 'up'"):
-        Augment(unflipped=["rihgt"]).for_classes(CLASSES)
+        Augment(no_flip_classes=["rihgt"]).for_classes(CLASSES)
     with pytest.raises(InputError, match="quotes"):  # YAML reads the class "1" as a number
-        Augment(unflipped=[1]).for_classes(["0", "1"])
+        Augment(no_flip_classes=[1]).for_classes(["0", "1"])
     with pytest.raises(InputError, match="for_classes"):
-        call(Augment(flip=0.5, unflipped=["left"]), clips())
+        call(Augment(flip=0.5, no_flip_classes=["left"]), clips())

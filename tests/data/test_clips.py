@@ -55,7 +55,7 @@ def test_clip_is_a_function_of_seed_epoch_and_index(videos, cut):
     first = {key: cached[key] for key in keys}
     torch.manual_seed(99)
     np.random.seed(99)
-    fresh = dataset(videos, cut=cut, seed=3, memory_mib=0)
+    fresh = dataset(videos, cut=cut, seed=3, worker_ram_mib=0)
     for key in reversed(keys):
         assert torch.equal(fresh[key]["clip"], first[key]["clip"])
         assert fresh[key]["draw"] == first[key]["draw"]
@@ -86,13 +86,13 @@ def test_cache_saves_reading_and_keeps_its_bound(videos, monkeypatch):
             for index in range(6):
                 data[epoch, index]
         assert len(reads) == 6
-    tight = dataset(videos, size_px=128, memory_mib=1)  # one video fits
+    tight = dataset(videos, size_px=128, worker_ram_mib=1)  # one video fits
     reads.clear()
     for epoch in range(2):
         for index in range(6):
             tight[epoch, index]
     assert len(reads) == 11
-    tight = dataset(videos, training=False, size_px=128, memory_mib=1)  # 5 of 6 clips fit
+    tight = dataset(videos, training=False, size_px=128, worker_ram_mib=1)  # 5 of 6 clips fit
     reads.clear()
     for epoch in range(2):
         for index in range(6):
@@ -107,7 +107,7 @@ def test_training_replaces_a_bad_file(videos):
     assert sample["path"] != videos[1].path
     assert sample["label"] == next(v.label for v in videos if v.path == sample["path"])
     assert all(videos[1].path in name for name in sample["skipped"])
-    assert sample["path"] == dataset(videos, memory_mib=0)[0, 1]["path"]
+    assert sample["path"] == dataset(videos, worker_ram_mib=0)[0, 1]["path"]
     assert len({data[epoch, 1]["path"] for epoch in range(20)}) > 2
 
 

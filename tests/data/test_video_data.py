@@ -116,7 +116,7 @@ def test_empty_batch_passes(root):
 
 
 def test_differences_are_of_each_frame_from_the_one_before(root):
-    plain, moving = made(root), made(root, view="differences")
+    plain, moving = made(root), made(root, modality="difference")
     batch = next(iter(plain.val_dataloader()))
     frames = plain.finish(batch, training=False)["clip"]
     changes = moving.finish(batch, training=False)["clip"]
@@ -151,7 +151,7 @@ def test_ranks_share_the_evaluation_without_repeats(root):
         ({"stride": 0}, "1 or more"),
         ({"batch_size": 0}, "1 or more"),
         ({"num_workers": -1}, "0 or more"),
-        ({"memory_mib": -1}, "0 or more"),
+        ({"worker_ram_mib": -1}, "0 or more"),
         ({"seed": -1}, "0 or more"),
         ({"sampling": "random"}, r"one of \['uniform', 'dense'\]"),
         ({"on_error": "ignore"}, r"one of \['skip', 'raise'\]"),

@@ -121,7 +121,7 @@ def test_the_activation_penalty_is_the_term_written_by_hand(kind: type[Plain], s
     if kind is Manual and ("accumulation" in setting or setting == "clipping"):
         pytest.skip("Lightning leaves these to the user under manual optimization")
     by_hand = fitted(kind(extra=0.7), **SETTINGS[setting]())
-    penalty = TemporalSmoothness(0.7, of="encoder")
+    penalty = TemporalSmoothness(0.7, module="encoder")
     ours = fitted(kind(), RegularizerCallback([penalty]), **SETTINGS[setting]())
     without = fitted(kind(), **SETTINGS[setting]())
     assert_same(ours, by_hand)
@@ -134,7 +134,7 @@ def test_the_activation_penalty_is_the_term_written_by_hand(kind: type[Plain], s
 def test_no_strength_is_bitwise_no_regkit(kind: type[Plain], make: Callable[..., Any]):
     plain = fitted(kind(make=make))
     ours = fitted(
-        kind(make=make), RegularizerCallback([L1(0.0), TemporalSmoothness(0.0, of="encoder")])
+        kind(make=make), RegularizerCallback([L1(0.0), TemporalSmoothness(0.0, module="encoder")])
     )
     for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
         assert torch.equal(p, q)
@@ -160,7 +160,7 @@ def test_one_prox_for_each_real_step(accumulate: int):
 def test_the_user_sees_the_own_loss_and_the_module_is_left_as_it_was(tmp_path: Any):
     module = Plain()
     regularize = RegularizerCallback(
-        {"sparse": L1(0.3), "smooth": TemporalSmoothness(0.7, of="encoder")}
+        {"sparse": L1(0.3), "smooth": TemporalSmoothness(0.7, module="encoder")}
     )
     logger = CSVLogger(tmp_path)
     fitted(module, regularize, logger=logger, log_every_n_steps=1)
@@ -210,7 +210,7 @@ def test_the_residual_belongs_to_the_weights_and_gradients_of_one_step(tmp_path:
 
 def test_live_groups_and_the_strength_of_the_moment_are_logged(tmp_path: Any):
     module = Plain()
-    penalty = GroupLasso(3.0, on=["encoder", "head"])
+    penalty = GroupLasso(3.0, params=["encoder", "head"])
     regularize = RegularizerCallback(penalty, schedule=Schedule(ramp="linear", ramp_until=1.0))
     fitted(module, regularize, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
@@ -371,15 +371,15 @@ def test_a_skipped_fp16_step_shrinks_nothing():
 
 
 def test_wrong_use_is_said_at_the_start():
-    with pytest.raises(InputError, match="of='encodr', which names no module; close: 'encoder'"):
-        fitted(Plain(), RegularizerCallback(TemporalSmoothness(0.1, of="encodr")))
+    with pytest.raises(InputError, match=r"module='encodr', which names no .* 'encoder'"):
+        fitted(Plain(), RegularizerCallback(TemporalSmoothness(0.1, module="encodr")))
 
     class Frozen(Plain):
         def configure_optimizers(self) -> Any:
             return optim.SGD(self.head.parameters(), lr=0.1)
 
     with pytest.raises(InputError, match="no penalised parameter in any optimizer of Frozen"):
-        fitted(Frozen(), RegularizerCallback(L1(0.1, on="encoder")))
+        fitted(Frozen(), RegularizerCallback(L1(0.1, params="encoder")))
 
     class Idle(Plain):
         def __init__(self) -> None:
@@ -387,7 +387,7 @@ def test_wrong_use_is_said_at_the_start():
             self.idle = nn.Linear(4, 4)
 
     with pytest.raises(InputError, match="'temporal' saw no training pass"):
-        fitted(Idle(), RegularizerCallback(TemporalSmoothness(0.1, of="idle")))
+        fitted(Idle(), RegularizerCallback(TemporalSmoothness(0.1, module="idle")))
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
@@ -404,6 +404,6 @@ def test_after_a_failure_the_module_is_left_as_it_was():
 
     module = Failing()
     with pytest.raises(RuntimeError, match="mine"):
-        fitted(module, RegularizerCallback([L1(0.1), TemporalSmoothness(0.1, of="encoder")]))
+        fitted(module, RegularizerCallback([L1(0.1), TemporalSmoothness(0.1, module="encoder")]))
     assert "training_step" not in vars(module)
     assert not module.encoder._forward_hooks

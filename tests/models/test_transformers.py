@@ -19,7 +19,7 @@ from regkit.models.swin3d_t import Swin3DT
 from regkit.models.video_model import VideoModel
 from regkit.penalties import L1, GroupLasso, Penalty, WeightPenalty
 from regkit.regularizer.activations import as_frames
-from regkit.structure.selectors import NORMS, survey
+from regkit.structure.selectors import NORMS, select_parameters
 
 PENALTIES = Path(__file__).parents[2] / "configs" / "penalty"
 SIZE = (1, 3, 8, 48, 32)
@@ -145,7 +145,7 @@ def test_every_penalty_finds_what_it_is_for(kind: type[VideoModel], name: str):
 
 @both
 def test_tables_of_positions_norms_and_biases_are_left_out(kind: type[VideoModel]):
-    entries = {entry.name: entry for entry in survey(built(kind))}
+    entries = {entry.name: entry for entry in select_parameters(built(kind))}
     left_out = {name for name, entry in entries.items() if not entry.chosen}
     for name, entry in entries.items():
         special = "rel_pos" in name or "relative" in name or "class_token" in name

@@ -28,7 +28,7 @@ from regkit.penalties import (
     SCAD,
     Box,
     ElasticNet,
-    L1Half,
+    LHalf,
     LogSum,
     WeightDecay,
     WeightPenalty,
@@ -43,7 +43,7 @@ PENALTIES: dict[str, WeightPenalty] = {
     "mcp": MCP(0.7, gamma=2.0),
     "scad": SCAD(0.4),
     "l0": L0(1.0),
-    "l1_half": L1Half(1.0),
+    "l_half": LHalf(1.0),
     "log_sum": LogSum(0.6, eps=0.5),
     "box": Box(1.0, low=-0.4, high=0.3),
 }

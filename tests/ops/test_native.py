@@ -35,7 +35,7 @@ from regkit.penalties import (
     SCAD,
     Box,
     ElasticNet,
-    L1Half,
+    LHalf,
     LogSum,
     WeightDecay,
     WeightPenalty,
@@ -51,7 +51,7 @@ PENALTIES: dict[str, WeightPenalty] = {
     "mcp": MCP(0.7, gamma=2.5),
     "scad": SCAD(0.7),
     "l0": L0(0.7),
-    "l1_half": L1Half(0.7),
+    "l_half": LHalf(0.7),
     "log_sum": LogSum(0.7, eps=0.4),
     "box": Box(1.0, low=-0.3, high=0.8),
 }
@@ -225,7 +225,7 @@ def test_no_number_stays_none(name: str, metric: str):
         assert broken.weights[0].isnan().nonzero().flatten().tolist() == [4]
 
 
-@pytest.mark.parametrize("name", ["l1", "elastic_net", "mcp", "scad", "l0", "l1_half", "log_sum"])
+@pytest.mark.parametrize("name", ["l1", "elastic_net", "mcp", "scad", "l0", "l_half", "log_sum"])
 def test_an_infinite_step_kills(name: str):
     args = args_on(torch.cat([torch.randn(20), torch.zeros(3)]))
     args.exp_avg_sqs[0].zero_()

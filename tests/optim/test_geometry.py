@@ -9,7 +9,7 @@ from regkit.optim.group_layout import geometry_of
 from regkit.structure.attention import heads
 from regkit.structure.groups import Bundle, Piece, View, along, view_of
 from regkit.structure.recurrent import units
-from regkit.structure.selectors import survey
+from regkit.structure.selectors import select_parameters
 
 
 def single(parameter: nn.Parameter, view: View) -> Bundle:
@@ -55,14 +55,14 @@ def expected(bundle: Bundle) -> Tensor:
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("layout", ["filter", "input", "kernel", "tap"])
+@pytest.mark.parametrize("layout", ["filter", "in_channel", "kernel", "time_tap"])
 @pytest.mark.parametrize(
     "conv", [nn.Conv3d(4, 6, (3, 2, 2)), nn.Conv3d(4, 6, 3, groups=2), nn.ConvTranspose3d(4, 6, 2)]
 )
 def test_convolutions(conv: nn.Module, layout: str, last: bool):
     if last:
         conv = conv.to(memory_format=torch.channels_last_3d)
-    entry = next(e for e in survey(conv) if e.chosen)
+    entry = next(e for e in select_parameters(conv) if e.chosen)
     view = view_of(entry, layout)
     assert isinstance(view, View)
     bundle = single(entry.parameter, view)

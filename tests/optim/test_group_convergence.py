@@ -93,7 +93,7 @@ def test_columns_equal_the_multi_task_lasso_of_scikit_learn(name: str, ratio: fl
     root = NUM_OUTPUTS**0.5
     if ratio == 1.0:
         oracle = MultiTaskLasso(LAM * root, fit_intercept=False, tol=1e-12, max_iter=100_000)
-        penalty: WeightPenalty = GroupLasso(LAM, groups="input")
+        penalty: WeightPenalty = GroupLasso(LAM, groups="in_channel")
         strength, ridge = LAM * root, 0.0
     else:
         # alpha * l1_ratio = lam * ratio * sqrt(n), alpha * (1 - l1_ratio) = lam * (1 - ratio)
@@ -102,7 +102,7 @@ def test_columns_equal_the_multi_task_lasso_of_scikit_learn(name: str, ratio: fl
             strength + ridge, l1_ratio=strength / (strength + ridge), fit_intercept=False,
             tol=1e-12, max_iter=100_000,
         )  # fmt: skip
-        penalty = GroupElasticNet(LAM, l1_ratio=ratio, groups="input")
+        penalty = GroupElasticNet(LAM, l1_ratio=ratio, groups="in_channel")
     best = oracle.fit(x, y).coef_
     w = train(penalty, OPTIMIZERS[name])
     assert 0 < (best != 0).any(0).sum() < NUM_INPUTS
@@ -114,9 +114,9 @@ def test_columns_equal_the_multi_task_lasso_of_scikit_learn(name: str, ratio: fl
 @pytest.mark.parametrize("how", ["one penalty", "two that compose"])
 def test_sparse_groups_equal_a_conic_solver(name: str, how: str):
     one, group = 0.4 * LAM, 0.6 * LAM
-    penalties: Any = SparseGroupLasso(LAM, l1_ratio=0.4, groups="input")
+    penalties: Any = SparseGroupLasso(LAM, l1_ratio=0.4, groups="in_channel")
     if how == "two that compose":
-        penalties = [GroupLasso(group, groups="input"), L1(one)]
+        penalties = [GroupLasso(group, groups="in_channel"), L1(one)]
     root = NUM_OUTPUTS**0.5
     best = solve(
         lambda w: one * cvxpy.sum(cvxpy.abs(w)) + group * root * cvxpy.sum(cvxpy.norm(w, 2, axis=0))
@@ -131,7 +131,9 @@ def test_sparse_groups_equal_a_conic_solver(name: str, how: str):
 def test_non_negative_group_lasso_equals_a_conic_solver(name: str):
     root = NUM_OUTPUTS**0.5
     best = solve(lambda w: LAM * root * cvxpy.sum(cvxpy.norm(w, 2, axis=0)), lambda w: [w >= 0])
-    w = train([GroupLasso(LAM, groups="input"), Box(1.0, low=0.0, high=None)], OPTIMIZERS[name])
+    w = train(
+        [GroupLasso(LAM, groups="in_channel"), Box(1.0, low=0.0, high=None)], OPTIMIZERS[name]
+    )
     assert w.min() == 0.0
     assert_optimal(w, best.clip(0), lambda v: LAM * root * columns(v))
 
@@ -152,8 +154,8 @@ def test_all_is_zero_just_above_the_largest_strength_and_not_below(name: str):
     x, y = problem()
     slopes = np.linalg.norm(x.T @ y / NUM_SAMPLES, axis=1) / NUM_OUTPUTS**0.5
     largest = float(slopes.max())
-    assert (train(GroupLasso(1.001 * largest, groups="input"), OPTIMIZERS[name]) == 0).all()
-    below = train(GroupLasso(0.99 * largest, groups="input"), OPTIMIZERS[name])
+    assert (train(GroupLasso(1.001 * largest, groups="in_channel"), OPTIMIZERS[name]) == 0).all()
+    below = train(GroupLasso(0.99 * largest, groups="in_channel"), OPTIMIZERS[name])
     assert ((below != 0).any(0) == (slopes >= largest)).all()
 
 

@@ -167,7 +167,7 @@ def test_coarse_weights_are_warned_of_once_with_the_remedy(dtype: torch.dtype):
 
 def test_only_coarse_weights_that_are_penalised_are_warned_of():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).to(torch.bfloat16))
-    Regularizer(model, L1(0.1, on="0")).attach(optim.SGD(model.parameters(), lr=LR))
+    Regularizer(model, L1(0.1, params="0")).attach(optim.SGD(model.parameters(), lr=LR))
 
 
 class Lion(optim.Optimizer):
@@ -294,7 +294,7 @@ def test_adafactor_with_a_vector():
     """Its second moment then is no product of rows and columns."""
     model = nn.Linear(4, 1, bias=False).double()
     model.weight = nn.Parameter(torch.ones(4, dtype=torch.float64))
-    optimizer, recorder = optim.Adafactor([model.weight], lr=1e-3), Recorder(1.0, on="weight")
+    optimizer, recorder = optim.Adafactor([model.weight], lr=1e-3), Recorder(1.0, params="weight")
     Regularizer(model, recorder).attach(optimizer)
     gradient = torch.tensor([0.5, 1.0, -2.0, 3.0], dtype=torch.float64)
     for _ in range(5):

@@ -149,7 +149,7 @@ def test_batches_equal_the_naive_loop_in_every_layout(
     other = copy.deepcopy(model)
     optimizer = optim.Adam(model.parameters(), lr=0.03)
     reference = optim.Adam(other.parameters(), lr=0.03)
-    Regularizer(model, L1(0.5, on=ON), schedule=Schedule(holds_zeros=False)).attach(optimizer)
+    Regularizer(model, L1(0.5, params=ON), schedule=Schedule(holds_zeros=False)).attach(optimizer)
     for step in range(3):
         run(model, optimizer, num_steps=1, seed=step)
         run(other, reference, num_steps=1, seed=step)
@@ -301,7 +301,7 @@ def test_rmsprop_whose_own_moves_settle_nowhere_is_refused():
 def test_weights_too_coarse_for_a_penalty_are_warned_of(dtype: torch.dtype):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(dtype))
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    Regularizer(model, L1(0.1, on="0")).attach(optimizer).detach()
+    Regularizer(model, L1(0.1, params="0")).attach(optimizer).detach()
     with pytest.warns(UserWarning, match=f"weights are stored in {dtype}: .* in float32"):
         Regularizer(model, L1(0.1)).attach(optimizer)
 

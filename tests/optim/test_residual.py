@@ -73,7 +73,7 @@ def test_it_counts_parameters_without_a_penalty_and_falls_while_training(make: A
     x, y = problem()
     model = nn.Sequential(nn.Linear(NUM_INPUTS, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     optimizer = make(model.parameters(), lr=0.01)
-    reg = Regularizer(model, L2(0.01, on="0")).attach(optimizer)
+    reg = Regularizer(model, L2(0.01, params="0")).attach(optimizer)
     seen = []
     for _ in range(800):
         optimizer.zero_grad()

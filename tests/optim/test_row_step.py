@@ -38,9 +38,9 @@ def by_hand(weight: Tensor, step: Tensor, lam: float, groups: list[tuple[Any, ..
 
 LAYOUTS: dict[str, Callable[[Tensor], list[tuple[Any, ...]]]] = {
     "filter": lambda w: [(o,) for o in range(w.shape[0])],
-    "input": lambda w: [(slice(None), i) for i in range(w.shape[1])],
+    "in_channel": lambda w: [(slice(None), i) for i in range(w.shape[1])],
     "kernel": lambda w: [(o, i) for o in range(w.shape[0]) for i in range(w.shape[1])],
-    "tap": lambda w: [(slice(None), slice(None), t) for t in range(w.shape[2])],
+    "time_tap": lambda w: [(slice(None), slice(None), t) for t in range(w.shape[2])],
 }
 
 
@@ -67,7 +67,7 @@ def test_groups_equal_the_naive_loop(layout: str, entries: int, monkeypatch: pyt
     model = Net()
     twin = copy.deepcopy(model)
     ours, theirs = (optim.Adam(m.parameters(), lr=0.03) for m in (model, twin))
-    penalty = Pull(0.02, groups=layout, on=[name for name, _ in model.named_children()])
+    penalty = Pull(0.02, groups=layout, params=[name for name, _ in model.named_children()])
     Regularizer(model, penalty).attach(ours)
     for seed in range(3):
         for m, optimizer in ((model, ours), (twin, theirs)):

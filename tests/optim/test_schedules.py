@@ -171,7 +171,7 @@ class Unlike(nn.Module):
 
 UNLIKE = {
     "entries": lambda: L1(1e-3),
-    "groups": lambda: GroupLasso(1e-3, groups="input"),
+    "groups": lambda: GroupLasso(1e-3, groups="in_channel"),
 }
 
 
@@ -203,6 +203,19 @@ def test_layerwise_brings_every_layer_to_the_target(kind: str):
     lengths = [p.detach().abs().sum() for p in (model.loud.weight, model.quiet.weight)]
     wanted = loud * lengths[0] + quiet * lengths[1]
     torch.testing.assert_close(reg.value(), wanted)
+
+
+def test_a_layer_whose_gradient_comes_late_comes_down_to_the_target():
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    optimizer = optim.SGD(model.parameters(), 0.05)
+    options: dict[str, Any] = {"target_density": 0.4, "layerwise": True, "num_steps": 100}
+    reg = Regularizer(model, L1(0.01), schedule=Schedule(**options)).attach(optimizer)
+    for step in range(100):
+        optimizer.zero_grad()
+        x = torch.randn(8, 20)
+        ((model if step > 3 else model[0])(x) - x).square().mean().backward()
+        optimizer.step()
+    assert list(reg.layer_density().values()) == pytest.approx([0.4, 0.4], abs=0.02)
 
 
 @pytest.mark.parametrize("kind", UNLIKE)

@@ -40,18 +40,18 @@ Make = Callable[[Any], Optimizer]
 
 PENALTIES = {
     "l1": L1(0.05),
-    "l2 by layer": L2(0.1, factors={"conv": 2.0}),
+    "l2 by layer": L2(0.1, lam_scale={"conv": 2.0}),
     "mcp": MCP(0.03),
     "decay, scad": [WeightDecay(0.1), SCAD(0.03)],
     "three": [WeightDecay(0.1), Box(1.0, low=0.0, high=None), L1(0.02)],
     "l0": L0(1e-4),
     "filter": GroupLasso(0.02),
-    "input": GroupLasso(0.02, groups="input"),
-    "kernel": SparseGroupLasso(0.02, groups="kernel", on=["conv", "head"]),
-    "tap": GroupElasticNet(0.02, groups="tap"),
-    "unit": GroupElasticNet(0.02, groups="unit"),
+    "in_channel": GroupLasso(0.02, groups="in_channel"),
+    "kernel": SparseGroupLasso(0.02, groups="kernel", params=["conv", "head"]),
+    "time_tap": GroupElasticNet(0.02, groups="time_tap"),
+    "hidden_unit": GroupElasticNet(0.02, groups="hidden_unit"),
     "channel": GroupLasso(0.02, groups="channel"),
-    "reader": GroupLasso(0.02, groups="reader"),
+    "channel_inputs": GroupLasso(0.02, groups="channel_inputs"),
     "both": [L1(0.01), GroupLasso(0.02)],
     "one by torch": [L1(0.01), GroupMCP(0.02)],
 }
@@ -145,7 +145,12 @@ def plan_of(reg: Regularizer, update: str = "none") -> StepPlan:
 
 CASES = [
     *(("adamw", name) for name in PENALTIES),
-    *((kind, name) for kind in OPTIMIZERS if kind != "adamw" for name in ("l1", "both", "input")),
+    *(
+        (kind, name)
+        for kind in OPTIMIZERS
+        if kind != "adamw"
+        for name in ("l1", "both", "in_channel")
+    ),
 ]
 
 
@@ -166,11 +171,11 @@ def test_ends_where_torch_ends(kernels: Callable[[bool], None], kind: str, name:
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_parameter_is_updated_by_the_passes(kernels: Callable[[bool], None], kind: str):
     kernels(True)
-    net, reg = train([L1(0.01), GroupLasso(0.02, groups="input")], OPTIMIZERS[kind][1])
+    net, reg = train([L1(0.01), GroupLasso(0.02, groups="in_channel")], OPTIMIZERS[kind][1])
     planned = plan_of(reg, reg._steps[0].optimizer.update)
     assert planned.updated == set(net.parameters())
     assert not planned.chains
-    assert not planned.alone
+    assert not planned.parts.local
 
 
 def channels_last(net: Net) -> None:
@@ -178,14 +183,14 @@ def channels_last(net: Net) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize("groups", ["filter", "input", "kernel", "tap", "channel"])
+@pytest.mark.parametrize("groups", ["filter", "in_channel", "kernel", "time_tap", "channel"])
 def test_memory_formats(kernels: Callable[[bool], None], groups: str, place: int):
     penalty = GroupLasso(0.02, groups=groups)
     kernels(False)
     plain, _ = train(penalty, OPTIMIZERS["adamw"][0])
     kernels(True)
     last, reg = train(penalty, OPTIMIZERS["adamw"][place], change=channels_last)
-    assert not plan_of(reg, ["none", "adamw"][place]).alone
+    assert not plan_of(reg, ["none", "adamw"][place]).parts.local
     assert_equal(last, plain)
 
 
@@ -233,7 +238,7 @@ def test_strength_that_changes(
 ):
     # Three groups of 216 among 863 weights leave no half: a search would end where rounding says.
     aimed = "target_density" in strength
-    penalty = L1(0.05) if aimed else GroupLasso(0.05, groups="input")
+    penalty = L1(0.05) if aimed else GroupLasso(0.05, groups="in_channel")
     kernels(False)
     plain, _ = train(penalty, OPTIMIZERS[kind][0], 16, **strength)
     kernels(True)
@@ -257,7 +262,7 @@ def test_groups_wait_for_an_update_by_torch(
             apart = update != "none" and args.geometry is not None
             return LaunchTable(()) if formulas and not apart else None
 
-    penalty = [L1(0.02, on="conv"), GroupLasso(0.02, groups="input", on="head")]
+    penalty = [L1(0.02, params="conv"), GroupLasso(0.02, groups="in_channel", params="head")]
     for torchs, ours in (OPTIMIZERS["adamw"], OPTIMIZERS["nesterov"]):
         kernels(False)
         plain, _ = train(penalty, torchs)
@@ -335,7 +340,7 @@ def test_a_gradient_that_comes_and_goes_is_not_planned_for_each_time():
 @pytest.mark.filterwarnings("ignore:target_density=0.5 was asked for")  # 3 inputs of the first
 def test_strengths_of_layers_are_numbers_and_no_plans():
     """A schedule that changes the strength of every layer at every step plans nothing anew."""
-    for penalty in (L1(0.05), GroupLasso(0.05, groups="input")):
+    for penalty in (L1(0.05), GroupLasso(0.05, groups="in_channel")):
         options = {"target_density": 0.5, "layerwise": True}
         _, reg = train(penalty, OPTIMIZERS["adamw"][0], 40, **options)
         assert len(set(reg.current_layer_lams().values())) > 1

@@ -10,16 +10,15 @@ from torch import Tensor, nn, optim
 
 from regkit import Regularizer, Schedule
 from regkit.ops.gate import Gate
-from regkit.optim.support import (
+from regkit.optim.gradient_averages import HORIZON, SAMPLE_INTERVAL
+from regkit.optim.support import gates_open_at
+from regkit.optim.support_report import (
+    FLIP_INTERVAL,
     FLIP_SAMPLES,
-    HORIZON,
-    INTERVAL,
     OVERLAP_SAMPLES,
-    STRIDE,
     SupportReport,
-    is_compared,
-    is_sampled,
-    is_weighed,
+    flips_counted_at,
+    supports_compared_at,
 )
 from regkit.penalties import (
     L1,
@@ -79,7 +78,7 @@ def test_a_zero_wakes_when_its_gradient_leaves_the_subdifferential(
     assert walk(model, optimizer, torch.full((6, 8), 0.99 * LAM), 100) == -1
     model, optimizer, _ = fresh(MAKERS[name], penalty)
     woke = walk(model, optimizer, torch.full((6, 8), 1.01 * LAM), 100)
-    assert 0 <= woke <= 3 * INTERVAL
+    assert 0 <= woke <= 3 * SAMPLE_INTERVAL
     assert model.weight.all()
 
 
@@ -122,7 +121,7 @@ def test_the_average_is_that_of_the_gradients():
     for gradient in gradients:
         model.weight.grad = gradient
         optimizer.step()
-    (average,) = reg._steps[0].support.averages.values()
+    (average,) = reg._steps[0].averages.by_parameter.values()
     weights = torch.arange(1, 201, dtype=torch.float64)
     weights /= weights.sum()
     mean = (torch.stack(gradients).double() * weights[:, None, None]).sum(0)
@@ -138,15 +137,15 @@ def test_the_average_forgets_what_is_older_than_its_horizon():
     for step in range(4 * HORIZON):
         model.weight.grad = torch.full((6, 8), 1.0 if step < HORIZON else 0.0)
         optimizer.step()
-    (average,) = reg._steps[0].support.averages.values()
+    (average,) = reg._steps[0].averages.by_parameter.values()
     assert 0 < float(average.values.max()) < 0.06
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
 def test_what_the_optimizer_averages_is_corrected(name: str):
     model, optimizer, reg = fresh(MAKERS[name], L1(10.0))
-    walk(model, optimizer, torch.full((6, 8), 0.7), INTERVAL)
-    (average,) = reg._steps[0].support.averages.values()
+    walk(model, optimizer, torch.full((6, 8), 0.7), SAMPLE_INTERVAL)
+    (average,) = reg._steps[0].averages.by_parameter.values()
     torch.testing.assert_close(average.values, torch.full((6, 8), 0.7))
     assert average.count == 1
 
@@ -302,13 +301,13 @@ def test_flips_and_overlap_by_hand():
         model.weight.grad = 3 * LAM * torch.randn(6, 8, generator=draw)
         optimizer.step()
         alive = model.weight.detach() != 0
-        if is_sampled(step):
-            weight = 1 if is_weighed(step) else STRIDE
+        if flips_counted_at(step):
+            weight = 1 if gates_open_at(step) else FLIP_INTERVAL
             flips.append((weight, (alive ^ before).float().mean()))
-        if is_compared(step):
+        if supports_compared_at(step):
             both.append((alive & tenth).sum())
             either.append((alive | tenth).sum())
-        if is_compared(step + INTERVAL):
+        if supports_compared_at(step + SAMPLE_INTERVAL):
             tenth = alive
         before = alive
     report = reg.support_report()

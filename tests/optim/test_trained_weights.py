@@ -184,8 +184,8 @@ def test_factor_zero_is_as_if_on_had_left_the_layer_out(name: str, layerwise: bo
         assert train(model, optimizer) == []
         return model, reg
 
-    zero, reg = run(L1(1e-3, factors={"0": 0.0}))
-    out, other = run(L1(1e-3, on="!0"))
+    zero, reg = run(L1(1e-3, lam_scale={"0": 0.0}))
+    out, other = run(L1(1e-3, params="!0"))
     for p, q in zip(zero.parameters(), out.parameters(), strict=True):
         assert torch.equal(p, q)
     assert density_of(zero[2].weight, zero[4].weight) == pytest.approx(0.3, abs=0.01)
@@ -197,7 +197,9 @@ def test_factor_zero_is_as_if_on_had_left_the_layer_out(name: str, layerwise: bo
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("penalty", [L1(0.05), GroupLasso(0.05, groups="input")], ids=["l1", "gl"])
+@pytest.mark.parametrize(
+    "penalty", [L1(0.05), GroupLasso(0.05, groups="in_channel")], ids=["l1", "gl"]
+)
 def test_a_layer_that_is_frozen_in_the_middle_stays_as_it_is(
     penalty: WeightPenalty, set_to_none: bool
 ):
@@ -299,10 +301,10 @@ def test_the_second_optimizer_is_warned_of_too():
 
 PENALTIES: dict[str, Any] = {
     "entries": L1(1e-3),
-    "inputs": GroupLasso(1e-3, groups="input"),
-    "filters": GroupLasso(1e-3, groups="filter", on=["0", "2"]),
-    "entries and inputs": [L1(1e-3), GroupLasso(1e-3, groups="input")],
-    "entries and filters": [L1(1e-3), GroupLasso(1e-3, groups="filter", on=["0", "2", "4"])],
+    "inputs": GroupLasso(1e-3, groups="in_channel"),
+    "filters": GroupLasso(1e-3, groups="filter", params=["0", "2"]),
+    "entries and inputs": [L1(1e-3), GroupLasso(1e-3, groups="in_channel")],
+    "entries and filters": [L1(1e-3), GroupLasso(1e-3, groups="filter", params=["0", "2", "4"])],
 }
 
 
@@ -508,7 +510,7 @@ def classified(model: nn.Module, on: Sequence[str], example: bool = False) -> An
     x, y = data(6)
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     reg = Regularizer(
-        model, GroupLasso(1e-3, on=on), example=x[:1] if example else None,
+        model, GroupLasso(1e-3, params=on), example=x[:1] if example else None,
         schedule=Schedule(target_density=0.3, layerwise=True, num_steps=NUM_STEPS),
     ).attach(optimizer)  # fmt: skip
     for _ in range(NUM_STEPS):
@@ -568,7 +570,7 @@ def test_what_no_penalty_can_make_zero_is_neither_counted_nor_searched_for(
     """A ridge on one layer keeps its lam; L1 on another meets the target by itself."""
     model = three()
     optimizer = OPTIMIZERS[name](model.parameters())
-    penalties = {"ridge": L2(1e-3, on="0"), "lasso": L1(1e-3, on=["2", "4"])}
+    penalties = {"ridge": L2(1e-3, params="0"), "lasso": L1(1e-3, params=["2", "4"])}
     reg = aimed(model, optimizer, penalties, layerwise=layerwise)
     assert train(model, optimizer) == []
     assert density_of(model[0].weight) == 1.0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regkit.errors import InputError
-from regkit.penalties import L0, L1, MCP, SCAD, L1Half, LogSum, WeightPenalty
+from regkit.penalties import L0, L1, MCP, SCAD, LHalf, LogSum, WeightPenalty
 
 Array = NDArray[np.float64]
 LAM, GAMMA, A, EPS = 0.7, 2.5, 3.7, 0.4
@@ -41,7 +41,7 @@ def log_sum(x: Array) -> Array:
     return LAM * EPS * np.log1p(np.abs(x) / EPS)
 
 
-def l1_half(x: Array) -> Array:
+def l_half(x: Array) -> Array:
     return LAM * np.sqrt(np.abs(x))
 
 
@@ -51,7 +51,7 @@ CASES: list[tuple[WeightPenalty, Callable[[Array], Array], float]] = [
     (SCAD(LAM, a=A), scad, A - 1),
     (L0(LAM), l0, 1.0),
     (LogSum(LAM, eps=EPS), log_sum, EPS / LAM),
-    (L1Half(LAM), l1_half, 1.0),
+    (LHalf(LAM), l_half, 1.0),
 ]
 IDS = [type(penalty).__name__ for penalty, _, _ in CASES]
 PENALTIES = [penalty for penalty, _, _ in CASES]
@@ -107,7 +107,7 @@ def least(psi: Callable[[Array], Array], v: Array, step: float) -> Array:
     return best
 
 
-@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
 def test_prox_is_the_global_minimiser(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):
@@ -120,7 +120,7 @@ def test_prox_is_the_global_minimiser(
         assert (excess <= 1e-13 * v**2).all(), (step, v[worst], x[worst], excess[worst])
 
 
-@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
 def test_value_is_the_definition(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):
@@ -130,7 +130,7 @@ def test_value_is_the_definition(
     assert float(penalty.value(torch.tensor(x))) == pytest.approx(psi(x).sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
 def test_every_entry_has_its_own_step(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):
@@ -143,7 +143,7 @@ def test_every_entry_has_its_own_step(
     assert torch.equal(together, penalty.prox(v, step))
 
 
-@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
 def test_float32_is_as_good_as_it_can_be(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):
@@ -166,7 +166,7 @@ def prox_1d(oracle: skglm.penalties.base.BasePenalty, v: Array, step: float) -> 
         (MCP(LAM, gamma=GAMMA), skglm.penalties.MCPenalty(LAM, GAMMA), 0.99 * GAMMA),
         (SCAD(LAM, a=A), skglm.penalties.SCAD(LAM, A), 0.99 * (A - 1)),
         (LogSum(LAM, eps=EPS), skglm.penalties.LogSumPenalty(LAM * EPS, EPS), 50.0),
-        (L1Half(LAM), skglm.penalties.L0_5(LAM), np.inf),
+        (LHalf(LAM), skglm.penalties.L0_5(LAM), np.inf),
     ],
     ids=lambda p: type(p).__name__,
 )

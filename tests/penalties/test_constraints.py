@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regkit.errors import InputError
-from regkit.penalties import L1, NM, Box
+from regkit.penalties import L1, Box, NMSparsity
 
 
 def project_by_trying(v: np.ndarray, step: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -33,47 +33,51 @@ def test_n_m_is_the_nearest_in_the_metric(n: int, m: int, size: int):
     v = torch.randn(20, size, dtype=torch.float64)
     step = 10 ** (6 * torch.rand(20, size, dtype=torch.float64) - 3)
     for s in (step, step[:, :1], step[0, 0], 0.3):
-        x = NM(1.0, n=n, m=m).prox(v, s)
+        x = NMSparsity(1.0, n=n, m=m).prox(v, s)
         steps = torch.as_tensor(s, dtype=torch.float64).expand_as(v)
         for row in range(len(v)):
             expected = project_by_trying(v[row].numpy(), steps[row].numpy(), n, m)
             np.testing.assert_array_equal(x[row].numpy(), expected)
-        assert float(NM(1.0, n=n, m=m).value(x)) == 0.0
+        assert float(NMSparsity(1.0, n=n, m=m).value(x)) == 0.0
 
 
 def test_n_m_takes_the_metric_not_the_size():
     v = torch.tensor([[3.0, 2.0, 1.0, 0.5]])
-    assert NM(1.0).prox(v, 1.0).tolist() == [[3.0, 2.0, 0.0, 0.0]]
+    assert NMSparsity(1.0).prox(v, 1.0).tolist() == [[3.0, 2.0, 0.0, 0.0]]
     step = torch.tensor([[100.0, 1.0, 0.01, 0.01]])
-    assert NM(1.0).prox(v, step).tolist() == [[0.0, 0.0, 1.0, 0.5]]
+    assert NMSparsity(1.0).prox(v, step).tolist() == [[0.0, 0.0, 1.0, 0.5]]
 
 
 def test_n_m_keeps_the_first_of_equals():
     v = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 2.0, -2.0, 2.0, 5.0]])
-    assert NM(1.0).prox(v, 0.1).tolist() == [[1.0, -1.0, 0, 0, 0, 2.0, -2.0, 0, 5.0]]
+    assert NMSparsity(1.0).prox(v, 0.1).tolist() == [[1.0, -1.0, 0, 0, 0, 2.0, -2.0, 0, 5.0]]
 
 
 def test_n_m_counts_stiff_entries_first_and_leaves_them():
     v = torch.tensor([[0.1, 5.0, 4.0, 3.0]])
-    assert NM(1.0).prox(v, torch.tensor([[0.0, 1.0, 1.0, 1.0]])).tolist() == [[v[0, 0], 5, 0, 0]]
+    assert NMSparsity(1.0).prox(v, torch.tensor([[0.0, 1.0, 1.0, 1.0]])).tolist() == [
+        [v[0, 0], 5, 0, 0]
+    ]
     # A stiff zero takes nobody's place; three stiff entries all stay.
     v = torch.tensor([[0.0, 5.0, 4.0, 3.0]])
-    assert NM(1.0).prox(v, torch.tensor([[0.0, 1.0, 1.0, 1.0]])).tolist() == [[0, 5, 4, 0]]
-    assert NM(1.0).prox(v, torch.tensor([[0.0, 0.0, 0.0, 0.0]])).tolist() == v.tolist()
+    assert NMSparsity(1.0).prox(v, torch.tensor([[0.0, 1.0, 1.0, 1.0]])).tolist() == [[0, 5, 4, 0]]
+    assert NMSparsity(1.0).prox(v, torch.tensor([[0.0, 0.0, 0.0, 0.0]])).tolist() == v.tolist()
     v = torch.tensor([[1.0, 5.0, 4.0, 3.0]])
-    assert NM(1.0).prox(v, torch.tensor([[0.0, 1.0, 0.0, 0.0]])).tolist() == [[1, 0, 4, 3]]
+    assert NMSparsity(1.0).prox(v, torch.tensor([[0.0, 1.0, 0.0, 0.0]])).tolist() == [[1, 0, 4, 3]]
 
 
 def test_n_m_ranks_numbers_whose_squares_leave_the_range():
     tiny = torch.tensor([[1e-30, 4e-30, 2e-30, 3e-30]])
-    assert torch.equal(NM(1.0).prox(tiny, 1e3), tiny * torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+    assert torch.equal(NMSparsity(1.0).prox(tiny, 1e3), tiny * torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
     huge = torch.tensor([[1e30, 4e30, 2e30, 3e30]])
-    assert torch.equal(NM(1.0).prox(huge, 1e-3), huge * torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+    assert torch.equal(
+        NMSparsity(1.0).prox(huge, 1e-3), huge * torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    )
 
 
 def test_n_m_hides_no_nan():
     v = torch.tensor([[1.0, float("nan"), 3.0, 2.0, 1.0, 2.0, 3.0, 4.0]])
-    x = NM(1.0).prox(v, torch.ones_like(v))
+    x = NMSparsity(1.0).prox(v, torch.ones_like(v))
     assert x[0, 1].isnan()
     assert x[0, 4:].tolist() == [0, 0, 3, 4]
 
@@ -82,7 +86,7 @@ def test_n_m_agrees_after_l1():
     """L1 may go first: the pair is then the nearest for the sum of both."""
     v = torch.randn(50, 4, dtype=torch.float64)
     step = 10 ** (2 * torch.rand(50, 4, dtype=torch.float64) - 1)
-    x = NM(1.0).prox(L1(0.5).prox(v, step), step)
+    x = NMSparsity(1.0).prox(L1(0.5).prox(v, step), step)
 
     def cost(y: Tensor) -> Tensor:
         return ((y - v) ** 2 / (2 * step) + 0.5 * y.abs()).sum(1)
@@ -95,15 +99,15 @@ def test_n_m_agrees_after_l1():
 
 def test_n_m_value_and_options():
     rows = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0, 1.0]])
-    assert float(NM(1.0).value(rows)) == 0.0
-    assert float(NM(1.0, n=1).value(rows)) == float("inf")
-    assert float(NM(0.0, n=1).value(rows)) == 0.0
-    assert torch.equal(NM(0.0, n=1).prox(rows, 1.0), rows)
-    assert NM(1.0).prox(torch.zeros(0, 4), 1.0).shape == (0, 4)
-    assert NM(1.0).prox(torch.zeros(4, 0), 1.0).shape == (4, 0)
+    assert float(NMSparsity(1.0).value(rows)) == 0.0
+    assert float(NMSparsity(1.0, n=1).value(rows)) == float("inf")
+    assert float(NMSparsity(0.0, n=1).value(rows)) == 0.0
+    assert torch.equal(NMSparsity(0.0, n=1).prox(rows, 1.0), rows)
+    assert NMSparsity(1.0).prox(torch.zeros(0, 4), 1.0).shape == (0, 4)
+    assert NMSparsity(1.0).prox(torch.zeros(4, 0), 1.0).shape == (4, 0)
     for n, m in ((0, 4), (5, 4), (-1, 4), (1, 0)):
-        with pytest.raises(InputError, match=r"NM got n=.*1 <= n <= m"):
-            NM(1.0, n=n, m=m)
+        with pytest.raises(InputError, match=r"NMSparsity got n=.*1 <= n <= m"):
+            NMSparsity(1.0, n=n, m=m)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, None), (None, 0.5), (-0.25, 2.0)])

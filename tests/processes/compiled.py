@@ -37,8 +37,8 @@ def passed(net: Net) -> None:
     net(CLIPS[0]).mean().backward()
 
 
-def trained(net: Net, of: str = "encoder") -> list[Tensor]:
-    reg = Regularizer(net, [L1(0.01), TemporalSmoothness(0.7, of=of)])
+def trained(net: Net, module: str = "encoder") -> list[Tensor]:
+    reg = Regularizer(net, [L1(0.01), TemporalSmoothness(0.7, module=module)])
     reg.attach(optimizer := optim.AdamW(net.parameters(), lr=0.05))
     for clip in CLIPS:
         optimizer.zero_grad()

@@ -46,7 +46,7 @@ def train(penalties: Any, make: Callable[[Any], Optimizer], num_steps: int, kern
         (step,) = reg._steps
         # Where gates are weighed an update is not fused; the plan before it is.
         plans = list(step.plans._plans.values())
-        assert all(plan.launches and not plan.chains and not plan.alone for plan in plans)
+        assert all(plan.launches and not plan.chains and not plan.parts.local for plan in plans)
         updated = {len(plan.updated) for plan in plans}
         assert (len(list(net.parameters())) in updated) == ("Prox" in str(optimizer))
     return net
@@ -59,7 +59,7 @@ def main() -> None:
         ([WeightDecay(0.1), MCP(0.01)], lambda p: ProxSGD(p, lr=0.1, momentum=0.9), 30),
         ([L1(0.001), GroupLasso(0.002)], lambda p: optim.AdamW(p, lr=0.01, fused=True), 20),
         (GroupLasso(0.002), lambda p: ProxSGD(p, lr=0.1, momentum=0.9, nesterov=True), 20),
-        (SparseGroupLasso(0.01, groups="input"), lambda p: ProxAdamW(p, lr=0.01), 8),
+        (SparseGroupLasso(0.01, groups="in_channel"), lambda p: ProxAdamW(p, lr=0.01), 8),
         (GroupLasso(0.01, groups="channel"), lambda p: ProxAdamW(p, lr=0.01), 4),
     ]
     for penalties, make, num_steps in cases:

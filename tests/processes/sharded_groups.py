@@ -79,48 +79,53 @@ LAYERS = ("conv", "mix", "head")
 
 # Penalties, the optimizer, options, and how many collectives a step costs (None: it depends).
 CASES: dict[str, tuple[Any, str, dict[str, Any], int | None]] = {
-    "filter": (GroupLasso(0.3, on=LAYERS), "sgd", {}, 0),
-    "filter of gates": (SparseGroupLasso(0.2, on=(*LAYERS, "gru")), "prox_adam", {}, 1),
-    "input": (GroupLasso(0.3, groups="input"), "adam", {}, 1),
-    "input, concave": (GroupMCP(0.2, groups="input"), "sgd", {}, 1),
+    "filter": (GroupLasso(0.3, params=LAYERS), "sgd", {}, 0),
+    "filter of gates": (SparseGroupLasso(0.2, params=(*LAYERS, "gru")), "prox_adam", {}, 1),
+    "in_channel": (GroupLasso(0.3, groups="in_channel"), "adam", {}, 1),
+    "input, concave": (GroupMCP(0.2, groups="in_channel"), "sgd", {}, 1),
     "kernel and unit": (
-        [GroupLasso(0.3, groups="kernel", on="conv"), GroupLasso(0.3, groups="unit")],
+        [GroupLasso(0.3, groups="kernel", params="conv"), GroupLasso(0.3, groups="hidden_unit")],
         "nadam",
         {},
         1,
     ),
     "tap and head": (
-        [GroupLasso(0.3, groups="tap"), GroupLasso(0.3, groups="head"), L1(0.01)],
+        [GroupLasso(0.3, groups="time_tap"), GroupLasso(0.3, groups="head"), L1(0.01)],
         "adam",
         {},
         1,
     ),
     "rank": (Nuclear(0.3), "adam", {}, 1),
     "debiased": (
-        GroupLasso(0.3, groups="input"),
+        GroupLasso(0.3, groups="in_channel"),
         "sgd",
         {"ramp": "linear", "debias": 5 / 6},
         0,
     ),
-    "aimed": (GroupLasso(0.1, groups="input", on="mix"), "adam", {"target_density": 0.6}, None),
+    "aimed": (
+        GroupLasso(0.1, groups="in_channel", params="mix"),
+        "adam",
+        {"target_density": 0.6},
+        None,
+    ),
     "layerwise": (
-        {"group": GroupLasso(0.1, groups="input"), "entries": L1(0.05)},
+        {"group": GroupLasso(0.1, groups="in_channel"), "entries": L1(0.05)},
         "adam",
         {"target_density": 0.6, "layerwise": True},
         None,
     ),
-    "channel": (GroupLasso(0.3, groups="channel", on=("conv", "mix")), "adam", {}, 0),
-    "reader": (GroupLasso(0.3, groups="reader"), "prox_sgd", {}, 1),
+    "channel": (GroupLasso(0.3, groups="channel", params=("conv", "mix")), "adam", {}, 0),
+    "channel_inputs": (GroupLasso(0.3, groups="channel_inputs"), "prox_sgd", {}, 1),
 }
 
 
 # Whether the penalties are bound before the sharding; after it alone where this says nothing.
 BOUND = {
-    "input": (True, False),
+    "in_channel": (True, False),
     "layerwise": (True, False),
     "tap and head": (True,),
     "channel": (True,),
-    "reader": (True,),
+    "channel_inputs": (True,),
 }
 
 
@@ -225,7 +230,7 @@ def check_case(case: str) -> None:
 
 def check_resumed() -> None:
     """Stop half way, load into a new net, and end with the same weights to the bit."""
-    penalties = [GroupLasso(0.3, groups="input", on="!head"), Nuclear(0.1, on="head")]
+    penalties = [GroupLasso(0.3, groups="in_channel", params="!head"), Nuclear(0.1, params="head")]
 
     def start() -> tuple[nn.Module, optim.Optimizer, Regularizer]:
         net = shard(Net())
@@ -249,7 +254,7 @@ def check_resumed() -> None:
 
 def check_buckets() -> None:
     """Gather in pieces: more collectives, the same weights."""
-    penalty = GroupLasso(0.3, groups="input")
+    penalty = GroupLasso(0.3, groups="in_channel")
     ends, counts = [], []
     for most in (2**24, 60):
         regkit.structure.distributed.GATHERED_ENTRIES = most
@@ -283,11 +288,11 @@ def check_types() -> None:
 def check_meshes() -> None:
     """Share rows within one axis of a mesh of two; refuse to share anything else."""
     world = dist.get_world_size()
-    alone, alone_reg = train_alone("input")
+    alone, alone_reg = train_alone("in_channel")
     mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("replicate", "shard"))
     net = shard(Net(), mesh=mesh)
     optimizer = adam(net)
-    reg = Regularizer(net, CASES["input"][0]).attach(optimizer)
+    reg = Regularizer(net, CASES["in_channel"][0]).attach(optimizer)
     run(net, optimizer, mine(CLIPS))
     check_same(net, reg, alone, alone_reg)
     refused(
@@ -299,11 +304,13 @@ def check_meshes() -> None:
     )
     refused(
         "before fully_shard",
-        lambda: Regularizer(shard(Net()), CASES["reader"][0], example=CLIPS[0]),
+        lambda: Regularizer(shard(Net()), CASES["channel_inputs"][0], example=CLIPS[0]),
     )
     half = nn.GRU(4, 3)
     fully_shard(half, ignored_params={half.bias_ih_l0})
-    refused("not sharded over the same", lambda: Regularizer(half, GroupLasso(1, groups="unit")))
+    refused(
+        "not sharded over the same", lambda: Regularizer(half, GroupLasso(1, groups="hidden_unit"))
+    )
 
 
 def refused(message: str, act: Callable[[], object]) -> None:
@@ -318,7 +325,7 @@ def refused(message: str, act: Callable[[], object]) -> None:
 
 def check_replicas() -> None:
     """Replicas (DDP) hold the same bits, and train as one process."""
-    for case in ("input", "filter of gates", "rank"):
+    for case in ("in_channel", "filter of gates", "rank"):
         alone, _ = train_alone(case)
         net = DistributedDataParallel(Net())
         optimizer = OPTIMIZERS[CASES[case][1]](net)

@@ -14,7 +14,7 @@ from regkit import Regularizer, density
 from regkit.penalties import ElasticNet, TemporalSmoothness
 
 NUM_STEPS = 6
-PENALTIES = {"en": ElasticNet(0.1), "smooth": TemporalSmoothness(0.5, of="encoder")}
+PENALTIES = {"en": ElasticNet(0.1), "smooth": TemporalSmoothness(0.5, module="encoder")}
 
 
 class Net(nn.Module):

@@ -45,16 +45,16 @@ def with_live(count: int) -> Stairs:
 @pytest.mark.parametrize(("live", "kept"), [(13, 16), (16, 16), (3, 8), (31, 32)])
 def test_the_fastest_width_at_or_above_the_live_one_is_kept(live: int, kept: int):
     model, x = with_live(live), torch.randn(1, 4)
-    small = regkit.shrink(model, x, fastest=True, timed=False)
+    small, _ = regkit.shrink(model, x, fastest=True, timed=False)
     assert small.first.out_features == kept
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x))
-    assert regkit.shrink(model, x, timed=False).first.out_features == live
+    assert regkit.shrink(model, x, timed=False)[0].first.out_features == live
 
 
 def test_a_gain_that_is_noise_keeps_the_smaller(monkeypatch):
     monkeypatch.setattr(widths, "LEAST_GAIN", 0.9)
-    assert regkit.shrink(with_live(13), torch.randn(1, 4), fastest=True).first.out_features == 13
+    assert regkit.shrink(with_live(13), torch.randn(1, 4), fastest=True)[0].first.out_features == 13
 
 
 class Sleeper(nn.Module):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from regkit import InputError, Regularizer, remaining
 from regkit.models.cnn_gru import CnnGru
 from regkit.models.tiny3d import Tiny3D
-from regkit.penalties import L1, NM, GroupLasso, TemporalKernel
+from regkit.penalties import L1, GroupLasso, NMSparsity, TemporalKernel
 
 CLIP = torch.zeros(1, 3, 8, 16, 16)
 
@@ -38,7 +38,7 @@ def test_channels_are_taken_whole_with_what_belongs_to_them():
 
 
 def test_readers_are_the_next_layers():
-    found = bound(Tiny3D(num_classes=4), GroupLasso(1.0, groups="reader"), example=CLIP)
+    found = bound(Tiny3D(num_classes=4), GroupLasso(1.0, groups="channel_inputs"), example=CLIP)
     assert found["features.0.0"] == ["features.1.0.weight"]
     assert found["features.2.0"] == ["head.1.weight"]
 
@@ -52,7 +52,7 @@ def test_readers_are_the_next_layers():
     ],
 )
 def test_on_chooses_channels_by_their_weights(on: Any, names: set[str]):
-    penalty = GroupLasso(1.0, groups="channel", on=on)
+    penalty = GroupLasso(1.0, groups="channel", params=on)
     assert set(bound(Tiny3D(num_classes=4), penalty, example=CLIP)) == names
 
 
@@ -70,7 +70,7 @@ class Sum(nn.Module):
 
 def test_a_coupled_set_is_in_by_one_of_its_weights_and_out_by_one():
     def names(on: Any) -> list[list[str]]:
-        penalty = GroupLasso(1.0, groups="channel", on=on)
+        penalty = GroupLasso(1.0, groups="channel", params=on)
         return list(bound(Sum(), penalty, example=CLIP).values())
 
     together = ["one.bias", "one.weight", "two.bias", "two.weight"]
@@ -133,7 +133,7 @@ def test_an_example_is_asked_for_and_found():
 
 def test_a_hidden_unit_dies_with_all_its_gates():
     model = CnnGru(num_classes=3, hidden_size=8)
-    reg = Regularizer(model, GroupLasso(0.2, groups="unit"))
+    reg = Regularizer(model, GroupLasso(0.2, groups="hidden_unit"))
     before = model.rnn.weight_ih_l0.detach().clone()
     with torch.no_grad():
         for p in model.rnn.parameters():
@@ -170,7 +170,7 @@ def test_an_attention_head_dies_whole():
     assert (model.mix.in_proj_weight.view(3, 4, 2, 8)[:, 0] != 0).all()
 
 
-@pytest.mark.parametrize("groups", ["tap", "unit", "head", "kernel"])
+@pytest.mark.parametrize("groups", ["time_tap", "hidden_unit", "head", "kernel"])
 def test_a_model_without_such_groups_is_told_so(groups: str):
     with pytest.raises(InputError, match=f"got groups='{groups}', and Linear has none among"):
         Regularizer(nn.Linear(3, 2), GroupLasso(1.0, groups=groups))
@@ -178,7 +178,7 @@ def test_a_model_without_such_groups_is_told_so(groups: str):
 
 def test_groups_that_a_layer_has_not_are_left_to_the_others():
     model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    reg = Regularizer(model, [TemporalKernel(1.0), NM(1.0, on="2")])
+    reg = Regularizer(model, [TemporalKernel(1.0), NMSparsity(1.0, params="2")])
     assert list(reg.named_parameters("temporal_kernel")) == ["0.weight"]
     assert "72 groups (time)" in reg.summary()
     alone = Regularizer(model, TemporalKernel(1.0)).summary()
@@ -197,11 +197,11 @@ def test_groups_that_a_layer_has_not_are_left_to_the_others():
 def test_rows_of_the_output_layer_are_left_out_unless_named(on: Any, names: list[str]):
     """They are classes, and one that is gone can never be predicted."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    reg = Regularizer(model, GroupLasso(1.0, on=on))
+    reg = Regularizer(model, GroupLasso(1.0, params=on))
     assert list(reg.named_parameters()) == names
     assert [part.bundle.name for part in reg.bound["group_lasso"].parts] == names
     assert ("rows of the output layer, which are classes" in reg.summary()) == (len(names) < 2)
-    whole = Regularizer(model, [L1(1.0), GroupLasso(1.0, groups="input")])
+    whole = Regularizer(model, [L1(1.0), GroupLasso(1.0, groups="in_channel")])
     assert len(whole.penalised()) == 2
 
 
@@ -218,7 +218,7 @@ def test_weight_norm_is_refused_with_a_way_out():
     magnitude = model[0].parametrizations.weight.original0
     with torch.no_grad():
         magnitude[1] = 0.01
-    stepped(model, Regularizer(model, L1(0.1, on="*.original0")), lr=0.5)
+    stepped(model, Regularizer(model, L1(0.1, params="*.original0")), lr=0.5)
     assert (model[0].weight[1] == 0).all()
     assert (model[0].weight[0] != 0).all()
 

@@ -11,11 +11,11 @@ from regkit.penalties import (
     L1,
     L2,
     MCP,
-    NM,
     Box,
     ElasticNet,
     GroupLasso,
     GroupMCP,
+    NMSparsity,
     Nuclear,
     TemporalKernel,
     WeightDecay,
@@ -41,9 +41,9 @@ def chain(*penalties: Any) -> tuple[list[str], list[str]]:
         ([GroupMCP(1.0), POSITIVE], ["Box"], ["GroupMCP"]),
         ([FREE, L2(1.0), L1(1.0)], ["L1", "L2", "Box"], []),
         ([MCP(1.0), L1(1.0)], ["L1", "MCP"], []),
-        ([NM(1.0), L1(1.0)], ["L1"], ["NM"]),
+        ([NMSparsity(1.0), L1(1.0)], ["L1"], ["NMSparsity"]),
         ([Nuclear(1.0), WeightDecay(1.0)], ["WeightDecay"], ["Nuclear"]),
-        ([GroupLasso(1.0), GroupLasso(0.0, groups="input")], [], ["GroupLasso"]),
+        ([GroupLasso(1.0), GroupLasso(0.0, groups="in_channel")], [], ["GroupLasso"]),
     ],
 )
 def test_what_composes_is_put_in_order(penalties: Any, entries: list[str], rows: list[str]):
@@ -54,7 +54,7 @@ def test_what_composes_is_put_in_order(penalties: Any, entries: list[str], rows:
     "penalties",
     [
         [L2(1.0), ElasticNet(1.0)],
-        [GroupLasso(1.0), GroupLasso(1.0, groups="input")],
+        [GroupLasso(1.0), GroupLasso(1.0, groups="in_channel")],
         [GroupLasso(1.0), L2(1.0)],
         [Nuclear(1.0), L1(1.0)],
         [TemporalKernel(1.0), L1(1.0)],
@@ -71,7 +71,7 @@ def test_what_does_not_compose_is_refused_with_a_remedy(penalties: Any):
 
 def test_different_parameters_never_meet():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    reg = Regularizer(model, [GroupLasso(1.0, on="0"), Nuclear(1.0, on="1")])
+    reg = Regularizer(model, [GroupLasso(1.0, params="0"), Nuclear(1.0, params="1")])
     assert len(reg.penalised()) == 2
 
 
@@ -81,7 +81,7 @@ def test_factors_multiply_the_strength_by_layer():
     for layer in model:
         layer.weight.data.fill_(1.0)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    reg = Regularizer(model, L1(0.5, factors={"1": 0.0, "2.weight": 3.0})).attach(optimizer)
+    reg = Regularizer(model, L1(0.5, lam_scale={"1": 0.0, "2.weight": 3.0})).attach(optimizer)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -93,7 +93,7 @@ def test_factors_multiply_the_strength_by_layer():
 
 
 def test_a_factor_that_matches_nothing_is_refused():
-    with pytest.raises(InputError, match="on='layer9' matches no weight"):
-        Regularizer(nn.Linear(2, 2), L1(0.1, factors={"layer9": 2.0}))
-    with pytest.raises(InputError, match=r"L1 got factors with 'weight': -1"):
-        L1(0.1, factors={"weight": -1.0})
+    with pytest.raises(InputError, match="params='layer9' matches no weight"):
+        Regularizer(nn.Linear(2, 2), L1(0.1, lam_scale={"layer9": 2.0}))
+    with pytest.raises(InputError, match=r"L1 got lam_scale with 'weight': -1"):
+        L1(0.1, lam_scale={"weight": -1.0})

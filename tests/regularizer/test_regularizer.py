@@ -38,7 +38,7 @@ def smoothness(frames: Tensor) -> Tensor:
 
 def test_value_is_the_sum_of_all_penalties_in_f():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    reg = Regularizer(model, [L1(0.5), L2(2.0, on="1"), WeightDecay(9.0)])
+    reg = Regularizer(model, [L1(0.5), L2(2.0, params="1"), WeightDecay(9.0)])
     expected = 0.5 * sum(m.weight.abs().sum() for m in model) + model[1].weight.square().sum()
     torch.testing.assert_close(reg.value(), expected.detach())
     assert set(reg.values()) == {"l1", "l2"}
@@ -79,11 +79,11 @@ def test_activation_loss_without_a_pass_says_so():
 
 def test_recurrent_outputs_are_known_and_layouts_can_be_said():
     model, clip = Clips(), torch.randn(2, 5, 4)
-    reg = Regularizer(model, [TemporalSmoothness(1.0, of="rnn")])
+    reg = Regularizer(model, [TemporalSmoothness(1.0, module="rnn")])
     model(clip)
     expected = smoothness(model.rnn(model.encoder(clip).transpose(0, 1))[0].transpose(0, 1))
     torch.testing.assert_close(reg.activation_loss(), expected)
-    wrong = Regularizer(model, TemporalSmoothness(1.0, of="rnn", layout="BTD"))
+    wrong = Regularizer(model, TemporalSmoothness(1.0, module="rnn", layout="BTD"))
     model(clip)
     assert float(wrong.activation_loss().detach()) != pytest.approx(float(expected.detach()))
 
@@ -107,7 +107,7 @@ def test_embeddings_of_any_layout(shape: tuple[int, ...], layout: str | None, or
 
 def test_an_output_without_time_is_refused():
     model = Clips()
-    reg = Regularizer(model, TemporalSmoothness(1.0, of="head"))
+    reg = Regularizer(model, TemporalSmoothness(1.0, module="head"))
     with pytest.raises(InputError, match=r"Linear returned .*\(2, 2\), which has no known time"):
         model(torch.randn(2, 5, 4))
     reg.detach()
@@ -173,8 +173,8 @@ def test_penalties_that_do_not_compose_are_refused_with_the_remedy():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"L2 and ElasticNet meet on '0.weight'.*ElasticNet"):
         Regularizer(model, [L2(0.1), ElasticNet(0.1)])
-    Regularizer(model, [L2(0.1, on="0"), ElasticNet(0.1, on="1")])
-    Regularizer(model, [L1(0.1), L1(0.2, on="0"), L2(0.1), WeightDecay(0.1)])
+    Regularizer(model, [L2(0.1, params="0"), ElasticNet(0.1, params="1")])
+    Regularizer(model, [L1(0.1), L1(0.2, params="0"), L2(0.1), WeightDecay(0.1)])
 
 
 def test_names_come_from_the_files_or_the_user():

@@ -19,9 +19,9 @@ from regkit.penalties import (
     L1,
     L2,
     MCP,
-    NM,
     Box,
     GroupLasso,
+    NMSparsity,
     TemporalSmoothness,
     WeightDecay,
     WeightPenalty,
@@ -73,7 +73,7 @@ def test_penalties_that_share_a_strength_share_the_budget():
 def test_factors_count():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     expected = 1 / (5 * model[0].weight.abs().sum() + model[1].weight.abs().sum()).item()
-    reg = Regularizer(model, L1(1.0, factors={"0": 5.0}))
+    reg = Regularizer(model, L1(1.0, lam_scale={"0": 5.0}))
     assert budget(reg, 1.0) == pytest.approx(expected, rel=1e-5)
 
 
@@ -157,12 +157,12 @@ def test_knowing_nothing_costs_the_entropy_of_the_classes():
     ("penalties", "options", "said"),
     [
         ([Box(1.0)], {}, "Give lam as a number"),
-        ([NM(1.0)], {}, "Give lam as a number"),
+        ([NMSparsity(1.0)], {}, "Give lam as a number"),
         ([L1(1.0), WeightDecay(1.0)], {}, "'weight_decay' is no part"),
         ([L1(0.0)], {}, "lam=0"),
         ([L1(1.0)], {"names": ["l2"]}, "there are l1"),
         ([TemporalSmoothness(1.0)], {}, "give clip="),
-        ([L1(1.0, on="head")], {}, "sets no scale"),
+        ([L1(1.0, params="head")], {}, "sets no scale"),
     ],
 )
 def test_what_has_no_scale_is_refused(penalties: list, options: dict, said: str):

@@ -27,7 +27,7 @@ from regkit.penalties import (
     GroupL0,
     GroupLasso,
     GroupMCP,
-    L1Half,
+    LHalf,
     LogSum,
     Nuclear,
     SparseGroupLasso,
@@ -60,7 +60,7 @@ CLOSED: list[tuple[WeightPenalty, float]] = [
     (L1(3.0), float(G.abs().max())),
     (ElasticNet(0.2, l1_ratio=0.3), float(G.abs().max()) / 0.3),
     (GroupLasso(1.0), float(G.norm(dim=1).max()) / math.sqrt(7)),
-    (GroupLasso(1.0, groups="input"), float(G.norm(dim=0).max()) / math.sqrt(5)),
+    (GroupLasso(1.0, groups="in_channel"), float(G.norm(dim=0).max()) / math.sqrt(5)),
     (SparseGroupLasso(1.0, l1_ratio=0.4), sparse_group(0.4)),
     (Nuclear(1.0), float(np.linalg.norm(G.double().numpy(), 2))),
     (MCP(1.0), float(G.abs().max())),
@@ -83,9 +83,9 @@ def test_the_neediest_layer_decides_and_factors_count():
     gradients = {model[0].weight: G, model[1].weight: 2 * G}
     most = float(G.abs().max())
     assert critical(term_of(model, L1(1.0)), gradients) == pytest.approx(2 * most, rel=1e-5)
-    weak = L1(0.1, factors={"0": 0.25, "1": 4.0})
+    weak = L1(0.1, lam_scale={"0": 0.25, "1": 4.0})
     assert critical(term_of(model, weak), gradients) == pytest.approx(4 * most, rel=1e-5)
-    off = L1(0.1, factors={"1": 0.0})
+    off = L1(0.1, lam_scale={"1": 0.0})
     assert critical(term_of(model, off), gradients) == pytest.approx(most, rel=1e-5)
 
 
@@ -109,15 +109,15 @@ def test_zero_is_the_best_weight_nearby_from_there_on(path: Path):
     rivals *= torch.rand_like(rivals) < 0.3
 
     def gain(w: Tensor, strength: float) -> float:
-        return float((G * w).sum() + penalty.at(strength).value(w))
+        return float((G * w).sum() + penalty.scaled(strength).value(w))
 
     assert min(gain(w, lam * 1.001) for w in rivals) >= 0
-    below = penalty.at(lam * 0.99).prox(-small, 1e-4)
+    below = penalty.scaled(lam * 0.99).prox(-small, 1e-4)
     assert below.any()
     assert gain(below, lam * 0.99) < 0
 
 
-@pytest.mark.parametrize("penalty", [L0(1.0), L1Half(1.0), GroupL0(1.0), L2(1.0)])
+@pytest.mark.parametrize("penalty", [L0(1.0), LHalf(1.0), GroupL0(1.0), L2(1.0)])
 def test_what_has_no_critical_strength_says_so(penalty: WeightPenalty):
     model = nn.Linear(7, 5)
     with pytest.raises(InputError, match=r"[gG]ive lam as a number"):
@@ -179,7 +179,7 @@ def test_the_head_of_a_classifier_has_its_bias_at_the_shares():
     assert found.lam == pytest.approx(even, rel=1e-5)
     # A penalised bias is zero with the weights.
     charged = nn.Linear(6, 4)
-    found = head_bound(charged, term_of(charged, L1(1.0, on=("*weight", "*bias"))), batches)
+    found = head_bound(charged, term_of(charged, L1(1.0, params=("*weight", "*bias"))), batches)
     assert found.lam == pytest.approx(even, rel=1e-5)
 
 
@@ -201,13 +201,13 @@ def test_training_a_head_ends_at_zero_from_the_exact_bound_on(factor: float, dea
 def test_a_head_is_exact_only_where_nothing_else_trains():
     x, y = classes()
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    head = term_of(model, L1(1.0, on="2"))
+    head = term_of(model, L1(1.0, params="2"))
     assert head_bound(model, head, [(x, y)]).kind == "per layer"
     model[0].requires_grad_(False)
     assert head_bound(model, head, [(x, y)]).kind == "exact"
     model[0].requires_grad_(True)
     with pytest.raises(InputError, match="does not act on '2'"):
-        head_bound(model, term_of(model, L1(1.0, on="0")), [(x, y)])
+        head_bound(model, term_of(model, L1(1.0, params="0")), [(x, y)])
     with pytest.raises(InputError, match="no batches"):
         head_bound(model, head, [])
     odd = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
@@ -248,7 +248,7 @@ OPTIMIZERS: dict[str, Callable] = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "penalty", [L1(0.3), GroupLasso(2.0, on=["0", "2"]), Nuclear(1.0, on=["0", "2"])]
+    "penalty", [L1(0.3), GroupLasso(2.0, params=["0", "2"]), Nuclear(1.0, params=["0", "2"])]
 )
 def test_the_first_step_makes_all_zero_from_its_bound_on(name: str, penalty: WeightPenalty):
     x, y = classes()
@@ -262,7 +262,7 @@ def test_the_first_step_makes_all_zero_from_its_bound_on(name: str, penalty: Wei
         copied = copy.deepcopy(model)
         optimizer = OPTIMIZERS[name](copied.parameters())
         strength = bound.lam * factor / penalty.lam
-        Regularizer(copied, penalty.at(strength)).attach(optimizer)
+        Regularizer(copied, penalty.scaled(strength)).attach(optimizer)
         nn.functional.cross_entropy(copied(x), y).backward()
         optimizer.step()
         assert dead != bool(copied[0].weight.any() or copied[2].weight.any())

@@ -33,9 +33,9 @@ def test_one_strength_is_the_highest():
     [
         ({"high": 0}, "high > 0"),
         ({"high": float("nan")}, "high > 0"),
-        ({"high": 1, "low_ratio": 1}, "low_ratio"),
+        ({"high": 1, "lam_min_ratio": 1}, "lam_min_ratio"),
         ({"high": 1, "num": 0}, "1 or more"),
-        ({"high": 1, "low_ratio": 0.5, "num": 60}, "smaller num"),
+        ({"high": 1, "lam_min_ratio": 0.5, "num": 60}, "smaller num"),
     ],
 )
 def test_what_is_no_grid_is_refused(options: dict, said: str):

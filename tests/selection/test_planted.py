@@ -162,7 +162,7 @@ def test_planted_groups_are_recovered_as_by_sklearns_multi_task_lasso(seed: int)
     x, y = planted.x.numpy(), planted.y.numpy()
 
     def make(lam: float) -> GroupLasso:
-        return GroupLasso(lam, groups="input")
+        return GroupLasso(lam, groups="in_channel")
 
     model = nn.Linear(30, 4).double()
     centred = planted.y - planted.y.mean(0)

@@ -88,14 +88,16 @@ def random_half(coupling: Coupling) -> dict[str, Tensor]:
     return dead
 
 
-@pytest.mark.parametrize("kind", ["channel", "reader"])
+@pytest.mark.parametrize("kind", ["channel", "channel_inputs"])
 @every_model
 def test_what_is_zero_can_be_removed(name: str, kind: str):
     model, clip, coupling = built(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     bundles = {b.name: b for b in coupling.bundles(kind)}
     dead = {key: mask for key, mask in random_half(coupling).items() if key in bundles}
-    assert {c.name for c in coupling.channels if kind == "reader" or c.by_writers} == dead.keys()
+    assert {
+        c.name for c in coupling.channels if kind == "channel_inputs" or c.by_writers
+    } == dead.keys()
     try:
         for key, mask in dead.items():
             rows = bundles[key].rows()
@@ -135,7 +137,7 @@ def test_a_removed_channel_is_gone_from_every_tensor(name: str):
 def test_pieces_hold_the_parameters_themselves(name: str):
     model, _, coupling = built(name)
     own = dict(model.named_parameters())
-    for kind in ("channel", "reader"):
+    for kind in ("channel", "channel_inputs"):
         for bundle in coupling.bundles(kind):
             assert all(own[piece.name] is piece.parameter for piece in bundle.pieces)
             assert {piece.view.num_groups for piece in bundle.pieces} == {bundle.num_groups}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from regkit.structure.groups import Bundle, Piece, View, along, view_of
-from regkit.structure.selectors import survey
+from regkit.structure.selectors import select_parameters
 
 
 def seen(module: nn.Module, layout: str, leaf: str = "weight") -> Tensor | str:
-    entry = next(e for e in survey(module) if e.name == leaf)
+    entry = next(e for e in select_parameters(module) if e.name == leaf)
     view = view_of(entry, layout)
     if isinstance(view, str):
         return view
@@ -46,20 +46,20 @@ LINEAR = nn.Linear(5, 3, bias=False)
 # Group of the entry at (out, in, time, height, width), or at (row, column).
 CASES: list[tuple[nn.Module, str, Callable[..., Any]]] = [
     (CONV, "filter", lambda o, i, t, h, w: o),
-    (CONV, "input", lambda o, i, t, h, w: i),
+    (CONV, "in_channel", lambda o, i, t, h, w: i),
     (CONV, "kernel", lambda o, i, t, h, w: (o, i)),
-    (CONV, "tap", lambda o, i, t, h, w: t),
+    (CONV, "time_tap", lambda o, i, t, h, w: t),
     (CONV, "time", lambda o, i, t, h, w: (o, i, h, w)),
     (CONV, "fiber", lambda o, i, t, h, w: (o, t, h, w)),
     (GROUPED, "filter", lambda o, i, t, h, w: o),
     # Filters 0-2 read channels 0 and 1, filters 3-5 read 2 and 3.
-    (GROUPED, "input", lambda o, i, t, h, w: 2 * (o // 3) + i),
+    (GROUPED, "in_channel", lambda o, i, t, h, w: 2 * (o // 3) + i),
     # Input channels 0 and 1 make outputs 0-2, channels 2 and 3 make 3-5.
     (TRANSPOSED, "filter", lambda i, o, t, h, w: 3 * (i // 2) + o),
-    (TRANSPOSED, "input", lambda i, o, t, h, w: i),
+    (TRANSPOSED, "in_channel", lambda i, o, t, h, w: i),
     (TRANSPOSED, "fiber", lambda i, o, t, h, w: (o, t, h, w)),
     (LINEAR, "filter", lambda o, i: o),
-    (LINEAR, "input", lambda o, i: i),
+    (LINEAR, "in_channel", lambda o, i: i),
     (LINEAR, "fiber", lambda o, i: o),
 ]
 
@@ -98,7 +98,7 @@ def test_all_gates_of_a_recurrent_unit_are_one_group(rnn: Callable[..., nn.Modul
     assert weight.shape == (gates * 3, 3)
     found = {frozenset(row) for row in seen(module, "filter", leaf).tolist()}
     assert found == groups_by_loops(weight, lambda row, column: row % 3)
-    columns = seen(module, "input", leaf.replace("hh", "ih"))
+    columns = seen(module, "in_channel", leaf.replace("hh", "ih"))
     assert len(columns) == 5
 
 
@@ -114,9 +114,9 @@ def test_filters_lie_in_one_block_whatever_the_memory_format():
     ("module", "layout", "why"),
     [
         (LINEAR, "kernel", "no convolution"),
-        (LINEAR, "tap", "no 3-D convolution"),
+        (LINEAR, "time_tap", "no 3-D convolution"),
         (nn.Conv2d(3, 2, 3), "time", "no 3-D convolution"),
-        (nn.Conv3d(3, 2, (1, 3, 3)), "tap", "one tap"),
+        (nn.Conv3d(3, 2, (1, 3, 3)), "time_tap", "one tap"),
     ],
 )
 def test_what_a_weight_has_not_is_said(module: nn.Module, layout: str, why: str):
@@ -127,7 +127,7 @@ def test_what_a_weight_has_not_is_said(module: nn.Module, layout: str, why: str)
 def test_vectors_and_scalars_are_groups_of_one(shape: tuple[int, ...]):
     model = nn.Module()
     model.scale = nn.Parameter(torch.randn(shape))
-    entry = survey(model, "scale")[0]
+    entry = select_parameters(model, "scale")[0]
     view = view_of(entry, "filter")
     assert isinstance(view, View)
     assert torch.equal(view.rows(entry.parameter.detach()).flatten(), model.scale.flatten())

@@ -17,10 +17,10 @@ def test_what_is_found_and_what_is_not(name: str):
     assert {c.name for c in coupling.channels} == removable
     assert {c.name for c in coupling.channels if not c.by_writers} == by_readers_alone
     assert {b.name for b in coupling.bundles("channel")} == removable - by_readers_alone
-    assert {b.name for b in coupling.bundles("reader")} == removable
+    assert {b.name for b in coupling.bundles("channel_inputs")} == removable
 
 
-@pytest.mark.parametrize("kind", ["channel", "reader"])
+@pytest.mark.parametrize("kind", ["channel", "channel_inputs"])
 @pytest.mark.parametrize("name", [name for name, (_, found, _) in ODD.items() if found])
 def test_each_single_channel_can_be_removed(name: str, kind: str):
     """One channel at a time, in the model's own weights."""

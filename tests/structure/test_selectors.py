@@ -7,7 +7,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from regkit import InputError, Regularizer
 from regkit.penalties import L1, TemporalSmoothness
-from regkit.structure.selectors import find_module, survey, weights
+from regkit.structure.selectors import find_module, select_parameters, weights
 
 
 class Net(nn.Module):
@@ -32,7 +32,7 @@ DEFAULT = {
 
 
 def test_default_is_all_weights_and_reasons_are_given():
-    reasons = {e.name: e.why for e in survey(Net())}
+    reasons = {e.name: e.why for e in select_parameters(Net())}
     assert set(weights(Net())) == DEFAULT
     assert reasons["stem.1.weight"] == "normalisation"
     assert reasons["words.weight"] == "embedding"
@@ -74,12 +74,12 @@ def test_names_that_are_nowhere_at_the_top_are_looked_for_deeper():
 
 
 def test_a_selector_that_matches_nothing_names_close_ones():
-    with pytest.raises(InputError, match=r"on='haed' matches no weight; close: 'head'"):
-        Regularizer(Net(), L1(0.1, on="haed"))
-    with pytest.raises(InputError, match="on=Conv2d matches no parameter: Net has no such"):
-        Regularizer(Net(), L1(0.1, on=[nn.Conv2d]))
-    with pytest.raises(InputError, match=r"on=.haed"):
-        Regularizer(Net(), L1(0.1, on=["*", "!haed"]))
+    with pytest.raises(InputError, match=r"params='haed' matches no weight; close: 'head'"):
+        Regularizer(Net(), L1(0.1, params="haed"))
+    with pytest.raises(InputError, match="params=Conv2d matches no parameter: Net has no such"):
+        Regularizer(Net(), L1(0.1, params=[nn.Conv2d]))
+    with pytest.raises(InputError, match=r"params=.haed"):
+        Regularizer(Net(), L1(0.1, params=["*", "!haed"]))
 
 
 def test_a_model_without_weights_is_refused():
@@ -95,7 +95,7 @@ def test_lazy_parameters_are_refused():
 def test_parametrized_weights_are_left_out_with_the_reason():
     model = nn.Sequential(weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
     assert set(weights(model)) == {"1.weight"}
-    assert any("parametrized" in e.why for e in survey(model))
+    assert any("parametrized" in e.why for e in select_parameters(model))
 
 
 def test_tied_weights_count_once():
@@ -117,8 +117,8 @@ def test_names_are_those_before_compilation():
 
 
 def test_of_that_names_no_module_names_close_ones():
-    with pytest.raises(InputError, match=r"TemporalSmoothness got of=.haed., .*close: .head."):
-        Regularizer(Net(), TemporalSmoothness(0.1, of="haed"))
+    with pytest.raises(InputError, match=r"TemporalSmoothness got module=.haed., .*close: .head."):
+        Regularizer(Net(), TemporalSmoothness(0.1, module="haed"))
     with pytest.raises(InputError, match="got no `of`, and Net does not say where"):
         Regularizer(Net(), TemporalSmoothness(0.1))
 
@@ -126,7 +126,9 @@ def test_of_that_names_no_module_names_close_ones():
 def test_summary_says_what_and_why():
     net = Net()
     net.head.weight.requires_grad_(False)
-    reg = Regularizer(net, {"sparse": L1(0.1, on=["stem", "head"]), "small": L1(0.2, on="stem")})
+    reg = Regularizer(
+        net, {"sparse": L1(0.1, params=["stem", "head"]), "small": L1(0.2, params="stem")}
+    )
     lines = {line.split()[0]: line for line in reg.summary().splitlines() if line}
     assert "sparse (on stem) + small (on stem)" in lines["stem.0.weight"]
     assert "(frozen)" in lines["head.weight"]

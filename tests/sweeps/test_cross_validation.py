@@ -89,7 +89,7 @@ def test_a_fold_that_is_missing_is_left_out_for_all(tmp_path: Path):
 
 def test_where_mixes_differ_too_the_sparser_one_is_taken(tmp_path: Path):
     """Density says what is sparser, for one strength is not the other's under another mix."""
-    ratio = "penalty.l1.on"
+    ratio = "penalty.l1.params"
     for label, density in (("a", 0.2), ("b", 0.6)):
         for fold in (1, 2, 3):
             words = ["penalty=l1", f"{ratio}={label}", "lam=0.1", f"data.cv_fold={fold}"]

@@ -16,7 +16,7 @@ from regkit.training.overrides import CONFIGS
     [
         ("path.direction=up", "it is increasing or decreasing"),
         ("path.epochs=0", "path.epochs=0"),
-        ("path.lr_share=2", "path.lr_share=2"),
+        ("path.lr_scale=2", "path.lr_scale=2"),
         ("ckpt_path=x", "give resume="),
     ],
 )

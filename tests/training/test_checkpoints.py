@@ -50,7 +50,7 @@ def test_a_run_folder_gives_its_model_and_clips(run: Path):
 
 def test_the_shrunk_one_comes_first_and_gives_equal_scores(run: Path):
     held = load(run)
-    small = regkit.shrink(held.model.net, held.data.example(), timed=False)
+    small, _ = regkit.shrink(held.model.net, held.data.example(), timed=False)
     save_shrunk(small, held.recipe, held.model.classes, run / "checkpoints" / "shrunk.ckpt")
     again = load(run)
     assert again.shrunk

@@ -85,7 +85,7 @@ def test_what_a_plug_says_is_not_hidden_by_what_made_it_say_so(monkeypatch: Any,
     [
         ("lam", -1.0, "lam is a number >= 0"),
         ("lam", float("nan"), "lam is a number >= 0"),
-        ("evaluate", "first", "it is last or best"),
+        ("test_checkpoint", "first", "it is last or best"),
         ("seed", -1, "whole number >= 0"),
         ("patience", 0, "1 or more"),
         ("trainer.max_epochs", 0, "trainer.max_epochs=0 was given; it is a whole number >= 1"),
@@ -108,7 +108,7 @@ def test_ranges(key: str, value: Any, said: str):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("penalty=l7", "penalty=l7 was given.*There are: .*elastic_net, .*l1, l1_half, l2"),
+        ("penalty=l7", "penalty=l7 was given.*There are: .*elastic_net, .*l1, l_half, l2"),
         ("penalty=[l1,temporl]", "temporl was given; close: temporal"),
         ("penalty=l1,l3", "penalty=l3 was given"),
         ("model=tiny", "close: tiny3d"),
@@ -271,7 +271,7 @@ def assert_options(group: str, options: dict[str, Any]) -> None:
             assert_options(name, options[name])
             continue
         default = known[name].default
-        if name == "factors":  # a mapping in YAML, pairs in Python
+        if name == "lam_scale":  # a mapping in YAML, pairs in Python
             default = dict(default)
         default = list(default) if isinstance(default, tuple) else default
         assert options[name] == default, name

@@ -175,15 +175,15 @@ def test_auto_is_a_tenth_of_the_budget(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_auto_finds_each_penalty_its_own(tmp_path: Path):
     summary = run(
-        tmp_path, "penalty=[l1,l2]", "lam=auto", "penalty.l1.on=head", "penalty.l2.on=features",
-        "trainer.max_epochs=1",
+        tmp_path, "penalty=[l1,l2]", "lam=auto", "penalty.l1.params=head",
+        "penalty.l2.params=features", "trainer.max_epochs=1",
     )  # fmt: skip
     assert summary["lams"]["l1"] != summary["lams"]["l2"]
     assert summary["lam"] == summary["lams"]["l1"]
 
 
 def test_the_grid_is_the_same_for_every_seed(capsys: pytest.CaptureFixture[str]):
-    words = ["penalty=group_lasso", "lam=path", "grid.num=4", "grid.low_ratio=1e-3"]
+    words = ["penalty=group_lasso", "lam=path", "grid.num=4", "grid.lam_min_ratio=1e-3"]
     lams = grid(composed(*words))
     assert lams == grid(composed(*words, "seed=3"))
     assert "lam=path: " in capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_the_grid_is_the_same_for_every_seed(capsys: pytest.CaptureFixture[str])
         (["penalty=weight_decay", "lam=auto"], "Give its lam as a number"),
         (["penalty=temporal", "lam=auto"], "are for penalties on weights"),
         (["debias_epochs=-1"], "debias_epochs=-1"),
-        (["prune=halving"], "it is median"),
+        (["stop_dominated=halving"], "it is median"),
         (["data.cv_folds=2", "patience=3"], "patience asks for validation"),
     ],
 )

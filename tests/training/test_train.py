@@ -183,7 +183,7 @@ def test_no_strength_is_bitwise_no_penalty(folder: Path):
 def test_a_sweep_makes_comparable_runs(folder: Path):
     code, _, err = run(
         folder, "-m", "hydra.sweep.dir=sweep", "penalty=none,l1", "lam=1e-2",
-        "trainer.max_epochs=1", "evaluate=best", "patience=1",
+        "trainer.max_epochs=1", "test_checkpoint=best", "patience=1",
     )  # fmt: skip
     assert code == 0, err
     names = sorted(p.name for p in (folder / "sweep").iterdir() if p.is_dir())
@@ -318,7 +318,7 @@ def refused(folder: Path, clips: Path) -> dict[str, tuple[int, str]]:
         "no checkpoint": (["ckpt_path=gone.ckpt"], True),
         "short clips": (["penalty=temporal", "model=s3d", "data.num_frames=1"], True),
         "no module": (
-            [*own, "penalty=temporal", "penalty.temporal.of=encodr", "model=cnn_gru"],
+            [*own, "penalty=temporal", "penalty.temporal.module=encodr", "model=cnn_gru"],
             False,
         ),
     }

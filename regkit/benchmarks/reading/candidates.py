@@ -188,7 +188,7 @@ def _regkit(film: Film, task: Task, reader: Reader) -> Read:
 def _dataset(film: Film, cut: Cut, reader: Reader, is_training: bool) -> ClipDataset:
     """Return one that remembers nothing, as if there were more videos than memory."""
     videos = [Video(path, 0, path) for path in film.paths]
-    return ClipDataset(videos, cut, reader, is_training, memory_mib=0, on_error="raise")
+    return ClipDataset(videos, cut, reader, is_training, worker_ram_mib=0, on_error="raise")
 
 
 def _clips(dataset: ClipDataset, index: int, draw: int) -> Clips:

@@ -33,7 +33,7 @@ def description(held: Held) -> dict[str, Any]:
         "classes": held.model.classes,
         "mean": list(data.mean),
         "std": list(data.std),
-        "view": data.view,
+        "modality": data.modality,
         "sampling": {
             "num_frames": sampling.num_frames,
             "kind": sampling.kind,
@@ -96,7 +96,7 @@ def _squares(cut: Cut) -> list[str]:
 
 def _numbers(data: VideoData) -> list[str]:
     steps = ["Of each colour: (value / 255 - mean) / std, as float32."]
-    if data.view == "differences":
+    if data.modality == "difference":
         steps.append(
             "Subtract from each frame of the clip the one before it; the first becomes zero."
         )

@@ -25,7 +25,7 @@ from regkit.lightning.monitors.canvas import (
 )
 from regkit.structure.distributed import plain
 from regkit.structure.groups import view_of
-from regkit.structure.selectors import Entry, survey
+from regkit.structure.selectors import Entry, select_parameters
 
 MOST_LAYERS = 100
 MOST_IN_ORDER = 4  # channels up to which they are drawn in their order: colours
@@ -65,7 +65,7 @@ def measure(model: nn.Module, chosen: Mapping[str, Tensor]) -> list[Layer]:
     """
     entries = [
         replace(e, parameter=chosen[e.name])  # under FSDP2 a module may hold another copy just now
-        for e in survey(model)
+        for e in select_parameters(model)
         if e.name in chosen and e.parameter.ndim > 1
     ]
     counted = [parts for e in entries if (parts := _counted(e)) is not None]

@@ -22,7 +22,16 @@ WHOLE = {"0", "null"}
 PREPARING = {
     *("num_frames", "size_px", "short_px", "sampling", "stride", "fps", "pad", "random_crop"),
     *("test_views", "test_crops", "batch_size", "num_workers", "reader", "cache", "cache_gib"),
-    *("cache_root", "memory_mib", "on_error", "timeout_s", "augment", "view", "mean", "std"),
+    *(
+        "cache_root",
+        "worker_ram_mib",
+        "on_error",
+        "timeout_s",
+        "augment",
+        "modality",
+        "mean",
+        "std",
+    ),
     *("seed", "cv_folds", "cv_fold", "bootstrap", "fold", "num_train"),
 }
 # Numbers that follow from two of a summary.

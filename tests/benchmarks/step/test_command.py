@@ -103,7 +103,7 @@ def test_all_penalties_run_and_misfits_are_named(
 ):
     """No layer of this net has hidden units that a recurrence ties together."""
     out = tmp_path / "run.json"
-    assert bench("--groups", "filter", "unit", "--train-rounds", "0", "--out", str(out)) == 0
+    assert bench("--groups", "filter", "hidden_unit", "--train-rounds", "0", "--out", str(out)) == 0
     printed = capsys.readouterr().out
     ours = [name for name in shown(printed) if name.endswith(f", {HOOK}")]
     assert len(ours) == sum(not kind.joint for kind in penalty_types().values())

@@ -28,8 +28,11 @@ def bench(*arguments: str) -> int:
         (["--parameters", "10"], "--parameters got 10; give a number >= 1e4"),
         (["--parameters", "nan"], "--parameters got nan; give a number >= 1e4"),
         (["--penalties", "l1", "l3"], "--penalties got 'l3'; give any of box"),
-        (["--groups", "colour"], "--groups got 'colour'; give any of filter, input"),
-        (["--penalties", "group_lasso", "--groups", "unit"], "GroupLasso got groups='unit'"),
+        (["--groups", "colour"], "--groups got 'colour'; give any of filter, in_channel"),
+        (
+            ["--penalties", "group_lasso", "--groups", "hidden_unit"],
+            "GroupLasso got groups='hidden_unit'",
+        ),
         (["--penalties", "l1", "--lam", "-1"], "L1 got lam=-1.0"),
         (["--device", "tpu"], "--device got 'tpu'; here it is one of cpu"),
         (["--rounds", "1"], "--rounds got 1; give 2 or more"),

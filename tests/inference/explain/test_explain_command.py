@@ -100,7 +100,7 @@ def test_the_verb_writes_and_prints(tmp_path: Path, film: Path, capsys: pytest.C
 def test_numbers_are_those_of_the_net(tmp_path: Path, film: Path):
     """By hand: frames changed before they are normalised and made differences of."""
     out = tmp_path / "out"
-    folder = checkpoint(tmp_path / "run", view="differences", mean=[0.5] * 3, std=[0.2] * 3)
+    folder = checkpoint(tmp_path / "run", modality="difference", mean=[0.5] * 3, std=[0.2] * 3)
     words = [f"ckpt={folder}", f"video={film}", f"out={out}", "class=$jump_"]
     call(*words, "span=3", "fill=mean")
     found = json.loads((out / "explanation.json").read_text())
@@ -133,10 +133,10 @@ def test_numbers_are_those_of_the_net(tmp_path: Path, film: Path):
     assert found["order"]["reversed"] == pytest.approx(backwards, abs=1e-5)
 
 
-@pytest.mark.parametrize("view", ["frames", "differences"])
+@pytest.mark.parametrize("modality", ["rgb", "difference"])
 @pytest.mark.parametrize("part", [(0.0, None), (0.5, 2.0)])
-def test_clips_are_those_of_a_test(tmp_path: Path, film: Path, view: str, part: tuple):
-    held = load(checkpoint(tmp_path / "run", view=view, short_px=20))
+def test_clips_are_those_of_a_test(tmp_path: Path, film: Path, modality: str, part: tuple):
+    held = load(checkpoint(tmp_path / "run", modality=modality, short_px=20))
     video = Video(str(film), 0, "", *part)
     held.model.net = Kept()
     dataset = ClipDataset([video], held.data.cut(), held.data.file_reader(), training=False)
@@ -164,7 +164,7 @@ def test_differences_are_taken_of_the_occluded_frames(tmp_path: Path):
     frames[5] = 200
     path = tmp_path / "flash.mp4"
     write_video(path, frames)
-    held = load(checkpoint(tmp_path / "run", view="differences"))
+    held = load(checkpoint(tmp_path / "run", modality="difference"))
     # Pixels by hand: H.264 leaves small steps in frames that were still.
     film = read_film(held, Video(str(path), 0, ""))
     clip = film.pixels[:, :1].repeat(1, 8, 1, 1)
@@ -261,7 +261,7 @@ def test_diverged_nets_are_refused(tmp_path: Path, film: Path):
 
 def test_a_net_of_ones_own(tmp_path: Path, film: Path):
     """No convolution, and no layer at all, is explained too."""
-    data = load(checkpoint(tmp_path / "run", view="differences")).data
+    data = load(checkpoint(tmp_path / "run", modality="difference")).data
     module = VideoClassifier(Kept(), ["moves", "still"], torch.optim.AdamW).eval()
     held = Held(tmp_path, module, data, {}, False)
     found = explain(held, read_film(held, Video(str(film), 0, "")), None, Questions())

@@ -74,6 +74,6 @@ def squares(pictures: np.ndarray, row: list[int], about: dict[str, Any]) -> list
 
 def numbers(frames: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     clip = (frames / 255 - np.array(about["mean"])) / np.array(about["std"])
-    if about["view"] == "differences":
+    if about["modality"] == "difference":
         clip = np.concatenate([np.zeros_like(clip[:1]), np.diff(clip, axis=0)])
     return clip.transpose(3, 0, 1, 2).astype(np.float32)

@@ -61,11 +61,11 @@ def test_a_file_names_nothing_of_this_machine(
 
 
 def test_metadata_is_in_the_onnx_file(net: nn.Module, tmp_path: Path):
-    about = {"classes": ["a", "b", "ü"], "mean": [0.1, 0.2, 0.3], "view": "frames", "size_px": 8}
+    about = {"classes": ["a", "b", "ü"], "mean": [0.1, 0.2, 0.3], "modality": "rgb", "size_px": 8}
     export_onnx(net, EXAMPLE, tmp_path / "net.onnx", about)
     found = onnxruntime.InferenceSession(tmp_path / "net.onnx").get_modelmeta().custom_metadata_map
-    assert found.pop("view") == "frames"
-    assert {key: json.loads(value) for key, value in found.items()} | {"view": "frames"} == about
+    assert found.pop("modality") == "rgb"
+    assert {key: json.loads(value) for key, value in found.items()} | {"modality": "rgb"} == about
     file = onnx.load(tmp_path / "net.onnx")
     onnx.checker.check_model(file, full_check=True)
     assert not any(node.metadata_props for node in file.graph.node)

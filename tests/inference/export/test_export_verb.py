@@ -27,7 +27,7 @@ CLASSES = ["stays", "wanders", "ünruhig"]
 PLAIN = {"num_frames": 6, "size_px": 24}
 RICH = {
     **{"num_frames": 4, "size_px": 20, "short_px": 24, "sampling": "dense", "stride": 2, "fps": 5},
-    **{"pad": "loop", "test_views": 3, "test_crops": 3, "view": "differences"},
+    **{"pad": "loop", "test_views": 3, "test_crops": 3, "modality": "difference"},
 }
 
 
@@ -94,7 +94,7 @@ def check_standalone(folder: Path) -> None:
     about = json.loads((folder / "export" / "model.json").read_text())
     session = onnxruntime.InferenceSession(folder / "export" / "model.onnx")
     kept = session.get_modelmeta().custom_metadata_map
-    assert {k: v if k == "view" else json.loads(v) for k, v in kept.items()} == about
+    assert {k: v if k == "modality" else json.loads(v) for k, v in kept.items()} == about
     assert about["input"]["shape"][1:] == session.get_inputs()[0].shape[1:]
     assert about["output"]["shape"][1:] == session.get_outputs()[0].shape[1:]
     assert np.ptp(np.stack(seen), axis=0).max() > 0.01

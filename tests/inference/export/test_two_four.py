@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.inference.export.two_four import obeys_two_four, two_four, unfit
-from regkit.penalties import NM
+from regkit.penalties import NMSparsity
 
 SPARSE_CORES = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def pruned(layer: nn.Linear) -> nn.Linear:
     with torch.no_grad():
-        layer.weight.copy_(NM(lam=1.0).prox(layer.weight, 1.0))
+        layer.weight.copy_(NMSparsity(lam=1.0).prox(layer.weight, 1.0))
     return layer
 
 

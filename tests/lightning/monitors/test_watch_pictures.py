@@ -164,7 +164,7 @@ def test_the_history_is_what_counting_gives(tmp_path: Path):
 
 def test_only_what_is_penalised_counts(tmp_path: Path):
     pictures = Pictures(tmp_path)
-    fit(Module(), tmp_path, RegularizerCallback([L1(0.05, on="Linear")]), pictures)
+    fit(Module(), tmp_path, RegularizerCallback([L1(0.05, params="Linear")]), pictures)
     assert pictures.state_dict()["names"] == ["net.3.weight"]
     fit(Module(), tmp_path, pictures)
     assert pictures.state_dict()["names"] == ["net.0.weight", "net.3.weight"]
@@ -398,7 +398,12 @@ def test_names_are_short_and_distinct():
 
 def test_group_penalties_leave_whole_filters_dead(tmp_path: Path):
     module = Module()
-    fit(module, tmp_path, RegularizerCallback([GroupLasso(0.5, on="Conv3d")]), Pictures(tmp_path))
+    fit(
+        module,
+        tmp_path,
+        RegularizerCallback([GroupLasso(0.5, params="Conv3d")]),
+        Pictures(tmp_path),
+    )
     chosen = {"net.0.weight": module.net[0].weight}
     (layer,) = survivors.measure(module, chosen)
     alive = [bool(row.any()) for row in module.net[0].weight]

@@ -180,7 +180,7 @@ def test_every_curve_of_a_run_stands_under_its_topic(tmp_path: Path):
         log_every_n_steps=1,
         callbacks=[
             RegularizerCallback(
-                {"l1": L1(1e-3, on="head"), "group_lasso": GroupLasso(1e-3, on="embed")}
+                {"l1": L1(1e-3, params="head"), "group_lasso": GroupLasso(1e-3, params="embed")}
             ),
             pl.callbacks.LearningRateMonitor("step"),
         ],

@@ -15,7 +15,7 @@ _START1, _START2, _START3, _START4 = HALF_START
 
 
 @formula
-def _l1_half(v, step, lam):
+def _l_half(v, step, lam):
     root = rsqrt(maximum(abs(v), TINY))
     q = minimum(lam * step * 0.5 * root * root * root, HALF_END + 1e-3)
     y = (((q * _START4 + _START3) * q + _START2) * q + _START1) * q + 1
@@ -26,7 +26,7 @@ def _l1_half(v, step, lam):
 
 
 @dataclass(frozen=True)
-class L1Half(WeightPenalty):
+class LHalf(WeightPenalty):
     """Charge the square root of the weights: an infinite slope at zero, little on large ones.
 
     value = lam sum |w|^(1/2)
@@ -39,7 +39,7 @@ class L1Half(WeightPenalty):
     """
 
     convex: ClassVar[bool] = False
-    kernel: ClassVar[Formula | None] = _l1_half
+    kernel: ClassVar[Formula | None] = _l_half
 
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """Return lam times the sum of |w|^(1/2)."""
