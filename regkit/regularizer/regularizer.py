@@ -286,7 +286,7 @@ class Regularizer:
             sizes = {part.key: sum(p.numel() for p in part.parameters) for part in one.parts}
             mean = _mean_factor(factors, sizes)
             if one.penalty.sparsifies or not factors.searched:
-                found[name] = one.penalty.at(mean).lam
+                found[name] = one.penalty.scaled(mean).lam
         return found
 
     def current_layer_lams(self) -> dict[str, float]:

@@ -219,7 +219,9 @@ def check(config: Any) -> None:
     if config.test_checkpoint not in ("last", "best"):
         raise InputError(f"test_checkpoint={config.test_checkpoint} was given; it is last or best.")
     if config.stop_dominated not in (None, "median"):
-        raise InputError(f"stop_dominated={config.stop_dominated} was given; it is median, or null.")
+        raise InputError(
+            f"stop_dominated={config.stop_dominated} was given; it is median, or null."
+        )
     Schedule(**config.strength)
     _check_counts(config)
     _check_replaced(config)

@@ -19,7 +19,7 @@ model = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.Flatten(), torch.
 optimizer = torch.optim.AdamW(model.parameters(), 0.1)
 reg = regkit.Regularizer(
     model,
-    [L1(10.0, on="2"), GroupLasso(10.0, on="0")],
+    [L1(10.0, params="2"), GroupLasso(10.0, params="0")],
     schedule=regkit.Schedule(ramp="linear", num_steps=20),
 ).attach(optimizer)
 for _ in range(20):

@@ -174,7 +174,9 @@ def test_words_that_hydra_takes_are_left_alone():
     assert words_for(*words) == words
 
 
-@pytest.mark.parametrize("word", ["penalty.l1.factors={head: 2.0}", "penalty.l1.factors.head=2.0"])
+@pytest.mark.parametrize(
+    "word", ["penalty.l1.lam_scale={head: 2.0}", "penalty.l1.lam_scale.head=2.0"]
+)
 def test_a_mapping_of_the_users_own_needs_no_plus(word: str):
     (taken,) = words_for(word)
     assert composed(taken)["penalty"]["l1"]["factors"] == {"head": 2.0}
