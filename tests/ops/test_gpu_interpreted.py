@@ -1,4 +1,4 @@
-"""The kernels in Triton's interpreter, on a CPU: `test_gpu.py` runs this where it can be."""
+"""The kernels in Triton's interpreter, on a CPU, in a process of their own: see conftest.py."""
 
 import itertools
 import math
@@ -26,12 +26,14 @@ from torch import Tensor
 
 from regkit.ops.formula import Formula, formula
 from regkit.ops.gpu import launch as gpu
-from regkit.ops.gpu.formula_kernel import kernel_of
 from regkit.ops.gpu.launch_tables import prepare, refresh
 from regkit.ops.gpu.tiling import Sizes
 from regkit.ops.kernel_args import GroupAxis, KernelArgs, Param
 from regkit.ops.prox_pass import BACKENDS
 from regkit.ops.threshold import soft_threshold
+
+pytest.importorskip("triton", reason="triton is not installed")
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 SMALL = Sizes(
     block=64,
@@ -441,6 +443,7 @@ def test_a_penalty_of_a_user_has_a_kernel_in_triton(tmp_path: Path):
 
 def test_formulas_of_one_name_are_told_apart():
     """Triton keeps what it has compiled by name: the name holds a hash of the text."""
+    from regkit.ops.gpu.formula_kernel import kernel_of
 
     def made(factor: float) -> Formula:
         source = formula(_scaled)
