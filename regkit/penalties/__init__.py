@@ -1,6 +1,6 @@
-"""Penalties: one file a penalty, with its value, its prox, and the formula that kernels are made of.
+"""Penalties: one file a penalty, with its value, its prox, and the formula of its kernels.
 
-Enters: a strength and options. Leaves: frozen dataclasses that know nothing of models or optimizers.
+Enters: a strength and options. Leaves: frozen dataclasses. Never: a model or an optimizer.
 """
 
 from regkit.penalties.activation_l1 import ActivationL1
