@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regkit.structure.groups import Bundle, Piece, View, along
 from regkit.structure.selectors import clean_name
 
-WRITER, READER, BUFFER = "writer", "reader", "buffer"
+WRITER, READER, BUFFER = "writer", "channel_inputs", "buffer"
 
 
 @dataclass(frozen=True, eq=False)

@@ -362,6 +362,7 @@ def test_a_mistake_is_answered_in_one_message(
 def test_a_refused_run_leaves_no_folder(refused: dict[str, tuple[int, str]], folder: Path):
     assert len(refused) > 9
     assert not (folder / "runs").exists()
+    assert not (folder.parent / "config").exists()  # two above a file ckpt_path= that is not there
 
 
 def test_two_processes_end_with_the_same_weights(folder: Path):
