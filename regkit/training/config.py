@@ -220,10 +220,10 @@ def check(config: Any) -> None:
         raise InputError(f"test_checkpoint={config.test_checkpoint} was given; it is last or best.")
     if config.stop_dominated not in (None, "median"):
         raise InputError(
-    if config.ckpt_path is not None and not Path(config.ckpt_path).expanduser().is_file():
-        raise InputError(f"ckpt_path={config.ckpt_path} was given, and there is no such file.")
             f"stop_dominated={config.stop_dominated} was given; it is median, or null."
         )
+    if config.ckpt_path is not None and not Path(config.ckpt_path).expanduser().is_file():
+        raise InputError(f"ckpt_path={config.ckpt_path} was given, and there is no such file.")
     Schedule(**config.strength)
     _check_counts(config)
     _check_replaced(config)
