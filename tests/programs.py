@@ -6,6 +6,7 @@ A new interpreter takes longer to import that than most of them to do their work
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,8 @@ def _run(
     files: list[Path],
 ) -> None:
     os.setsid()
+    # Whoever runs the tests in the background of a script has them ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.update(environment)
     for number, file in enumerate(files, start=1):
