@@ -1,4 +1,4 @@
-"""What a run is summed up to: summary.json and groups.npz."""
+"""What a run is summed up to: summary.json, its fields and what they mean, and groups.npz."""
 
 import logging
 from pathlib import Path
@@ -19,6 +19,68 @@ from regkit.structure.distributed import full_tensor
 from regkit.training.config import leading_penalty
 
 log = logging.getLogger(__name__)
+
+# Every field of summary.json, and what it means. Some are there only where they were asked for.
+# Accuracies and shares lie between 0 and 1; times are of the wall clock.
+SUMMARY_FIELDS: dict[str, str] = {
+    # What was trained
+    "name": "the run's own name, by what tells it apart",
+    "penalty": "names of the penalties, joined by +, or none",
+    "lam": "strength of the leading penalty at the last step at which it was on",
+    "lams": "strength of each penalty at the last step, by name; 0 while debiasing",
+    "seed": "of first weights, order of the videos and dropout",
+    "optimizer": "class of the optimizer",
+    "lr": "learning rate that was asked for",
+    # What training ended with
+    "loss": "training loss, mean over the last epoch",
+    "objective": "F: that loss and the value of all penalties",
+    "val_accuracy": "of the validation videos, after the last epoch; null without any",
+    "val_loss": "of the same",
+    "num_val": "number of validation videos",
+    "num_parameters": "of the net, zeros among them",
+    "steps": "steps of the optimizer",
+    "epochs": "epochs that were trained",
+    "train_s": "seconds that training took, validation among them",
+    "data_share": "share of that in which training waited for videos; null where unknown",
+    "pruned": "whether stop_dominated stopped the run",
+    # What was asked of the density
+    "target_density": "share of weights that was to be not zero (strength.target_density)",
+    "target_met": "whether it is; null where a run that went on does not know",
+    # How settled the zeros are, over about the last 200 steps
+    "settled": "whether zeros stay: the next two are within their limits",
+    "flips": "share of weights that go to zero or come back in one step",
+    "jaccard": "overlap of the weights that are not zero with those of ten steps before",
+    "should_wake": "share of the zeros that the averaged gradient says to be none",
+    "zeros_cost": "best validation accuracy of this run while it was denser, less that of the end",
+    "zeros_cost_noise": "standard error of that difference",
+    # What is left
+    "density": "share of the penalised weights that are not zero",
+    "layers": "the same by the name of the weight",
+    "live_groups": "output rows (filters, units) with a weight that is not zero",
+    "num_groups": "all output rows",
+    "remaining_parameters": "of the net without its dead channels; null where it is not known",
+    "remaining_flops": "of one run of that net on one clip; null where it is not known",
+    "flops": "of one run of the whole net on one clip; null where it is not known",
+    # The test, of the weights that test_checkpoint names
+    "test_accuracy": "share of the test videos whose class is right",
+    "test_macro_accuracy": "mean of the accuracies of the classes",
+    "test_top5_accuracy": "share of videos with their class among five; null with few classes",
+    "views": "clips of each test video whose scores are averaged",
+    "roughness": "change of frame embeddings from frame to frame: 0 constant, 2 unrelated",
+    "files_skipped": "videos that could not be read",
+    # debias_epochs
+    "debiased_accuracy": "test accuracy after training what is left without penalty",
+    "debiased_val_accuracy": "validation accuracy then",
+    "debiased_val_loss": "validation loss then",
+    "debias_s": "seconds that this took",
+    # shrink
+    "shrunk_accuracy": "test accuracy of the net that was cut out",
+    "shrunk_parameters": "its parameters",
+    "shrunk_flops": "of one run of it on one clip",
+    "shrink_difference": "largest difference between its outputs and those of the whole net",
+    "whole_latency_ms": "of one run of the whole net on one clip, median in milliseconds",
+    "shrunk_latency_ms": "the same of the net that was cut out",
+}
 
 
 def trained(

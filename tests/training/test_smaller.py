@@ -2,6 +2,7 @@
 
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 from test_fit import _here, run, weights  # noqa: F401  # _here is a fixture
 
 from regkit.__main__ import main
+from regkit.lightning.monitors.scalars import CURVES
+from regkit.optim.support_report import SupportReport
 from regkit.training.checkpoints import load
+from regkit.training.runs import curves, find_runs
+from regkit.training.summary import SUMMARY_FIELDS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, few batches
 
@@ -37,6 +42,21 @@ def test_one_command_leads_to_a_shrunk_checkpoint(shrunk_run: tuple[Path, dict])
     clip = torch.randn(whole.data.example().shape)
     with torch.no_grad():
         torch.testing.assert_close(small.model(clip), whole.model(clip), rtol=1e-4, atol=1e-5)
+
+
+def test_every_field_of_a_summary_is_explained(shrunk_run: tuple[Path, dict]):
+    _, summary = shrunk_run
+    unknown, unused = set(summary) - set(SUMMARY_FIELDS), set(SUMMARY_FIELDS) - set(summary)
+    assert not unknown
+    # This run is too short for a report on its support, and for a net that was denser before.
+    assert unused <= {*SupportReport._fields, "settled", "zeros_cost", "zeros_cost_noise"}
+
+
+def test_every_curve_of_a_run_is_explained(shrunk_run: tuple[Path, dict]):
+    found = curves(find_runs([shrunk_run[0]])[0])
+    assert {"density/total", "lam/group_l0", "test/acc"} <= set(found)
+    unknown = [tag for tag in found if not any(fnmatchcase(tag, known) for known in CURVES)]
+    assert not unknown
 
 
 def test_training_goes_on_from_the_shrunk_net(shrunk_run: tuple[Path, dict], tmp_path: Path):

@@ -17,6 +17,41 @@ METRICS = (
     "objective/total",
 )
 
+# Every curve of a run and what it means; * stands for the name of a penalty, a layer, a class, an
+# optimizer. Batches are those of the step that is logged; shares and accuracies lie in [0, 1].
+CURVES: dict[str, str] = {
+    "objective/total": "F of the batch: its loss and the value of all penalties",
+    "objective/loss": "the loss within it",
+    "objective/kkt": "length of the shortest subgradient of F, from the batch: 0 is stationary",
+    "penalty/*": "what the penalty adds to F, lam included",
+    "lam/*": "strength of the penalty",
+    "lam_layer/*": "strength in a layer that has its own",
+    "density/total": "share of the penalised weights that are not zero",
+    "density/sized": "of those above a thousandth of their layer's root mean square",
+    "density/live_groups": "number of output rows (filters, units) that are not zero",
+    "density_layer/*": "share of the weights of a layer that are not zero",
+    "groups/*": "share of a group penalty's own groups that are not zero",
+    "support/flips": "share of weights that go to zero or come back in one step",
+    "support/jaccard": "overlap of the weights that are not zero with those of ten steps before",
+    "support/should_wake": "share of the zeros that the averaged gradient says to be none",
+    "train/loss": "mean over the epoch",
+    "train/acc": "share of the training clips of the epoch whose class is right",
+    "val/acc": "share of the validation videos whose class is right",
+    "val/acc_macro": "mean of the accuracies of the classes",
+    "val/acc_top5": "share of videos with their class among five, with more than five classes",
+    "val/acc_view": "accuracy of single clips, where a video has several",
+    "val/loss": "mean over the validation videos",
+    "val/roughness": "change of frame embeddings from frame to frame: 0 constant, 2 unrelated",
+    "val_class/*": "accuracy of the videos of a class",
+    "test/*": "as val/*, of the test videos, once",
+    "test_class/*": "accuracy of the test videos of a class",
+    "lr-*": "learning rate",
+    "epoch": "number of the epoch, from 0",
+    "speed/steps_per_s": "batches a second (host time, loading left out)",
+    "speed/prox_share": "share of the time of the steps that the penalties take (host time)",
+    "speed/data_share": "share of the training time that waits for videos (host time)",
+}
+
 # Topic, chart, tags as regular expressions. TensorBoard matches them from the left and merges what
 # the runs wrote by equality, so all runs write the same, whatever net and penalties they have.
 TOPICS: dict[str, dict[str, list[str]]] = {
