@@ -87,7 +87,7 @@ def _counted(entry: Entry) -> tuple[Any, ...] | None:
     """Return the shares of one layer, still on its device; None where it has no channels."""
     whole = plain(entry.parameter.detach())
     nonzero = (whole != 0).float()
-    views = view_of(entry, "input"), view_of(entry, "filter")
+    views = view_of(entry, "in_channel"), view_of(entry, "filter")
     if any(isinstance(view, str) for view in views):
         return None
     inputs, filters = (view.rows(nonzero).mean(1) for view in views if not isinstance(view, str))
