@@ -25,6 +25,7 @@ from regkit.training.checkpoints import start_from
 from regkit.training.config import check, make, make_penalties
 from regkit.training.debias import debias
 from regkit.training.devices import refuse_missing_devices
+from regkit.training.progress import progress, shows_bar
 from regkit.training.resolve_lam import settle
 from regkit.training.run_folder import RunFolder, adopt
 from regkit.training.shrink_stage import smaller
@@ -121,7 +122,13 @@ def _train_and_test(
     )
     pace = Pace(cached=config.data.get("cache", "none") != "none")
     others = callbacks(config, held.path, regularize, bool(data.known_splits().val))
-    trainer = make(config.trainer, logger=logger, callbacks=[regularize, pace, *others])
+    bar = shows_bar(config.trainer)
+    trainer = make(
+        config.trainer,
+        logger=logger,
+        callbacks=[regularize, pace, *others, *progress(regularize, bar)],
+        enable_progress_bar=bar,
+    )
     _refuse_scripted_sweep(trainer)
     log_start(logger, config)
     began = time.perf_counter()

@@ -17,7 +17,7 @@ from regkit.training.config import AUTO, check_unchanged
 
 # Options that say where and how a run is watched, not what comes out of it.
 _IDLE = ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs")
-_IDLE_TRAINER = ("enable_progress_bar", "log_every_n_steps")
+_IDLE_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 # What Hydra writes before a job begins, beside its log.
 _OF_HYDRA = {f"config/{name}.yaml" for name in ("config", "hydra", "overrides")}
 
