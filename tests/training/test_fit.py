@@ -203,7 +203,7 @@ def test_the_grid_is_the_same_for_every_seed(capsys: pytest.CaptureFixture[str])
         (["penalty=temporal", "lam=auto"], "are for penalties on weights"),
         (["debias_epochs=-1"], "debias_epochs=-1"),
         (["stop_dominated=halving"], "it is median"),
-        (["data.cv_folds=2", "patience=3"], "patience asks for validation"),
+        (["data.cv_folds=2", "callbacks=early_stopping"], "early_stopping asks for validation"),
     ],
 )
 def test_mistakes_are_said(tmp_path: Path, words: list[str], said: str):
@@ -229,7 +229,7 @@ def test_a_run_stopped_after_its_test_is_not_trained_again(tmp_path: Path):
     debiased = {k for k in summary if k.startswith("debias")}
     recipe = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     recipe = recipe["hyper_parameters"]["recipe"]
-    for key in ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs"):
+    for key in ("ckpt_path", "name", "logger", "save_every_n_steps", "pictures_every_n_epochs"):
         del recipe[key]
     for key in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps"):
         del recipe["trainer"][key]

@@ -186,7 +186,8 @@ def test_no_strength_is_bitwise_no_penalty(folder: Path):
 def test_a_sweep_makes_comparable_runs(folder: Path):
     code, _, err = run(
         folder, "-m", "hydra.sweep.dir=sweep", "penalty=none,l1", "lam=1e-2",
-        "trainer.max_epochs=1", "test_checkpoint=best", "patience=1",
+        "trainer.max_epochs=1", "test_checkpoint=best", "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
     )  # fmt: skip
     assert code == 0, err
     names = sorted(p.name for p in (folder / "sweep").iterdir() if p.is_dir())
