@@ -14,13 +14,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float32, Int, UInt8
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+
+from regkit.lightning.loggers import show
 
 MOST_COUNTED = 20  # classes, up to which a cell has room for its count
 MOST_NAMED = 120  # classes, up to which the names, at 7 points, still fit a screen
@@ -50,7 +51,7 @@ class Row:
 
 
 class Predictions(pl.Callback):
-    """Write predictions.csv and confusion.png after a test, and confusion matrices to TensorBoard.
+    """Write predictions.csv and confusion.png after a test, and show confusion matrices.
 
     The module's `validation_step` and `test_step` return `probabilities` (videos, classes), `label`
     and `path`, and perhaps `start_s` and `end_s`, as `VideoClassifier` does; its `classes` are
@@ -110,7 +111,7 @@ class Predictions(pl.Callback):
         pairs = [pair for pairs in _everywhere([p.cpu() for p in self._pairs]) for pair in pairs]
         if pairs and trainer.is_global_zero:
             label, predicted = torch.cat(pairs, dim=1)
-            _show(trainer, "val/confusion", _picture(label, predicted, _classes(pl_module)))
+            show(trainer, "val/confusion", _picture(label, predicted, _classes(pl_module)))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the table, and show which classes are taken for each other."""
@@ -125,7 +126,7 @@ class Predictions(pl.Callback):
         label = torch.tensor([row.label for row in rows], dtype=torch.int64)
         predicted = torch.tensor([row.predicted for row in rows], dtype=torch.int64)
         picture = _picture(label, predicted, classes)
-        _show(trainer, "test/confusion", picture)
+        show(trainer, "test/confusion", picture)
         image = Image.fromarray(picture)
         write_whole(self._folder / "confusion.png", lambda path: image.save(path, format="png"))
 
@@ -243,13 +244,6 @@ def _picture(
     label: Int[Tensor, " videos"], predicted: Int[Tensor, " videos"], classes: Sequence[str]
 ) -> UInt8[np.ndarray, "height width 3"]:
     return pixels(draw(confusion(label, predicted, len(classes)), classes))
-
-
-def _show(trainer: pl.Trainer, tag: str, picture: UInt8[np.ndarray, "height width 3"]) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            writer = logger.experiment
-            writer.add_image(tag, picture, trainer.global_step, dataformats="HWC")
 
 
 def _everywhere(mine: list[Any]) -> list[list[Any]]:

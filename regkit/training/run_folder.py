@@ -12,13 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from regkit.errors import InputError
-from regkit.training.config import AUTO, check_unchanged
+from regkit.training.config import AUTO, check_unchanged, only_watches
 
-# Options that say where and how a run is watched, not what comes out of it.
-_IDLE = ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs")
-_IDLE_TRAINER = ("enable_progress_bar", "log_every_n_steps")
-# What Hydra writes into config/ before a job begins.
-_OF_HYDRA = {"config.yaml", "hydra.yaml", "overrides.yaml"}
+# What Hydra writes before a job begins, beside its log.
+_OF_HYDRA = {f"config/{name}.yaml" for name in ("config", "hydra", "overrides")}
 
 
 class RunFolder:
@@ -127,8 +124,9 @@ def adopt(config: DictConfig, old: Mapping[str, Any]) -> None:
 
 def _effective(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out of a recipe what changes no weight, in the form in which JSON returns it."""
-    kept = {key: value for key, value in recipe.items() if key not in _IDLE}
-    kept["trainer"] = {k: v for k, v in recipe["trainer"].items() if k not in _IDLE_TRAINER}
+    kept = {key: value for key, value in recipe.items() if not only_watches(key)}
+    trainer = recipe["trainer"].items()
+    kept["trainer"] = {k: v for k, v in trainer if not only_watches(f"trainer.{k}")}
     return json.loads(json.dumps(kept))
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from regkit.training.config import short
+from regkit.training.config import only_watches, short
 from regkit.training.runs import SUMMARY, Run
 
-# Overrides that change nothing of what is measured.
-UNMEASURED = {"seed", "ckpt_path", "name", "save_every_n_steps", "trainer.enable_progress_bar"}
 # Overrides of which several are asked for so as to see a spread, beside the seed. Without a fold,
 # or without a sample, a run learned from all videos: that is no repeat of one that did not.
 REPEATS = ("data.fold", "data.cv_fold", "data.bootstrap")
@@ -183,7 +181,9 @@ def seed_of(run: Run) -> int | None:
 def settings_of(overrides: Iterable[str]) -> dict[str, str]:
     """Return what overrides ask for, but for what changes nothing that is measured."""
     split = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: _plain(found) for key, _, found in split if key not in UNMEASURED}
+    return {
+        key: _plain(found) for key, _, found in split if key != "seed" and not only_watches(key)
+    }
 
 
 def plug(node: dict[str, Any]) -> str | None:
