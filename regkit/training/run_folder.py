@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from regkit.errors import InputError
+from regkit.files import write_text
 from regkit.training.config import AUTO, check_unchanged
 
 # Options that say where and how a run is watched, not what comes out of it.
@@ -72,11 +73,11 @@ class RunFolder:
     def keep_tested(self, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
         """Keep what was measured, for a run that is stopped from here on."""
         held = {"recipe": _effective(recipe), "summary": summary}
-        _write(self.path / "tested.json", json.dumps(held))
+        write_text(self.path / "tested.json", json.dumps(held))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, last of all."""
-        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         (self.path / "tested.json").unlink(missing_ok=True)
 
     def fail(self, error: Exception) -> None:
@@ -126,10 +127,3 @@ def _effective(recipe: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.items() if key not in _IDLE}
     kept["trainer"] = {k: v for k, v in recipe["trainer"].items() if k not in _IDLE_TRAINER}
     return json.loads(json.dumps(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_suffix(".part")
-    draft.write_text(text)
-    draft.replace(path)

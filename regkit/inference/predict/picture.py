@@ -9,9 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from regkit.files import replacing
 from regkit.inference.predict.result import UNSURE_NAME, Result
 from regkit.inference.predict.smooth import UNSURE
-from regkit.lightning.predictions import write_whole
 
 MOST_CLASSES = 12  # rows; of more classes, those that are most probable somewhere
 _LONGEST_NAME = 28  # letters
@@ -53,8 +53,8 @@ def draw(result: Result, title: str) -> Figure:
 
 def write(result: Result, title: str, path: Path, dpi: int = 130) -> None:
     """Draw to a file."""
-    figure = draw(result, title)
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=dpi))
+    with replacing(path) as draft:
+        draw(result, title).savefig(draft, format="png", dpi=dpi)
 
 
 def shown_classes(result: Result) -> list[int]:

@@ -1,6 +1,5 @@
 """What the pictures share: colours, names, and the way to a file."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
+
+from regkit.files import replacing
 
 DPI = 110
 INK, FAINT = "#222222", "#BBBBBB"
@@ -104,12 +105,8 @@ def pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
 def write_png(picture: UInt8[np.ndarray, "height width 3"], path: Path) -> None:
     """Put a picture where the old one is at once: whoever looks sees one or the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        Image.fromarray(picture).save(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        Image.fromarray(picture).save(draft)
 
 
 def _bounded(name: str) -> str:

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from regkit.files import replacing, write_text
 from regkit.sweeps.ensembles.fits import (
     Fits,
     by_recipe,
@@ -39,8 +39,10 @@ def conclude(folder: str | Path) -> dict[str, Any] | None:
     if not recipes:
         return None
     rows = [row_of(fits) for fits in recipes]
-    _write_whole(folder / TABLE, lambda path: write_table(path, recipes))
-    _write_whole(folder / PICTURE, lambda path: draw(rows).savefig(path, format="png", dpi=160))
+    with replacing(folder / TABLE) as draft:
+        write_table(draft, recipes)
+    with replacing(folder / PICTURE) as draft:
+        draw(rows).savefig(draft, dpi=160)
     found = {
         "title": f"Bagging: {_counted(len(recipes), 'recipe')} of {_numbers(rows)} fits",
         "lines": [*map(line_of, rows), *_remarks(rows, left_out)],
@@ -49,8 +51,7 @@ def conclude(folder: str | Path) -> dict[str, Any] | None:
         "recipes": [asdict(row) for row in rows],
         "left_out": {str(run.folder): why for run, why in left_out},
     }
-    text = json.dumps(found, indent=2) + "\n"
-    _write_whole(folder / CONCLUSION, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / CONCLUSION, json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -130,13 +131,3 @@ def _numbers(rows: Sequence[Row]) -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, and put it there once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

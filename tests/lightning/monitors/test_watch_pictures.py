@@ -141,7 +141,7 @@ def test_the_pictures_stand_in_tensorboard_and_in_the_folder(tmp_path: Path):
         )
         assert 300 < file.shape[1] < 2500
         assert file.std() > 5
-    assert not list(tmp_path.glob(".*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("make", [None, CSVLogger])
