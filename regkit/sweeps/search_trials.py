@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from regkit.selection.pareto import front
 from regkit.sweeps.sweep_summary import conclude
 
 PICTURE = "front.png"
@@ -33,23 +34,6 @@ class Trial:
         if (self.folder / "summary.json").is_file():
             return "its summary.json has no number for an objective"
         return "its process was lost (killed, or the memory was full)"
-
-
-def front(values: Sequence[Sequence[float]], ways: Sequence[str]) -> list[int]:
-    """Return the places of the values that no other beats, the best by the first objective first.
-
-    One beats another when it is as good in every objective and better in one.
-
-    ways: maximize or minimize, for each objective.
-    """
-    signs = [1.0 if way == "maximize" else -1.0 for way in ways]
-    goods = [tuple(s * v for s, v in zip(signs, row, strict=True)) for row in values]
-    kept = [
-        place
-        for place, good in enumerate(goods)
-        if not any(other != good and _all_at_least(other, good) for other in goods)
-    ]
-    return sorted(kept, key=lambda place: goods[place], reverse=True)
 
 
 def conclude_search(folder: Path, trials: Sequence[Trial], objectives: Mapping[str, str]) -> None:
@@ -80,10 +64,6 @@ def conclude_search(folder: Path, trials: Sequence[Trial], objectives: Mapping[s
         failed=failed,
         pruned=pruned,
     )
-
-
-def _all_at_least(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def _told(trial: Trial, objectives: Mapping[str, str]) -> dict[str, object]:
