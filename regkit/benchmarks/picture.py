@@ -2,11 +2,8 @@
 
 from typing import Any
 
+from regkit.palette import FAINT, INK
 from regkit.timing import Quartiles
-
-# Okabe and Ito's colours, which all eyes tell apart.
-BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#9A9A9A"
-INK, FAINT = "#222222", "#DDDDDD"
 
 
 def bar(axes: Any, at: float, ratio: Quartiles, colour: str, text: str, end: float) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from regkit.palette import BLUE, GREY, ORANGE
 from regkit.selection.pareto import front
 from regkit.sweeps.sweep_summary import conclude
 
 PICTURE = "front.png"
-_BLUE, _GREY, _ORANGE = "#0072B2", "#9A9A9A", "#E69F00"  # told apart by all (Okabe and Ito)
 _UNITS = {"density": "density: share of weights that are not zero", "val_accuracy": "val accuracy"}
 
 
@@ -78,15 +78,15 @@ def _draw(
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
     kinds = {
-        "pruned": ([t for t in trials if t.values and t.pruned], "x", _ORANGE),
-        "trial": ([t for t in trials if t.values and not t.pruned and t not in best], "o", _GREY),
+        "pruned": ([t for t in trials if t.values and t.pruned], "x", ORANGE),
+        "trial": ([t for t in trials if t.values and not t.pruned and t not in best], "o", GREY),
     }
     for label, (some, marker, colour) in kinds.items():
         if some:
             ys, xs = zip(*(t.values or () for t in some), strict=True)
             axes.scatter(xs, ys, 28, colour, marker=marker, label=label, linewidths=1.2)
     ys, xs = zip(*(t.values or () for t in best), strict=True)
-    axes.plot(xs, ys, "o-", color=_BLUE, lw=1.4, ms=6, label="not beaten", zorder=3)
+    axes.plot(xs, ys, "o-", color=BLUE, lw=1.4, ms=6, label="not beaten", zorder=3)
     accuracy, other = objectives
     axes.set_xlabel(f"{_UNITS.get(other, other)} ({objectives[other]})")
     axes.set_ylabel(f"{_UNITS.get(accuracy, accuracy)} ({objectives[accuracy]})")

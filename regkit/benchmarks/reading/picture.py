@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from regkit.benchmarks.picture import BLUE, GREY, INK, bar, finish
+from regkit.benchmarks.picture import bar, finish
 from regkit.benchmarks.reading.candidates import MEMMAP, PYAV, REENCODE, WHOLE
 from regkit.benchmarks.reading.report import Report, Row, clock, place
+from regkit.palette import BLUE, GREY, INK
 
 
 def draw(report: Report, path: Path) -> None:

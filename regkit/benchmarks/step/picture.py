@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from regkit.benchmarks.picture import BLUE, GREEN, GREY, INK, RED, bar, finish
+from regkit.benchmarks.picture import bar, finish
 from regkit.benchmarks.step.candidates import FUSED, HOOK, PROX
 from regkit.benchmarks.step.report import Report, Row, place
+from regkit.palette import BLUE, GREEN, GREY, INK, QUIET, RED
 from regkit.timing import Quartiles
 
 COLOURS = {HOOK: BLUE, PROX: GREEN, None: GREY}
@@ -107,6 +108,6 @@ def _title(axes: Any, report: Report) -> None:
         f"medians of {report.options['rounds']} rounds, whiskers: quartiles",
         transform=axes.transAxes,
         fontsize=8.5,
-        color="#666666",
+        color=QUIET,
         va="bottom",
     )

@@ -15,11 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from regkit.files import replacing
+from regkit.palette import INK, RED
 
 DPI = 110
-INK, FAINT = "#222222", "#BBBBBB"
-# Vermilion of Okabe and Ito: NaN and infinity, in all pictures.
-DIVERGED = "#D55E00"
 LONGEST_NAME = 34  # letters
 # From pale yellow to dark violet, darker by the share in print too. White is left for zero.
 SHADES = ListedColormap(colormaps["viridis_r"](np.linspace(0.03, 1, 256)))
@@ -37,11 +35,11 @@ def make_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def tint(shares: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells 4"]:
-    """Return the colour of each share: white where it is exactly 0, DIVERGED where it is NaN."""
+def tint(shares: Float[np.ndarray, "*cells"], unknown: str = RED) -> Float[np.ndarray, "*cells 4"]:
+    """Return the colour of each share: white where it is exactly 0, `unknown` where it is NaN."""
     colours = SHADES(SHARES(np.nan_to_num(shares)).filled(0.0))
     colours[shares == 0] = 1
-    colours[np.isnan(shares)] = rgba(DIVERGED)
+    colours[np.isnan(shares)] = rgba(unknown)
     return colours
 
 

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from regkit.palette import INK
 from regkit.selection.pareto import front
 from regkit.sweeps.report.style import (
-    INK,
     WIDTH,
     Picture,
     Scene,
