@@ -1,11 +1,13 @@
 """Files that nobody ever sees half of."""
 
+import csv
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -32,3 +34,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write CSV whole or not at all, in UTF-8; names of files that are none stay as they are."""
+    how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with replacing(path) as draft, draft.open("w", **how) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,6 +1,5 @@
 """Predictions: what was predicted for each video, and which classes are taken for each other."""
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from regkit.files import replacing
+from regkit.files import write_table
 from regkit.lightning.monitors.canvas import pixels, write_png
 
 MOST_COUNTED = 20  # classes, up to which a cell has room for its count
@@ -121,8 +120,7 @@ class Predictions(pl.Callback):
         rows = sorted({row.place: row for row in everywhere}.values(), key=lambda row: row.place)
         classes = _classes(pl_module)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / "predictions.csv") as draft:
-            write_csv(draft, rows, classes)
+        write_csv(self._folder / "predictions.csv", rows, classes)
         label = torch.tensor([row.label for row in rows], dtype=torch.int64)
         predicted = torch.tensor([row.predicted for row in rows], dtype=torch.int64)
         picture = _picture(label, predicted, classes)
@@ -166,18 +164,15 @@ def confusion(
 def write_csv(path: Path, rows: Iterable[Row], classes: Sequence[str]) -> None:
     """Write the table of predictions."""
     columns = ["path", "start_s", "end_s", "label", "predicted", "correct", "score"]
-    # Names of files are bytes: those that are no UTF-8 are written as they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        # A class may have the name of a column, such as "correct".
-        table.writerow([*columns, *(f"p({name})" for name in classes)])
-        for row in rows:
-            end = "" if row.end_s is None else f"{row.end_s:g}"
-            names = classes[row.label], classes[row.predicted]
-            correct = int(row.label == row.predicted)
-            scores = [f"{p:.5g}" for p in row.probabilities]
-            score = scores[row.predicted]
-            table.writerow([row.path, f"{row.start_s:g}", end, *names, correct, score, *scores])
+    # A class may have the name of a column, such as "correct".
+    table = [[*columns, *(f"p({name})" for name in classes)]]
+    for row in rows:
+        times = f"{row.start_s:g}", "" if row.end_s is None else f"{row.end_s:g}"
+        names = classes[row.label], classes[row.predicted]
+        correct = str(int(row.label == row.predicted))
+        scores = [f"{p:.5g}" for p in row.probabilities]
+        table.append([row.path, *times, *names, correct, scores[row.predicted], *scores])
+    write_table(path, table)
 
 
 def draw(counts: Int[Tensor, "classes classes"], classes: Sequence[str]) -> Figure:

@@ -2,14 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Float64
 
-from regkit.files import replacing, write_text
+from regkit.files import replacing, write_table, write_text
 from regkit.inference.predict.result import Result
 from regkit.inference.predict.windows import Window
 
@@ -51,16 +51,7 @@ def write_segments(result: Result, path: Path) -> None:
         (f"{s.start_s:.6f}", f"{s.end_s:.6f}", result.name(s.label), f"{s.probability:.6g}")
         for s in result.segments
     ]
-    write_rows(path, ["start_s", "end_s", "class", "probability"], rows)
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table. Names of files are bytes: those that are no UTF-8 stay as they are."""
-    how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with replacing(path) as draft, draft.open("w", **how) as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
+    write_table(path, [("start_s", "end_s", "class", "probability"), *rows])
 
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:

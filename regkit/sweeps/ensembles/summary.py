@@ -1,14 +1,13 @@
 """What bagging found: bias and variance of each recipe, and what averaging its fits gains."""
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from regkit.files import replacing, write_text
+from regkit.files import replacing, write_table, write_text
 from regkit.sweeps.ensembles.fits import (
     Fits,
     by_recipe,
@@ -39,8 +38,7 @@ def conclude(folder: str | Path) -> dict[str, Any] | None:
     if not recipes:
         return None
     rows = [row_of(fits) for fits in recipes]
-    with replacing(folder / TABLE) as draft:
-        write_table(draft, recipes)
+    write_table(folder / TABLE, rows_of_csv(recipes))
     with replacing(folder / PICTURE) as draft:
         draw(rows).savefig(draft, dpi=160)
     found = {
@@ -94,21 +92,19 @@ def line_of(row: Row) -> str:
     )
 
 
-def write_table(path: Path, recipes: Sequence[Fits]) -> None:
-    """Write the averaged probabilities, as predictions.csv has those of one fit."""
+def rows_of_csv(recipes: Sequence[Fits]) -> Iterator[Sequence[Any]]:
+    """Return the averaged probabilities, as predictions.csv has those of one fit."""
     columns = ["recipe", "path", "start_s", "end_s", "label", "predicted", "correct", "score"]
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*columns, *(f"p({name})" for name in recipes[0].classes)])
-        for fits in recipes:
-            for place, label, mean in zip(
-                fits.places, fits.label.tolist(), fits.scores.mean(0), strict=True
-            ):
-                predicted = int(mean.argmax())
-                names = fits.classes[label], fits.classes[predicted]
-                scores = [f"{p:.5g}" for p in mean]
-                correct = int(label == predicted)
-                table.writerow([fits.name, *place, *names, correct, scores[predicted], *scores])
+    yield [*columns, *(f"p({name})" for name in recipes[0].classes)]
+    for fits in recipes:
+        for place, label, mean in zip(
+            fits.places, fits.label.tolist(), fits.scores.mean(0), strict=True
+        ):
+            predicted = int(mean.argmax())
+            names = fits.classes[label], fits.classes[predicted]
+            scores = [f"{p:.5g}" for p in mean]
+            correct = int(label == predicted)
+            yield [fits.name, *place, *names, correct, scores[predicted], *scores]
 
 
 def _remarks(rows: Sequence[Row], left_out: Sequence[tuple[Run, str]]) -> list[str]:

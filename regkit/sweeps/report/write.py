@@ -1,6 +1,5 @@
 """Write the report on folders of runs."""
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from regkit.errors import InputError
-from regkit.files import write_text
+from regkit.files import write_table, write_text
 from regkit.sweeps.report.choose import check_measure, choose
 from regkit.sweeps.report.comparison import write_comparison
 from regkit.sweeps.report.curves import over_epochs
@@ -63,10 +62,7 @@ def report(
         pictures = [(picture, _save(picture, target)) for picture in _draw(scene)]
     conclusions = read_conclusions(_between(folders, [run.folder for run in runs]))
     write_text(target / PAGE, page(scene, pictures, conclusions))
-    text = io.StringIO()
-    rows = rows_of_csv(table, [choice.chosen for choice in scene.choices])
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(target / TABLE, text.getvalue())
+    write_table(target / TABLE, rows_of_csv(table, [choice.chosen for choice in scene.choices]))
     compared = {picture.name: png for picture, png in pictures if picture.name in COMPARED}
     write_comparison(Path(folders[0]), compared)
     return Report(scene, target / PAGE)
