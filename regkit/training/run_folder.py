@@ -12,10 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from regkit.errors import InputError
+from regkit.files import write_text
 from regkit.training.config import AUTO, check_unchanged, only_watches
 
 # What Hydra writes before a job begins, beside its log.
-_OF_HYDRA = {f"config/{name}.yaml" for name in ("config", "hydra", "overrides")}
+_OF_HYDRA = {"config.yaml", "hydra.yaml", "overrides.yaml"}
 
 
 class RunFolder:
@@ -66,11 +67,11 @@ class RunFolder:
     def keep_tested(self, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
         """Keep what was measured, for a run that is stopped from here on."""
         held = {"recipe": _effective(recipe), "summary": summary}
-        _write(self.path / "tested.json", json.dumps(held))
+        write_text(self.path / "tested.json", json.dumps(held))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, last of all."""
-        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         (self.path / "tested.json").unlink(missing_ok=True)
 
     def fail(self, error: Exception) -> None:
@@ -82,9 +83,9 @@ class RunFolder:
     def is_fresh(self) -> bool:
         """Say whether there is nothing yet but what Hydra leaves when a job begins."""
         config, here = self.path / "config", Path.cwd()
-        names = {entry.name for entry in self.path.iterdir()}
+        names = {entry.name for entry in self.path.iterdir() if entry.suffix != ".log"}
         inner = {entry.name for entry in config.iterdir()} if config.is_dir() else set()
-        ours = names <= {"config", "train.log"} and inner <= _OF_HYDRA
+        ours = names <= {"config"} and inner <= _OF_HYDRA
         return ours and not here.is_relative_to(self.path.absolute())
 
     def is_trained(self) -> bool:
@@ -128,10 +129,3 @@ def _effective(recipe: Mapping[str, Any]) -> dict[str, Any]:
     trainer = recipe["trainer"].items()
     kept["trainer"] = {k: v for k, v in trainer if not only_watches(f"trainer.{k}")}
     return json.loads(json.dumps(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_suffix(".part")
-    draft.write_text(text)
-    draft.replace(path)

@@ -1,35 +1,17 @@
-"""The choice and the front, against brute force and against cases worked out by hand."""
+"""The choice, against cases worked out by hand."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from regkit.errors import InputError
-from regkit.sweeps.report.choose import choose, front
+from regkit.sweeps.report.choose import choose
 from regkit.sweeps.report.table import tabulate
 from regkit.sweeps.report.text import sentences
 from regkit.training.runs import find_runs
 
 Make = Callable[..., Path]
-# Few different numbers, so that ties are common.
-POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=14)
-
-
-@given(POINTS)
-def test_the_front_is_what_no_point_beats(drawn: list[tuple[int, int]]):
-    points = [(density / 5, accuracy / 5) for density, accuracy in drawn]
-
-    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        return a[0] <= b[0] and a[1] >= b[1] and a != b
-
-    unbeaten = {i for i, p in enumerate(points) if not any(beats(q, p) for q in points)}
-    found = front(points)
-    assert set(found) == unbeaten
-    assert len(found) == len(unbeaten)
-    assert [points[i][0] for i in found] == sorted(points[i][0] for i in unbeaten)
 
 
 def make_rows(make_run: Make, rows: dict[str, tuple[list[float], float, float]]) -> None:
