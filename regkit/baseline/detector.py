@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from regkit.baseline.features import Features
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.sampling import Sampling
 from regkit.errors import InputError
 from regkit.lightning.predictions import write_whole
@@ -53,10 +53,10 @@ class Detector:
             )
 
     @property
-    def cut(self) -> Cut:
+    def cut(self) -> ClipSpec:
         """Say what is cut out of frames."""
         size_px, num_frames = self.features.size_px, self.features.num_frames
-        return Cut(Sampling(num_frames), size_px, self.short_px)
+        return ClipSpec(Sampling(num_frames), size_px, self.short_px)
 
     def probabilities(
         self, values: Float32[np.ndarray, "clips features"]

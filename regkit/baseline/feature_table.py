@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from torch.utils.data import DataLoader, Dataset
 
 from regkit.baseline.features import Features
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.reader import Reader
 from regkit.data.timeline import VideoError
 from regkit.data.video import Video
@@ -49,7 +49,7 @@ class Table:
         return [row.video.label for row in self.rows]
 
 
-def tabulate(data: VideoData, videos: Sequence[Video], cut: Cut, features: Features) -> Table:
+def tabulate(data: VideoData, videos: Sequence[Video], cut: ClipSpec, features: Features) -> Table:
     """Read and describe videos, with the workers of `data`.
 
     Raises: InputError when a file cannot be read and data.on_error is raise.
@@ -72,7 +72,7 @@ def tabulate(data: VideoData, videos: Sequence[Video], cut: Cut, features: Featu
 @dataclass
 class _Described(Dataset):
     videos: Sequence[Video]
-    cut: Cut
+    cut: ClipSpec
     reader: Reader
     features: Features
 

@@ -18,7 +18,7 @@ from regkit.inference.explain.sanity import agreement, reinitialised
 from regkit.inference.explain.survived import survived
 from regkit.lightning.monitors.canvas import pixels, write_png
 from regkit.lightning.predictions import write_whole
-from regkit.training.checkpoints import Held, load
+from regkit.training.checkpoints import TrainedRun, load
 from regkit.training.overrides import REQUIRED, options
 
 DEFAULTS: dict[str, Any] = {
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def explain(
-    held: Held, film: Film, target: int | None, questions: Questions, num_untrained: int = 0
+    held: TrainedRun, film: Film, target: int | None, questions: Questions, num_untrained: int = 0
 ) -> Explanation:
     """Look at the weights of a classifier, and ask it about the clip of a film.
 
@@ -108,7 +108,7 @@ def _write(explanation: Explanation, out: Path) -> None:
         raise InputError(f"explain got out={out}, but cannot write there: {error}.") from error
 
 
-def _questions(given: dict[str, Any], held: Held) -> Questions:
+def _questions(given: dict[str, Any], held: TrainedRun) -> Questions:
     """Refuse numbers that mean nothing; what depends on the clip is checked with it.
 
     Raises: InputError.

@@ -15,7 +15,7 @@ from regkit.inference.export.package import export_package
 from regkit.inference.export.program import export_program
 from regkit.inference.export.split import on_test_clips
 from regkit.pruning.latency import latency
-from regkit.training.checkpoints import Held, load
+from regkit.training.checkpoints import TrainedRun, load
 from regkit.training.overrides import REQUIRED, options
 
 _FILES = {"onnx": "model.onnx", "program": "program.pt2", "package": "package.pt2"}
@@ -72,12 +72,12 @@ def _formats(given: Any) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _run_folder(held: Held) -> Path:
+def _run_folder(held: TrainedRun) -> Path:
     folder = held.path.parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def _write(held: Held, name: str, out: Path) -> Exported:
+def _write(held: TrainedRun, name: str, out: Path) -> Exported:
     net, example, path = held.model.net, held.data.example(), out / _FILES[name]
     if name == "program":
         return export_program(net, example, path)
@@ -96,7 +96,7 @@ def _write_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _print_latencies(held: Held, files: list[Exported]) -> None:
+def _print_latencies(held: TrainedRun, files: list[Exported]) -> None:
     runs: dict[str, Any] = {"PyTorch": scores_of(held.model.net)}
     runs |= {str(file.path): file.run for file in files}
     found = latency(runs, torch.randn_like(held.data.example()))
@@ -109,7 +109,7 @@ def _print_latencies(held: Held, files: list[Exported]) -> None:
         )
 
 
-def _differs(held: Held, file: Exported) -> bool:
+def _differs(held: TrainedRun, file: Exported) -> bool:
     """Print on how many test clips the class is the same, or why nobody knows."""
     try:
         found = on_test_clips(held, file.run)

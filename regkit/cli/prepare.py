@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from regkit.data.official_split import Official
+from regkit.data.official_split import OfficialSplitData
 from regkit.data.prepare import report
 from regkit.data.prepare.check import Checker, Facts
 from regkit.data.prepare.findings import SPLITS, Places, find, places, rows
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     splits, checker, notes = _found(uncached, args.quick)
     known = places(splits)
     facts = _check(checker, known, workers, args.timeout)
-    found = find(splits, facts, known, checker.sampling, isinstance(data, Official))
+    found = find(splits, facts, known, checker.sampling, isinstance(data, OfficialSplitData))
     about = {
         "data": name,
         "overrides": list(args.overrides),

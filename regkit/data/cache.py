@@ -27,7 +27,7 @@ _AHEAD = 4  # tasks a process that are handed out before their turn
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheBudget:
     """Where copies go and how much they may take together, with those of other data sets."""
 
     root: str
@@ -68,7 +68,7 @@ class Room:
         return sorted(found)
 
 
-def choose(size: float, room: Room, memory: int) -> str:
+def choose(size: float, room: CacheBudget, memory: int) -> str:
     """Settle what "auto" means for frames of `size` bytes.
 
     None where each worker's memory holds them all; else memmap where they fit, else reencode where
@@ -99,7 +99,9 @@ def estimate(paths: Sequence[str], short_px: int, reader: Reader) -> float:
     return len(files) * sum(sizes) / max(1, len(sizes))
 
 
-def fill(store: Store, paths: Iterable[str], reader: Reader, room: Room, num_workers: int) -> None:
+def fill(
+    store: Store, paths: Iterable[str], reader: Reader, room: CacheBudget, num_workers: int
+) -> None:
     """Copy what is not there yet. Runs side by side wait for each other, and go on from there.
 
     A file that cannot be copied, or for which there is no room, is read where it is.
@@ -140,7 +142,7 @@ def _copy(
     store: Store,
     missing: Sequence[str],
     reader: Reader,
-    room: Room,
+    room: CacheBudget,
     keep: set[Path],
     num_workers: int,
 ) -> None:
@@ -186,7 +188,7 @@ def _death(held: Sequence[str]) -> InputError:
     )
 
 
-def _report(failed: Sequence[str], left: int, total: int, room: Room) -> None:
+def _report(failed: Sequence[str], left: int, total: int, room: CacheBudget) -> None:
     if failed:
         warnings.warn(f"not in the cache: {'; '.join(failed)}", stacklevel=2)
     if left:

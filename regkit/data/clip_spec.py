@@ -17,7 +17,7 @@ Frames = Callable[[Int64[np.ndarray, " frames"], int], UInt8[np.ndarray, "frames
 
 
 @dataclass(frozen=True)
-class Cut:
+class ClipSpec:
     """What training and evaluation see of a video.
 
     short_px: frames are scaled to this short side; squares of `size_px` are cut out of them.

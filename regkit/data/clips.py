@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch.utils.data import Dataset, get_worker_info
 
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.reader import Reader
 from regkit.data.timeline import Timeline, VideoError
 from regkit.data.video import Video
@@ -53,7 +53,7 @@ class ClipDataset(Dataset):
     def __init__(
         self,
         videos: Sequence[Video],
-        cut: Cut,
+        cut: ClipSpec,
         reader: Reader,
         training: bool,
         seed: int = 0,

@@ -14,7 +14,7 @@ from regkit.data.dataset_files import (
     read_text,
     restricted,
 )
-from regkit.data.random_split import Drawn
+from regkit.data.random_split import RandomSplitData
 from regkit.data.video import Splits
 from regkit.errors import InputError
 
@@ -23,7 +23,7 @@ _ALIASES = {"training": "train", "testing": "test", "validation": "val", "valid"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Csv(Drawn):
+class Csv(RandomSplitData):
     """Read tables with a header, or lists of `path label` as SlowFast and mmaction2 use them.
 
     A table has a column for the path and one for the label, and may have more: start and end

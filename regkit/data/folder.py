@@ -13,7 +13,7 @@ from regkit.data.dataset_files import (
     read_text,
     restricted,
 )
-from regkit.data.random_split import Drawn
+from regkit.data.random_split import RandomSplitData
 from regkit.data.video import Splits
 from regkit.errors import InputError
 
@@ -21,7 +21,7 @@ Found = list[tuple[str, str]]  # (class, path below root)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Folder(Drawn):
+class Folder(RandomSplitData):
     r"""Read root/class/video, or root/{train,val,test}/class/video; deeper folders are searched.
 
     Who is in which split: the lists, if given; else the folders train, val and test; else groups

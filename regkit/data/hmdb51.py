@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import Official, Parts
+from regkit.data.official_split import OfficialSplitData, Parts
 from regkit.data.video import Splits
 
 _SPLIT = {"1": "train", "2": "test"}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class HMDB51(Official):
+class HMDB51(OfficialSplitData):
     """Read HMDB51: class/video.avi, and class_test_splitN.txt for each class.
 
     A line of these files is `video.avi 1` (training), 2 (test) or 0 (not used in this split).

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import Official
+from regkit.data.official_split import OfficialSplitData
 from regkit.data.video import Splits
 from regkit.errors import InputError
 
@@ -19,7 +19,7 @@ Row = Mapping[str | None, str | None]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Kinetics(Official):
+class Kinetics(OfficialSplitData):
     """Read Kinetics: train.csv, val.csv (or validate.csv), test.csv, and the videos.
 
     The columns are label, youtube_id, time_start, time_end (in seconds) and more. A video is

@@ -31,7 +31,7 @@ _FORMAT = 2  # raise when the same options come to mean other videos
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Made(VideoData):
+class SyntheticMotion(VideoData):
     """Write videos of one turning or drifting shape once, then read them like any other files.
 
     One frame says nothing of the class: place and angle are uniform at every moment (the picture

@@ -18,7 +18,7 @@ Parts = dict[str, list[Entry]]  # by split
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Official(VideoData):
+class OfficialSplitData(VideoData):
     """Declare a data set that is distributed with annotation files, which say who is where.
 
     A file is known by its name, in any folder below root and with any extension of a video. An

@@ -12,7 +12,7 @@ from regkit.errors import InputError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Drawn(VideoData):
+class RandomSplitData(VideoData):
     r"""Declare a data set of the user's own, which has no official splits.
 
     include: take only these classes.

@@ -40,7 +40,7 @@ def litdata(who: str) -> Any:
 def write_shards(
     splits: Splits, folder: str | Path, num_workers: int = 4, chunk_mib: int | float = 64
 ) -> None:
-    """Copy the files of all videos into shards in `folder`, which `Streamed` reads.
+    """Copy the files of all videos into shards in `folder`, which `ShardedData` reads.
 
     In each split in an order of its own, because shards are shuffled as wholes: a shard of one
     class would make batches of one class. Files are stored as they are, bad ones too; one of which
@@ -83,12 +83,12 @@ def read_splits(root: str, options: Mapping[str, Any]) -> Splits:
     options: further arguments of litdata.StreamingDataset.
     Raises: InputError when there are no such shards.
     """
-    package = litdata("Streamed")
+    package = litdata("ShardedData")
     try:
         packed = package.StreamingDataset(part(root, _INDEX), **options)[0]["splits"]
     except Exception as error:  # each store has errors of its own
         raise InputError(
-            f"Streamed got root={root!r}, where no shards can be read ({type(error).__name__}: "
+            f"ShardedData got root={root!r}, where no shards can be read ({type(error).__name__}: "
             f"{error}). Write them with regkit prepare --shards."
         ) from error
     lists = json.loads(gzip.decompress(packed))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import Official
+from regkit.data.official_split import OfficialSplitData
 from regkit.data.video import Splits
 from regkit.errors import InputError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Something(Official):
+class Something(OfficialSplitData):
     """Read Something-Something v2: {train,validation,test,labels}.json and id.webm.
 
     The JSON files may be called something-something-v2-train.json and so on, as in the first

@@ -26,7 +26,7 @@ _BREAK_S = 60.0  # a jump forward by more is a break in the time stamps, not a p
 _FALLBACK_FPS = 25.0
 
 
-class Arrived(NamedTuple):
+class ArrivedFrame(NamedTuple):
     """A frame: seconds since the first one, upright and scaled, and what decoding it took."""
 
     time_s: float
@@ -82,7 +82,7 @@ class Feed:
 
     def frames(
         self, short_px: int, threads: int = 1, broken: Callable[[], None] = lambda: None
-    ) -> Iterator[Arrived]:
+    ) -> Iterator[ArrivedFrame]:
         """Yield each frame as it comes, its short side scaled.
 
         threads: of the decoder.
@@ -98,7 +98,7 @@ class Feed:
 
     def _frames(
         self, container: InputContainer, short_px: int, threads: int, broken: Callable[[], None]
-    ) -> Iterator[Arrived]:
+    ) -> Iterator[ArrivedFrame]:
         stream = self._stream(container, threads)
         rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
         stamps = Stamps(float(stream.time_base or 0), rate)
@@ -112,7 +112,7 @@ class Feed:
             for frame in frames:
                 picture = upright(frame, sides(frame, short_px, self.video))
                 taken = 1000 * (time.perf_counter() - began)
-                yield Arrived(stamps(frame.pts), np.ascontiguousarray(picture), taken)
+                yield ArrivedFrame(stamps(frame.pts), np.ascontiguousarray(picture), taken)
                 began = time.perf_counter()
 
     def _stream(self, container: InputContainer, threads: int) -> VideoStream:

@@ -26,7 +26,7 @@ _MOVED = ("input_dir_path", "input_dir_url", "cache_dir_path")  # litdata's name
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Streamed(VideoData):
+class ShardedData(VideoData):
     """Read shards that `shards.write_shards` has written, by the package litdata.
 
     Training takes the shards in an order drawn for each epoch, mixed within; several ranks leave
@@ -77,9 +77,9 @@ class Streamed(VideoData):
         return options
 
     def _stream(self, split: str, training: bool, views: int = 1, crops: int = 1) -> "StreamLoader":
-        package, videos = litdata("Streamed"), getattr(self.known_splits(), split)
+        package, videos = litdata("ShardedData"), getattr(self.known_splits(), split)
         if not videos:
-            raise InputError(f"Streamed got root={self.root!r}, which has no {split} videos.")
+            raise InputError(f"ShardedData got root={self.root!r}, which has no {split} videos.")
         opened = partial(package.StreamingDataset, part(self.root, split), **self._options())
         shelf = _Shelf(opened, len(videos), READERS[self.reader](1 if self.num_workers else 0))
         # Workers live for one epoch, in which they see no video twice: memory would not pay.
@@ -152,7 +152,7 @@ class StreamLoader:
         here, saved = self.loader.state_dict()["dataset"], state["dataset"]
         if here["seed"] != saved["seed"]:
             raise InputError(
-                f"Streamed got seed={here['seed']}, but the checkpoint is from the middle of an "
+                f"ShardedData got seed={here['seed']}, but the checkpoint is from the middle of an "
                 f"epoch that seed={saved['seed']} has drawn. Give that seed."
             )
         if state["ended"]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import Official
+from regkit.data.official_split import OfficialSplitData
 from regkit.data.video import Splits
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UCF101(Official):
+class UCF101(OfficialSplitData):
     """Read UCF101: classInd.txt, trainlist0N.txt, testlist0N.txt and Class/v_Class_gXX_cYY.avi.
 
     root: the folder UCF-101, or one above it. The lists may lie there, beside it, or in

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from regkit.data import cache
 from regkit.data.augment import Augment
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.clips import ClipDataset
 from regkit.data.index import Index
 from regkit.data.loader import ClipLoader, EpochSampler
@@ -166,7 +166,7 @@ class VideoData(LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Fill the cache, if one is asked for. Safe to run side by side."""
         if self._store is not None:
-            room = cache.Room(self._root(), float(self.cache_gib))
+            room = cache.CacheBudget(self._root(), float(self.cache_gib))
             cache.fill(self._store, self._files(), self._decoder(), room, self.num_workers)
 
     def setup(self, stage: str | None = None) -> None:
@@ -191,12 +191,12 @@ class VideoData(LightningDataModule, ABC):
             self.known_splits().test, False, views=self.test_views, crops=self.test_crops
         )
 
-    def cut(self, views: int = 1, crops: int = 1) -> Cut:
+    def cut(self, views: int = 1, crops: int = 1) -> ClipSpec:
         """Say what clips are made of a video."""
         fps = None if self.fps is None else float(self.fps)
         kind = (self.num_frames, self.sampling, self.stride, fps, self.pad, views)
         short_px = self.size_px if self.short_px is None else self.short_px
-        return Cut(Sampling(*kind), self.size_px, short_px, crops, self.random_crop)
+        return ClipSpec(Sampling(*kind), self.size_px, short_px, crops, self.random_crop)
 
     def file_reader(self) -> Reader:
         """Return what reads files here: the decoder, its index, and the cache before them."""
@@ -221,7 +221,7 @@ class VideoData(LightningDataModule, ABC):
     def _store(self) -> Store | None:
         kind, short_px = self.cache, self.cut().short_px
         if kind == "auto":
-            room = cache.Room(self._root(), float(self.cache_gib))
+            room = cache.CacheBudget(self._root(), float(self.cache_gib))
             size = cache.estimate(self._files(), short_px, self._decoder())
             kind = cache.choose(size, room, self.worker_ram_mib * 2**20)
         return None if kind == "none" else Store(self._root(), kind, short_px)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 _MUCH = 0.3  # share of the training time from which a cache is worth its disk space
 
 
-class Pace(pl.Callback):
+class DataWaitMonitor(pl.Callback):
     """Log speed/data_share: the share of the training time in which the loop waits for a batch.
 
     Host time, as speed/prox_share: where a GPU works on meanwhile, less is lost than it says. For

@@ -43,7 +43,7 @@ class GroupAxis(enum.IntEnum):
     """Columns of a table of geometry: a row says where one weight holds its part of some groups.
 
     BUNDLE: rows of the table with the same number belong together, one after the other: group g
-    of the bundle is group g of each. WEIGHT: place in the list of weights. Group g begins at
+    of the group set is group g of each. WEIGHT: place in the list of weights. Group g begins at
     element OFFSET + (g // COUNT2) * STRIDE1 + (g % COUNT2) * STRIDE2 of that weight's memory, and
     there are COUNT1 * COUNT2; its entries lie along three axes (SIZE, STEP).
     """
@@ -80,7 +80,7 @@ class KernelArgs:
         only.
     geometry: (pieces, NUM_AXES) on the CPU; None for entries.
     gates: bytes as `regkit.ops.gate` has them, of all entries of each weight, in its strides; or
-        with a geometry of the groups of each bundle. Empty: every zero may wake.
+        with a geometry of the groups of each group_set. Empty: every zero may wake.
     """
 
     weights: Sequence[Tensor]

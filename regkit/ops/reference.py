@@ -73,8 +73,8 @@ def _groups(
     formulas: Sequence[Formula],
 ) -> None:
     weights = args.weights
-    for number, bundle in enumerate(geometry[:, GroupAxis.BUNDLE].unique().tolist()):
-        pieces = geometry[geometry[:, GroupAxis.BUNDLE] == bundle].tolist()
+    for number, group_set in enumerate(geometry[:, GroupAxis.BUNDLE].unique().tolist()):
+        pieces = geometry[geometry[:, GroupAxis.BUNDLE] == group_set].tolist()
         xs, steps = [], []
         for piece in pieces:
             place = piece[GroupAxis.WEIGHT]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regkit.optim.step_size import Move, Moves, Number, StepSize, StepSizeOf
 from regkit.structure.distributed import local
-from regkit.structure.groups import Bundle, View
+from regkit.structure.groups import GroupSet, GroupView
 
 # Entries in a batch. On a CPU the temporaries should stay in the cache, and be small enough that
 # the allocator keeps them instead of handing each back to the system (one thread, a million
@@ -38,7 +38,7 @@ class Slice:
     """
 
     values: Tensor
-    view: View | None
+    view: GroupView | None
     start: int
     stop: int
     move: Move
@@ -46,7 +46,7 @@ class Slice:
 
     @classmethod
     def whole(
-        cls, values: Tensor, move: Move, view: View | None = None, gate: Tensor | None = None
+        cls, values: Tensor, move: Move, view: GroupView | None = None, gate: Tensor | None = None
     ) -> "Slice":
         """Return all entries, or all groups that a view sees."""
         stop = values.numel() if view is None else view.shape[view.order[0]]
@@ -208,42 +208,45 @@ def entry_batches(
 
 
 def row_batches(
-    bundles: Sequence[tuple[Any, Bundle, bool, Tensor | None]],
+    group_sets: Sequence[tuple[Any, GroupSet, bool, Tensor | None]],
     moves: Moves,
     read: Callable[[nn.Parameter], Tensor] = _own,
 ) -> Iterator[tuple[Any, list[Batch]]]:
     """Yield rows, as batches that stand side by side and hold a part of each row.
 
-    A bundle in one parameter is stacked upon others of its kind whose groups have equal size; a
-    bundle in several is by itself. Left out where a parameter did not move.
+    A group set in one parameter is stacked upon others of its kind whose groups have equal size; a
+    group set in several is by itself. Left out where a parameter did not move.
 
-    bundles: each with its kind, comparable, whether its rows are one matrix (joint), and the gates
-        of its groups.
+    group_sets: each with its kind, comparable, whether its rows are one matrix (joint), and the
+        gates of its groups.
     read: gives the values that are seen and written to; by default this rank's own.
     """
     stacks: dict[Any, list[Slice]] = defaultdict(list)
-    for kind, bundle, joint, gate in bundles:
-        if any(piece.parameter not in moves for piece in bundle.pieces):
+    for kind, group_set, joint, gate in group_sets:
+        if any(piece.parameter not in moves for piece in group_set.pieces):
             continue
         parts = [
-            Slice.whole(read(p.parameter), moves[p.parameter], p.view, gate) for p in bundle.pieces
+            Slice.whole(read(p.parameter), moves[p.parameter], p.view, gate)
+            for p in group_set.pieces
         ]
         if len(parts) > 1 or joint:
-            yield from ((kind, cut) for cut in _side_by_side(parts, bundle, joint))
+            yield from ((kind, cut) for cut in _side_by_side(parts, group_set, joint))
             continue
         one = parts[0]
         what = one.values.dtype, one.values.device
-        stacks[kind, id(one.move.group), bundle.size, gate is None, *what].append(one)
+        stacks[kind, id(one.move.group), group_set.size, gate is None, *what].append(one)
     for (kind, _, _, _, _, device), slices in stacks.items():
         for batch in packed(slices, most_entries(device.type)):
             yield kind, [batch]
 
 
-def _side_by_side(parts: Sequence[Slice], bundle: Bundle, joint: bool) -> Iterator[list[Batch]]:
-    """Cut the slices of one bundle at the same groups."""
+def _side_by_side(
+    parts: Sequence[Slice], group_set: GroupSet, joint: bool
+) -> Iterator[list[Batch]]:
+    """Cut the slices of one group set at the same groups."""
     stop = parts[0].stop
     most = most_entries(parts[0].values.device.type)
-    length = stop if joint else max(most * stop // (bundle.num_groups * bundle.size), 1)
+    length = stop if joint else max(most * stop // (group_set.num_groups * group_set.size), 1)
     for start in range(0, stop, length):
         yield [Batch([one.between(start, min(start + length, stop))]) for one in parts]
 

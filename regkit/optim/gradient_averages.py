@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regkit.optim.batching import Batch, Slice, most_entries, packed
 from regkit.optim.sharding import fill
 from regkit.optim.step_size import AverageOf, GradientAverage, Move, Moves, Number
-from regkit.structure.distributed import local, plain, summed
+from regkit.structure.distributed import all_reduce_counts, full_tensor, local
 
 # torch has no public names for operations on lists.
 # pyright: reportPrivateImportUsage=false
@@ -150,7 +150,9 @@ class GradientAverages:
             torch._foreach_add_(means, apart, alpha=weight)
             where = torch.tensor([places[p] for p in owners]).to(found.device, non_blocking=True)
             found.index_add_(0, where, torch.stack(torch._foreach_norm(apart)).square())
-        return summed(found, parameters) / found.new_tensor([p.numel() for p in parameters])
+        return all_reduce_counts(found, parameters) / found.new_tensor(
+            [p.numel() for p in parameters]
+        )
 
     def known(self, moves: Moves) -> Moves:
         """Return the moves of parameters whose average is evidence."""
@@ -198,7 +200,7 @@ class GradientAverages:
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """Return the averages by parameter name; a collective for shards."""
         return {
-            names[p]: (plain(a.values).clone(), a.variance.clone(), a.count, a.concentration)
+            names[p]: (full_tensor(a.values).clone(), a.variance.clone(), a.count, a.concentration)
             for p, a in self.by_parameter.items()
             if p in names
         }

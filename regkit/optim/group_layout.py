@@ -7,23 +7,23 @@ from torch import Tensor, nn
 
 from regkit.ops.kernel_args import NUM_AXES, GroupAxis
 from regkit.structure.distributed import local
-from regkit.structure.groups import Bundle, View
+from regkit.structure.groups import GroupSet, GroupView
 
 MOST_LEADS = 2
 MOST_INNER = 3
 
 
 def geometry_of(
-    bundles: Sequence[Bundle], rules: Sequence[Callable[[nn.Parameter], int]]
+    group_sets: Sequence[GroupSet], rules: Sequence[Callable[[nn.Parameter], int]]
 ) -> tuple[Tensor | None, list[nn.Parameter], list[int]]:
     """Return the table of geometry, the parameters that it names, and the rule of each.
 
-    A parameter with several pieces (or bundles) stands in the list once for each. None for the
+    A parameter with several pieces (or group sets) stands in the list once for each. None for the
     table where some group has more axes than it holds.
     """
     rows, parameters, which = [], [], []
-    for number, (bundle, rule) in enumerate(zip(bundles, rules, strict=True)):
-        for piece in bundle.pieces:
+    for number, (group_set, rule) in enumerate(zip(group_sets, rules, strict=True)):
+        for piece in group_set.pieces:
             axes = _axes(local(piece.parameter.detach()), piece.view)
             if axes is None:
                 return None, [], []
@@ -33,7 +33,7 @@ def geometry_of(
     return torch.tensor(rows, dtype=torch.int64).view(-1, NUM_AXES), parameters, which
 
 
-def _axes(weight: Tensor, view: View) -> list[int] | None:
+def _axes(weight: Tensor, view: GroupView) -> list[int] | None:
     """Return offset, two axes (size, stride) that count the groups, three within a group."""
     seen = view(weight)
     axes = [(int(size), int(step)) for size, step in zip(seen.shape, seen.stride(), strict=True)]

@@ -71,7 +71,7 @@ def warn_of_split_groups(optimizer: Optimizer, parts: Sequence[Part]) -> None:
         inside, outside = _inside_and_outside(part, held)
         if inside and outside:
             warnings.warn(
-                f"{type(part.penalty).__name__} leaves {part.bundle.name!r} alone: "
+                f"{type(part.penalty).__name__} leaves {part.group_set.name!r} alone: "
                 f"{outside[0]!r} belongs to its groups, is trained, and no longer held by this "
                 f"{type(optimizer).__name__}. Give all of them to one optimizer.",
                 stacklevel=2,
@@ -81,7 +81,7 @@ def warn_of_split_groups(optimizer: Optimizer, parts: Sequence[Part]) -> None:
 
 def _inside_and_outside(part: Part, held: set[nn.Parameter]) -> tuple[list[str], list[str]]:
     """Return the names of trained parameters that are held, and of those that are not."""
-    pieces = [piece for piece in part.bundle.pieces if piece.parameter.requires_grad]
+    pieces = [piece for piece in part.group_set.pieces if piece.parameter.requires_grad]
     inside = [piece.name for piece in pieces if piece.parameter in held]
     return inside, [piece.name for piece in pieces if piece.parameter not in held]
 

@@ -1,4 +1,4 @@
-"""What a proximal step acts on: penalties, each on the groups of one bundle."""
+"""What a proximal step acts on: penalties, each on the groups of one group_set."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,24 +7,24 @@ from torch import nn
 
 from regkit.optim.density_control import Factors
 from regkit.penalties.penalty import WeightPenalty
-from regkit.structure.groups import Bundle
+from regkit.structure.groups import GroupSet
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A weight penalty on the groups of one bundle (of entries: on one parameter).
+    """A weight penalty on the groups of one group set (of entries: on one parameter).
 
-    key: the name under which its strength factor is found, "penalty/bundle".
+    key: the name under which its strength factor is found, "penalty/group set".
     """
 
     penalty: WeightPenalty
-    bundle: Bundle
+    group_set: GroupSet
     key: str
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Return what it acts on, each parameter once."""
-        return list(dict.fromkeys(piece.parameter for piece in self.bundle.pieces))
+        return list(dict.fromkeys(piece.parameter for piece in self.group_set.pieces))
 
     @property
     def is_grouped(self) -> bool:
@@ -33,10 +33,10 @@ class Part:
 
     def trained(self) -> "Part | None":
         """Return what is left of it without frozen parameters; None where all are frozen."""
-        pieces = tuple(p for p in self.bundle.pieces if p.parameter.requires_grad)
-        if len(pieces) == len(self.bundle.pieces):
+        pieces = tuple(p for p in self.group_set.pieces if p.parameter.requires_grad)
+        if len(pieces) == len(self.group_set.pieces):
             return self
-        return replace(self, bundle=replace(self.bundle, pieces=pieces)) if pieces else None
+        return replace(self, group_set=replace(self.group_set, pieces=pieces)) if pieces else None
 
 
 Chain = tuple[Part, ...]

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from regkit.optim.parts import Chain, Part
 from regkit.penalties.penalty import WeightPenalty
-from regkit.structure.distributed import buckets, gathered, local, parameters_of, put_back, summed
+from regkit.structure.distributed import (
+    all_reduce_counts,
+    buckets,
+    gathered,
+    local,
+    parameters_of,
+    scatter_back,
+)
 
 # Small enough for the limit, large enough for float64.
 STEP = 1e-6
@@ -41,21 +48,23 @@ def kkt_residual(
                 fixed.add(p)
             elif not penalty.decoupled:
                 moved[p] = penalty.prox(moved[p], STEP)
-    whole = [(part, part.bundle) for part in parts if all(p in moved for p in part.parameters)]
+    whole = [(part, part.group_set) for part in parts if all(p in moved for p in part.parameters)]
     for bucket in buckets(whole):
         parameters = parameters_of(bucket)
         found = gathered([moved[p] for p in parameters])
         seen = dict(zip(parameters, found, strict=True))
-        for part, bundle in bucket:
+        for part, group_set in bucket:
             penalty = scale(part)
             if penalty is None:
                 fixed |= set(part.parameters)
             else:
-                bundle.write(penalty.prox(bundle.rows(seen.__getitem__), STEP), seen.__getitem__)
-        put_back(seen, moved)
+                group_set.write(
+                    penalty.prox(group_set.rows(seen.__getitem__), STEP), seen.__getitem__
+                )
+        scatter_back(seen, moved)
     off = {p: p.detach().double() - x for p, x in moved.items()}
     off = {p: x * (p != 0) if p in fixed else x for p, x in off.items()}
     if not off:
         return torch.zeros(())
     squares = torch.stack([local(x).square().sum() for x in off.values()])
-    return summed(squares, list(off.values())).sum().sqrt() / STEP
+    return all_reduce_counts(squares, list(off.values())).sum().sqrt() / STEP

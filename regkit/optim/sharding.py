@@ -22,11 +22,11 @@ from regkit.structure.distributed import (
     gathered,
     local,
     parameters_of,
-    put_back,
     rows_of,
+    scatter_back,
     shared_rows,
 )
-from regkit.structure.groups import Bundle, View
+from regkit.structure.groups import GroupSet, GroupView
 
 Batches = Iterator[tuple[WeightPenalty, list[Batch]]]
 
@@ -54,27 +54,27 @@ def divide(parts: Sequence[Part]) -> DividedParts:
     """
     here, shared = [], []
     for part in parts:
-        bundle = part.bundle
-        own = bundle if shared_rows(bundle) is None else _own_groups(part.penalty, bundle)
+        group_set = part.group_set
+        own = group_set if shared_rows(group_set) is None else _own_groups(part.penalty, group_set)
         if own is None:
             shared.append(part)
         elif own.num_groups > 0:
-            here.append(replace(part, bundle=own))
+            here.append(replace(part, group_set=own))
     return DividedParts(here, shared)
 
 
-def _own_groups(penalty: WeightPenalty, bundle: Bundle) -> Bundle | None:
+def _own_groups(penalty: WeightPenalty, group_set: GroupSet) -> GroupSet | None:
     """Return the groups of this rank, None where some group lies on several."""
-    views = [local_view(p.view, p.parameter) for p in bundle.pieces]
+    views = [local_view(p.view, p.parameter) for p in group_set.pieces]
     # With as many rows the parameters are cut at the same groups.
-    equal = len({p.parameter.shape[0] for p in bundle.pieces}) == 1
+    equal = len({p.parameter.shape[0] for p in group_set.pieces}) == 1
     if penalty.joint or not equal or any(view is None for view in views):
         return None
-    pieces = (replace(p, view=v) for p, v in zip(bundle.pieces, views, strict=True))
-    return replace(bundle, pieces=tuple(pieces))
+    pieces = (replace(p, view=v) for p, v in zip(group_set.pieces, views, strict=True))
+    return replace(group_set, pieces=tuple(pieces))
 
 
-def local_view(view: View, parameter: Tensor) -> View | None:
+def local_view(view: GroupView, parameter: Tensor) -> GroupView | None:
     """Return how this rank's rows are seen, None unless the groups are counted row by row."""
     rows = rows_of(parameter)
     if rows is None or view.narrowed is not None:
@@ -113,9 +113,9 @@ def _at(
     parts: Sequence[Part],
     scale: Callable[[Part], WeightPenalty | None],
     gates: Mapping[str, Tensor],
-) -> list[tuple[WeightPenalty, Bundle, bool, Tensor | None]]:
+) -> list[tuple[WeightPenalty, GroupSet, bool, Tensor | None]]:
     active = [(part, now) for part in parts if (now := scale(part)) is not None]
-    return [(now, part.bundle, now.joint, gates.get(part.key)) for part, now in active]
+    return [(now, part.group_set, now.joint, gates.get(part.key)) for part, now in active]
 
 
 def _gathered_batches(
@@ -132,7 +132,7 @@ def _gathered_batches(
     FSDP2 reduces a gradient on all ranks or on none, and gives one to a rank without rows too.
     """
     moved = [
-        (part, part.bundle)
+        (part, part.group_set)
         for part in parts
         if scale(part) is not None and all(p in moves for p in part.parameters)
     ]
@@ -154,7 +154,7 @@ def _gathered_batches(
         yield from row_batches(
             _at([part for part, _ in bucket], scale, gates), whole_moves, wholes.__getitem__
         )
-        put_back(wholes, {p: read(p) for p in parameters})
+        scatter_back(wholes, {p: read(p) for p in parameters})
 
 
 def _states(move: Move, step_size: StepSizeOf) -> dict[str, Tensor]:

@@ -212,10 +212,10 @@ class _PlanBuilder:
         stacks: dict[Any, list[Part]] = defaultdict(list)
         rest = []
         for part in self.parts:
-            held = [piece.parameter for piece in part.bundle.pieces]
+            held = [piece.parameter for piece in part.group_set.pieces]
             fits = all(p not in without and self._is_served(p, (part,), update) for p in held)
             if update != "none":
-                whole = part.bundle.num_groups * part.bundle.size == local(held[0]).numel()
+                whole = part.group_set.num_groups * part.group_set.size == local(held[0]).numel()
                 fits = fits and len(held) == 1 and whole and held[0] not in self.chains
             if fits:
                 gated = part.key in self.support.groups
@@ -225,7 +225,7 @@ class _PlanBuilder:
         for (formula, gated, *_), parts in stacks.items():
             table = self._table()
             geometry, held, rows = geometry_of(
-                [part.bundle for part in parts],
+                [part.group_set for part in parts],
                 [_row_of(table, part) for part in parts],
             )
             gates = [self.support.groups[part.key] for part in parts if gated]
@@ -313,7 +313,7 @@ class _PlanBuilder:
 
 
 def _row_of(table: ParamTable, part: Part) -> Callable[[nn.Parameter], int]:
-    return lambda p: table.place(p, (part,), part.bundle.size)
+    return lambda p: table.place(p, (part,), part.group_set.size)
 
 
 def _address(state: Mapping[str, Any], key: str | None) -> int:

@@ -23,11 +23,11 @@ from regkit.optim.sharding import DividedParts, fill, group_batches
 from regkit.optim.step_size import Moves, StepSizeOf
 from regkit.penalties.penalty import WeightPenalty
 from regkit.structure.distributed import (
+    full_tensor,
     gathered_groups,
     local,
     own_groups,
     placement,
-    plain,
     whole_rows,
 )
 
@@ -76,7 +76,9 @@ class Support:
                 gate = torch.zeros_like(p.detach(), dtype=torch.uint8)
                 local(gate).copy_(_first_gate(local(p.detach()) == 0))
                 self._add(self.entries, p, gate)
-        missing = {p.key for p in grouped if len(self.groups.get(p.key, ())) != p.bundle.num_groups}
+        missing = {
+            p.key for p in grouped if len(self.groups.get(p.key, ())) != p.group_set.num_groups
+        }
         for key, is_zero in self._are_zero(lambda part: part.key in missing):
             self._add(self.groups, key, _first_gate(is_zero))
         self.members = list(
@@ -104,9 +106,9 @@ class Support:
     def _are_zero(self, wanted: Callable[[Part], bool]) -> Iterator[tuple[str, Tensor]]:
         """Yield by key which groups of some penalties are zero (a collective for shared ones)."""
         for part in filter(wanted, self._parts.local):
-            rows = part.bundle.rows(lambda p: local(p.detach()))
+            rows = part.group_set.rows(lambda p: local(p.detach()))
             yield part.key, (rows == 0).all(1)
-        shared = [(part.key, part.bundle) for part in self._parts.shared if wanted(part)]
+        shared = [(part.key, part.group_set) for part in self._parts.shared if wanted(part)]
         for key, rows in whole_rows(shared):
             yield key, (rows == 0).all(1)
 
@@ -216,8 +218,8 @@ class Support:
 
         Each after a tensor that is placed as they are, and the number of entries of a unit.
         """
-        kinds = {g.key: (g.parameters[0], g.bundle.size) for g in self._parts.local}
-        kinds |= {g.key: (self.groups[g.key], g.bundle.size) for g in self._parts.shared}
+        kinds = {g.key: (g.parameters[0], g.group_set.size) for g in self._parts.local}
+        kinds |= {g.key: (self.groups[g.key], g.group_set.size) for g in self._parts.shared}
         units = [*((gate, 1) for gate in self.entries.values()), *map(kinds.get, self.groups)]
         small: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         leads: dict[Any, Tensor] = {}
@@ -241,11 +243,13 @@ class Support:
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """Return the gates, by name; a collective for shards."""
-        bundles = {part.key: part.bundle for part in self._parts.local}
+        group_sets = {part.key: part.group_set for part in self._parts.local}
         return {
-            "entries": {names[p]: plain(g).clone() for p, g in self.entries.items() if p in names},
+            "entries": {
+                names[p]: full_tensor(g).clone() for p, g in self.entries.items() if p in names
+            },
             "groups": {
-                key: gathered_groups(g, bundles[key]) if key in bundles else g.clone()
+                key: gathered_groups(g, group_sets[key]) if key in group_sets else g.clone()
                 for key, g in self.groups.items()
             },
         }
@@ -262,11 +266,11 @@ class Support:
                 p = parameters[name]
                 self.entries[p] = torch.zeros_like(p.detach(), dtype=torch.uint8)
                 fill(self.entries[p], gate)
-        bundles = {part.key: part.bundle for part in self._parts.local}
+        group_sets = {part.key: part.group_set for part in self._parts.local}
         for key, made in self.groups.items():
             if key in saved["groups"]:
                 gate = saved["groups"][key]
-                own = own_groups(gate, bundles[key]) if key in bundles else gate
+                own = own_groups(gate, group_sets[key]) if key in group_sets else gate
                 self.groups[key] = own.to(made.device, copy=True)
         self.version += 1
         self.remember_memory()

@@ -10,7 +10,7 @@ from torch import Tensor
 from regkit.ops.gate import Gate
 from regkit.optim.gradient_averages import SAMPLE_INTERVAL
 from regkit.optim.support import Support, gates_open_at
-from regkit.structure.distributed import placement, summed
+from regkit.structure.distributed import all_reduce_counts, placement
 
 # Steps between samples of what flips in one; it is prime to the others, so that all come round.
 FLIP_INTERVAL = 31
@@ -140,7 +140,7 @@ def _sums(runs: Runs, count: Callable[[Tensor, Tensor], list[Tensor]]) -> list[T
         return []
     where = next(iter(rows.values())).device
     counts = torch.stack([row.to(where) for row in rows.values()])
-    return [summed(counts, list(leads.values())).sum(0)]
+    return [all_reduce_counts(counts, list(leads.values())).sum(0)]
 
 
 def _num_ones(bits: Tensor) -> Tensor:

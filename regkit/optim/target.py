@@ -10,7 +10,7 @@ from regkit.optim.density_control import GLOBAL
 from regkit.optim.moves import MoveHistory
 from regkit.optim.parts import Chain, Part
 from regkit.optim.schedule import Schedule
-from regkit.structure.distributed import local, summed, whole_rows
+from regkit.structure.distributed import all_reduce_counts, local, whole_rows
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class CountedWeights:
         if not members:
             return {GLOBAL: 1.0}
         counts = torch.stack([torch.count_nonzero(local(p.detach())) for p in members])
-        alive = dict(zip(members, summed(counts, members).tolist(), strict=True))
+        alive = dict(zip(members, all_reduce_counts(counts, members).tolist(), strict=True))
         found = {GLOBAL: sum(alive.values()) / sum(p.numel() for p in members)}
         if self._schedule.layerwise:
             chained, grouped = self._layers()
             found |= {key: alive[p] / p.numel() for key, p in chained.items()}
-            seen = whole_rows([(part.key, part.bundle) for part in grouped])
+            seen = whole_rows([(part.key, part.group_set) for part in grouped])
             shares = {key: (rows != 0).float().mean() for key, rows in seen}
             if shares:
                 found |= dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))

@@ -1,4 +1,7 @@
-"""Penalties: one file a penalty, one idea a file."""
+"""Penalties: one file a penalty, with its value, its prox, and the formula of its kernels.
+
+Enters: a strength and options. Leaves: frozen dataclasses. Never: a model or an optimizer.
+"""
 
 from regkit.penalties.activation_l1 import ActivationL1
 from regkit.penalties.box import Box

@@ -6,13 +6,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from regkit.pruning.fold_constants import absorb
+from regkit.pruning.fold_constants import fold_constants
 from regkit.pruning.remove import removable
 from regkit.structure.channels import READER, WRITER, Channels, Coupling
-from regkit.structure.cut import Dead, silence
+from regkit.structure.removal import Dead, zero_channels
 
 
-def settle(model: nn.Module, example: Any, coupling: Coupling) -> tuple[Dead, tuple[str, ...]]:
+def find_dead_channels(
+    model: nn.Module, example: Any, coupling: Coupling
+) -> tuple[Dead, tuple[str, ...]]:
     """Return the superfluous channels of a replica, silenced, and what had to stay.
 
     A channel goes when all that reads it is zero, or all that writes it where that makes the
@@ -30,8 +32,8 @@ def settle(model: nn.Module, example: Any, coupling: Coupling) -> tuple[Dead, tu
         if count == before:
             break
         for role in (WRITER, READER):
-            silence(model, [(c, idle[c.name]) for c in coupling.channels], role)
-        stay = absorb(model, example, [(c, ~idle[c.name]) for c in coupling.channels])
+            zero_channels(model, [(c, idle[c.name]) for c in coupling.channels], role)
+        stay = fold_constants(model, example, [(c, ~idle[c.name]) for c in coupling.channels])
     notes = [f"{name}: {number} {why}" for (name, why), number in stay.items()]
     notes += [text for c in coupling.channels if (text := _halves(c, parameters))]
     return removable(coupling, idle), tuple(notes)

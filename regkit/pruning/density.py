@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from regkit.structure.distributed import is_by_rows, local, plain, summed
+from regkit.structure.distributed import all_reduce_counts, full_tensor, is_by_rows, local
 from regkit.structure.selectors import weights
 
 
@@ -67,11 +67,11 @@ def sized_density(tensors: Mapping[str, Tensor], share: float = 1e-3) -> Tensor:
     squares = torch.stack(
         [torch.stack([local(t).double().square().sum(), local(t).count_nonzero()]) for t in every]
     )
-    squares = summed(squares, every)
+    squares = all_reduce_counts(squares, every)
     least = (squares[:, 0] / squares[:, 1].clamp_min(1)).sqrt() * share
     sizes = zip(every, least.unbind(), strict=True)
     counts = torch.stack([(local(t).abs() > size).sum() for t, size in sizes])
-    return summed(counts, every).sum() / max(sum(t.numel() for t in every), 1)
+    return all_reduce_counts(counts, every).sum() / max(sum(t.numel() for t in every), 1)
 
 
 def _counts(tensors: Sequence[Tensor]) -> Int[Tensor, "tensors 2"]:
@@ -79,8 +79,8 @@ def _counts(tensors: Sequence[Tensor]) -> Int[Tensor, "tensors 2"]:
 
     A rank counts the rows that it has; a tensor cut along another axis is put together first.
     """
-    parts = [t if is_by_rows(t) else plain(t) for t in tensors]
-    return summed(torch.stack([_counted(local(t)) for t in parts]), parts)
+    parts = [t if is_by_rows(t) else full_tensor(t) for t in tensors]
+    return all_reduce_counts(torch.stack([_counted(local(t)) for t in parts]), parts)
 
 
 def _counted(tensor: Tensor) -> Int[Tensor, " 2"]:

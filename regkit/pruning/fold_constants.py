@@ -27,7 +27,7 @@ UNTOLD = "are written by constants alone, and are read where no layer can take t
 
 
 @torch.no_grad()
-def absorb(
+def fold_constants(
     model: nn.Module, example: Any, sets: Sequence[tuple[Channels, Bool[Tensor, " _"]]]
 ) -> dict[tuple[str, str], int]:
     """Move constant channels of a replica into the biases of what reads them, in place.

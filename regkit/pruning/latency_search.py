@@ -10,7 +10,7 @@ from torch import nn
 
 from regkit.pruning.latency import latency
 from regkit.pruning.remove import first
-from regkit.structure.cut import Dead, cut
+from regkit.structure.removal import Dead, remove_channels
 from regkit.structure.replica import replica
 
 BLOCKS = (1, 4, 8, 16, 32, 64)
@@ -63,5 +63,5 @@ def _chosen(dead: Dead, cuts: Cuts) -> Dead:
 
 def _cut(model: nn.Module, dead: Dead) -> nn.Module:
     smaller = replica(model)
-    cut(smaller, dead)
+    remove_channels(smaller, dead)
     return smaller

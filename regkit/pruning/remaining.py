@@ -6,10 +6,10 @@ from typing import Any
 from torch import nn
 
 from regkit.pruning.counts import num_flops, num_parameters
-from regkit.pruning.dead_channels import settle
+from regkit.pruning.dead_channels import find_dead_channels
 from regkit.structure.channels import Coupling
 from regkit.structure.coupling import couple
-from regkit.structure.cut import cut
+from regkit.structure.removal import remove_channels
 from regkit.structure.replica import check_runs, replica, unwrapped
 
 
@@ -56,8 +56,8 @@ def remaining(model: nn.Module, example: Any, coupling: Coupling | None = None) 
     copy = replica(inner)
     check_runs(copy, example, "remaining")
     all_parameters, all_flops = num_parameters(copy), num_flops(copy, example)
-    dead, stay = settle(copy, example, coupling)
-    cut(copy, dead)
+    dead, stay = find_dead_channels(copy, example, coupling)
+    remove_channels(copy, dead)
     return Remaining(
         parameters=num_parameters(copy),
         all_parameters=all_parameters,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.structure.channels import Channels, Coupling
-from regkit.structure.cut import Dead, cut
+from regkit.structure.removal import Dead, remove_channels
 from regkit.structure.replica import replica, unwrapped
 
 
@@ -37,7 +37,7 @@ def remove(
                 "channels. Give one for each."
             )
     copy = replica(unwrapped(model))
-    cut(copy, removable(coupling, dead))
+    remove_channels(copy, removable(coupling, dead))
     return copy
 
 

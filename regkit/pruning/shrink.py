@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_map
 
 from regkit.errors import InputError
 from regkit.pruning.counts import num_bytes, num_flops, num_parameters
-from regkit.pruning.dead_channels import settle
+from regkit.pruning.dead_channels import find_dead_channels
 from regkit.pruning.latency import latency
 from regkit.pruning.latency_search import fastest as fastest_widths
 from regkit.structure.channels import Coupling
 from regkit.structure.coupling import couple
-from regkit.structure.cut import cut
+from regkit.structure.removal import remove_channels
 from regkit.structure.replica import check_runs, fixed_seed, outputs, replica, unwrapped
 from regkit.timing import Quartiles
 
@@ -115,10 +115,10 @@ def shrink(
     if coupling is None:
         coupling = couple(inner, example)
     small = replica(inner)
-    dead, stay = settle(small, example, coupling)
+    dead, stay = find_dead_channels(small, example, coupling)
     if fastest:
         dead = fastest_widths(small, dead, example)
-    cut(small, dead)
+    remove_channels(small, dead)
     found = [_difference(whole, small, x) for x in _all_inputs(example, inputs)]
     worst, largest = max(d for d, _ in found), max(size for _, size in found)
     if not worst <= tolerance * max(largest, 1e-30):

@@ -1,1 +1,5 @@
-"""Penalties bound to a model: the public shell of the library for plain PyTorch."""
+"""Penalties bound to a model: the shell of the library for plain PyTorch.
+
+Enters: a model, penalties, an optimizer. Leaves: a model whose weights are regularized after each
+step, and what there is to say of them. Never: Lightning, video, Hydra.
+"""

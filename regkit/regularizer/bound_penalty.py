@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from regkit.errors import InputError
 from regkit.optim.parts import Part
 from regkit.penalties import Penalty, WeightPenalty
-from regkit.structure.distributed import local, plain, shared_rows, summed, whole_rows
-from regkit.structure.groups import COUPLED, Bundle, Piece, View, view_of
+from regkit.structure.distributed import (
+    all_reduce_counts,
+    full_tensor,
+    local,
+    shared_rows,
+    whole_rows,
+)
+from regkit.structure.groups import COUPLED, GroupSet, GroupView, Piece, view_of
 from regkit.structure.output_layers import output_parameters
 from regkit.structure.selectors import Entry, select_parameters
 
@@ -51,7 +57,7 @@ class BoundPenalty:
         """Return lines that say how many groups there are, and what was left out and why."""
         if self.elementwise:
             return []
-        count = sum(part.bundle.num_groups for part in self.parts)
+        count = sum(part.group_set.num_groups for part in self.parts)
         return [f"  {count:,} groups ({self.penalty.layout})", *(f"  {n}" for n in self.notes)]
 
     def trained_parts(self) -> list[Part]:
@@ -65,12 +71,12 @@ class BoundPenalty:
         if not parts:
             return {}
         if self.elementwise:
-            whole = {part.key: part.bundle.pieces[0].parameter for part in parts}
+            whole = {part.key: part.group_set.pieces[0].parameter for part in parts}
             counts = torch.stack([torch.count_nonzero(local(p)) for p in whole.values()])
             sizes = torch.tensor([p.numel() for p in whole.values()], device=counts.device)
-            found = summed(counts, list(whole.values())) / sizes
+            found = all_reduce_counts(counts, list(whole.values())) / sizes
             return dict(zip(whole, found.tolist(), strict=True))
-        rows = whole_rows([(part.key, part.bundle) for part in parts])
+        rows = whole_rows([(part.key, part.group_set) for part in parts])
         shares = {key: (seen != 0).float().mean() for key, seen in rows}
         return dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
 
@@ -82,19 +88,19 @@ class BoundPenalty:
 
         scale: gives the penalty of a part at its strength; None where it is off.
         """
-        acting = [(now, p.bundle) for p in self.trained_parts() if (now := scale(p)) is not None]
+        acting = [(now, p.group_set) for p in self.trained_parts() if (now := scale(p)) is not None]
         rows = (
-            ((penalty, bundle.pieces[0].parameter) for penalty, bundle in acting)
+            ((penalty, group_set.pieces[0].parameter) for penalty, group_set in acting)
             if self.elementwise
             else whole_rows(acting)
         )
-        values = [plain(penalty.value(_full(seen))) for penalty, seen in rows]
+        values = [full_tensor(penalty.value(_full(seen))) for penalty, seen in rows]
         return torch.stack(values).sum() if values else torch.zeros(())
 
     @torch.no_grad()
     def num_live(self) -> Int[Tensor, ""]:
         """Count the groups that are not zero."""
-        rows = whole_rows([(None, part.bundle) for part in self.parts])
+        rows = whole_rows([(None, part.group_set) for part in self.parts])
         return torch.stack([(seen != 0).any(1).sum() for _, seen in rows]).sum()
 
     def rebind(self, parameters: Mapping[str, nn.Parameter]) -> "BoundPenalty":
@@ -110,9 +116,9 @@ class BoundPenalty:
 
         parts = []
         for part in self.parts:
-            pieces = tuple(follow(piece) for piece in part.bundle.pieces)
-            parts.append(replace(part, bundle=replace(part.bundle, pieces=pieces)))
-        _check_shards(self.penalty, [part.bundle for part in parts])
+            pieces = tuple(follow(piece) for piece in part.group_set.pieces)
+            parts.append(replace(part, group_set=replace(part.group_set, pieces=pieces)))
+        _check_shards(self.penalty, [part.group_set for part in parts])
         return replace(self, entries=[follow(e) for e in self.entries], parts=parts)
 
 
@@ -154,36 +160,36 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
     scale = _factors(model, penalty)
     notes: Sequence[str] = ()
     if penalty.layout == "entries":
-        bundles = [_single(e, _whole(e)) for e in entries if e.chosen]
+        group_sets = [_single(e, _whole(e)) for e in entries if e.chosen]
     elif penalty.layout in COUPLED:
         found, notes = _coupled(model, penalty, example)
-        bundles = _chosen(found, entries)
-        entries = [_told(e, bundles, penalty.layout) for e in entries]
+        group_sets = _chosen(found, entries)
+        entries = [_told(e, group_sets, penalty.layout) for e in entries]
     else:
         if penalty.layout == "filter" and not penalty.joint:  # low rank removes no row
             entries = _without_output_rows(model, penalty, entries, example)
-        entries, bundles = _singles(entries, penalty.layout)
-    if not bundles:
+        entries, group_sets = _singles(entries, penalty.layout)
+    if not group_sets:
         reasons = [*notes, *sorted({e.why for e in entries if not e.chosen})]
         raise InputError(
             f"{who} got groups={penalty.layout!r}, and {type(model).__name__} has none among the "
             f"weights that `on` chooses ({'; '.join(reasons)}). Choose other weights or groups."
         )
-    _check_shards(penalty, bundles)
-    parts = [Part(_scaled(penalty, scale, b), b, f"{name}/{b.name}") for b in bundles]
+    _check_shards(penalty, group_sets)
+    parts = [Part(_scaled(penalty, scale, b), b, f"{name}/{b.name}") for b in group_sets]
     return BoundPenalty(name, penalty, entries, parts, notes)
 
 
-def _singles(entries: Sequence[Entry], layout: str) -> tuple[list[Entry], list[Bundle]]:
-    told, bundles = [], []
+def _singles(entries: Sequence[Entry], layout: str) -> tuple[list[Entry], list[GroupSet]]:
+    told, group_sets = [], []
     for e in entries:
         view = view_of(e, layout) if e.chosen else e.why
         if isinstance(view, str):
             told.append(replace(e, chosen=False, why=view))
         else:
             told.append(e)
-            bundles.append(_single(e, view))
-    return told, bundles
+            group_sets.append(_single(e, view))
+    return told, group_sets
 
 
 def _without_output_rows(
@@ -215,7 +221,7 @@ def _is_named(entry: Entry, penalty: WeightPenalty) -> bool:
 
 def _coupled(
     model: nn.Module, penalty: WeightPenalty, example: Any
-) -> tuple[Sequence[Bundle], Sequence[str]]:
+) -> tuple[Sequence[GroupSet], Sequence[str]]:
     """Return the groups that several parameters hold together, and what is none."""
     module, _, function = COUPLED[penalty.layout].partition(":")
     try:
@@ -224,36 +230,38 @@ def _coupled(
         raise InputError(f"{type(penalty).__name__}: {error}") from error
 
 
-def _chosen(bundles: Sequence[Bundle], entries: Sequence[Entry]) -> list[Bundle]:
-    """Keep what `on` chooses: a bundle is taken whole when it holds a chosen weight.
+def _chosen(group_sets: Sequence[GroupSet], entries: Sequence[Entry]) -> list[GroupSet]:
+    """Keep what `on` chooses: a group set is taken whole when it holds a chosen weight.
 
     Not when it holds one that `!` leaves out. Frozen parameters wait until they are trained.
     """
     by_parameter = {e.parameter: e for e in entries}
     kept = []
-    for bundle in bundles:
-        members = [by_parameter[p.parameter] for p in bundle.pieces if p.parameter in by_parameter]
+    for group_set in group_sets:
+        members = [
+            by_parameter[p.parameter] for p in group_set.pieces if p.parameter in by_parameter
+        ]
         left_out = any(e.why.startswith("left out") for e in members)
         if not left_out and any(e.chosen for e in members):
-            kept.append(bundle)
+            kept.append(group_set)
     return kept
 
 
-def _told(entry: Entry, bundles: Sequence[Bundle], layout: str) -> Entry:
-    for bundle in bundles:
-        if any(p.parameter is entry.parameter for p in bundle.pieces):
-            return replace(entry, chosen=True, why=f"{layout} of {bundle.name}")
+def _told(entry: Entry, group_sets: Sequence[GroupSet], layout: str) -> Entry:
+    for group_set in group_sets:
+        if any(p.parameter is entry.parameter for p in group_set.pieces):
+            return replace(entry, chosen=True, why=f"{layout} of {group_set.name}")
     why = entry.why if not entry.chosen else f"belongs to no {layout} that can be removed"
     return replace(entry, chosen=False, why=why)
 
 
-def _single(entry: Entry, view: View) -> Bundle:
-    return Bundle(entry.name, (Piece(entry.name, entry.parameter, view),))
+def _single(entry: Entry, view: GroupView) -> GroupSet:
+    return GroupSet(entry.name, (Piece(entry.name, entry.parameter, view),))
 
 
-def _whole(entry: Entry) -> View:
+def _whole(entry: Entry) -> GroupView:
     shape = tuple(entry.parameter.shape)
-    return View(shape, tuple(range(len(shape))), lead=0)
+    return GroupView(shape, tuple(range(len(shape))), lead=0)
 
 
 def _factors(model: nn.Module, penalty: WeightPenalty) -> dict[nn.Parameter, float]:
@@ -267,19 +275,19 @@ def _factors(model: nn.Module, penalty: WeightPenalty) -> dict[nn.Parameter, flo
 
 
 def _scaled(
-    penalty: WeightPenalty, factors: Mapping[nn.Parameter, float], bundle: Bundle
+    penalty: WeightPenalty, factors: Mapping[nn.Parameter, float], group_set: GroupSet
 ) -> WeightPenalty:
-    given = [factors[p.parameter] for p in bundle.pieces if p.parameter in factors]
+    given = [factors[p.parameter] for p in group_set.pieces if p.parameter in factors]
     return replace(penalty, lam=penalty.lam * given[0]) if given else penalty
 
 
-def _check_shards(penalty: WeightPenalty, bundles: Sequence[Bundle]) -> None:
+def _check_shards(penalty: WeightPenalty, group_sets: Sequence[GroupSet]) -> None:
     """Refuse weights that ranks share in a way in which groups cannot be put together."""
-    for bundle in bundles if penalty.layout != "entries" else ():
+    for group_set in group_sets if penalty.layout != "entries" else ():
         try:
-            shared_rows(bundle)
+            shared_rows(group_set)
         except InputError as error:
-            raise InputError(f"{type(penalty).__name__} on {bundle.name!r}: {error}") from error
+            raise InputError(f"{type(penalty).__name__} on {group_set.name!r}: {error}") from error
 
 
 def _full(tensor: Tensor) -> Tensor:

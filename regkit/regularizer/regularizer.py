@@ -21,7 +21,7 @@ from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.regularizer.activations import FrameCollector
 from regkit.regularizer.bound_penalty import BoundPenalty, Penalties, named
 from regkit.regularizer.penalty_set import PenaltySet
-from regkit.structure.distributed import local, summed
+from regkit.structure.distributed import all_reduce_counts, local
 from regkit.structure.selectors import (
     declared_embeddings,
     embedding_module,
@@ -223,7 +223,7 @@ class Regularizer:
         """
         counts = {name: one.num_live() for name, one in self.bound.items() if not one.elementwise}
         live = torch.stack(list(counts.values())).tolist() if counts else []
-        totals = [sum(p.bundle.num_groups for p in self.bound[name].parts) for name in counts]
+        totals = [sum(p.group_set.num_groups for p in self.bound[name].parts) for name in counts]
         return dict(zip(counts, zip(live, totals, strict=True), strict=True))
 
     def activation_loss(self) -> Float[Tensor, ""]:
@@ -336,7 +336,7 @@ class Regularizer:
                 _thin(some, target)
         held = list(counted.values())
         counts = torch.stack([torch.count_nonzero(local(p)) for p in held])
-        return float(summed(counts, held).sum()) / sum(p.numel() for p in held)
+        return float(all_reduce_counts(counts, held).sum()) / sum(p.numel() for p in held)
 
     def _sparsifying(self, members: set[nn.Parameter]) -> list[Part]:
         """Return the parts that make zeros of these parameters, those on entries first."""
@@ -401,7 +401,7 @@ class Regularizer:
     def _record_of(self, parts: Any) -> Mapping[str, Any]:
         """Return the record of the optimizer that trains most weights of some parts."""
         records = self._records() or [UNATTACHED]
-        names = {piece.name for part in parts for piece in part.bundle.pieces}
+        names = {piece.name for part in parts for piece in part.group_set.pieces}
         return max(records, key=lambda record: len(names.intersection(record["members"])))
 
     def _scale(self) -> Callable[[Part], WeightPenalty | None]:
@@ -414,7 +414,7 @@ class Regularizer:
         }
 
         def scale(part: Part) -> WeightPenalty | None:
-            names = (piece.name for piece in part.bundle.pieces)
+            names = (piece.name for piece in part.group_set.pieces)
             owner = next((owners[name] for name in names if name in owners), default)
             return scales[id(owner)](part)
 
@@ -474,9 +474,9 @@ def _thin(parts: list[Part], target: float) -> None:
     def thinned(factor: float) -> dict[nn.Parameter, Tensor]:
         trial = {p: p.detach().clone() for p in held}
         for part in parts:
-            rows = part.bundle.rows(trial.__getitem__)
+            rows = part.group_set.rows(trial.__getitem__)
             gone = replace(part.penalty, lam=part.penalty.lam * factor).prox(rows, 1.0) == 0
-            part.bundle.write(rows.masked_fill(gone, 0.0), trial.__getitem__)
+            part.group_set.write(rows.masked_fill(gone, 0.0), trial.__getitem__)
         return trial
 
     bracket, factor = Bracket(target, target, 1.0), 1.0

@@ -40,10 +40,10 @@ def critical(bound: BoundPenalty, gradients: Mapping[nn.Parameter, Tensor]) -> f
         )
     step = MOVE / max(scale, 1.0)
     for part in bound.parts:
-        penalty, bundle = part.penalty, part.bundle
+        penalty, group_set = part.penalty, part.group_set
         if penalty.lam == 0:  # a factor of 0: left alone
             continue
-        rows = bundle.rows(lambda p: gradients.get(p, torch.zeros_like(p))).detach().double()
+        rows = group_set.rows(lambda p: gradients.get(p, torch.zeros_like(p))).detach().double()
         scaled = penalty.lam / bound.penalty.lam
         found = smallest(penalty, -step * rows, step, most * scaled)
         if found > most * scaled:

@@ -17,7 +17,7 @@ from regkit.regularizer.bound_penalty import BoundPenalty
 from regkit.selection.bounds import Bound
 from regkit.selection.critical import critical
 from regkit.selection.untouched import untouched
-from regkit.structure.groups import Bundle
+from regkit.structure.groups import GroupSet
 from regkit.structure.selectors import clean_name
 
 # Of what the model is called with and what its scores are held against.
@@ -84,11 +84,11 @@ def layer_bounds(
     with untouched(model):
         model.eval()
         for part in bound.parts:
-            bundle, parameters = part.bundle, part.parameters
-            with _at_zero(bundle):
+            group_set, parameters = part.group_set, part.parameters
+            with _at_zero(group_set):
                 gradients = _gradients(model, parameters, batches, loss)
             lam = critical(replace(bound, parts=[part]), gradients)
-            found.append(Bound("per layer", bundle.name, lam, "zero alone, it stays zero"))
+            found.append(Bound("per layer", group_set.name, lam, "zero alone, it stays zero"))
     return found
 
 
@@ -123,7 +123,7 @@ def step_bound(
             step = ProximalStep(optimizer, *_at(bound, lam / bound.penalty.lam))
             optimizer.step()
             step.detach()
-            return not any(bool(part.bundle.rows().any()) for part in bound.parts)
+            return not any(bool(part.group_set.rows().any()) for part in bound.parts)
 
         lam = _first(dies, bound)
     return Bound("one step", bound.name, lam, "the first step makes all weights zero")
@@ -211,22 +211,22 @@ def _gradients(
 
 
 @contextmanager
-def _at_zero(bundle: Bundle) -> Iterator[None]:
-    kept = bundle.rows().clone()
+def _at_zero(group_set: GroupSet) -> Iterator[None]:
+    kept = group_set.rows().clone()
     with torch.no_grad():
-        bundle.write(torch.zeros_like(kept))
+        group_set.write(torch.zeros_like(kept))
     try:
         yield
     finally:
         with torch.no_grad():
-            bundle.write(kept)
+            group_set.write(kept)
 
 
 def _at(bound: BoundPenalty, strength: float) -> tuple[Mapping[nn.Parameter, Any], Sequence[Any]]:
     """Return the element-wise penalties of each parameter, and the group penalties."""
     parts = [replace(part, penalty=part.penalty.scaled(strength)) for part in bound.parts]
     if bound.elementwise:
-        return {part.bundle.pieces[0].parameter: (part,) for part in parts}, ()
+        return {part.group_set.pieces[0].parameter: (part,) for part in parts}, ()
     return {}, parts
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from regkit.structure.channels import READER, WRITER, Held, Slice, Width
-from regkit.structure.groups import Bundle, Piece, along
+from regkit.structure.channels import READER, WRITER, LayerSlices, Slice, Width
+from regkit.structure.groups import GroupSet, Piece, along
 from regkit.structure.selectors import clean_name
 
 # Leaf, axis along which the heads lie, how often their pattern repeats (query, key and value).
@@ -40,8 +40,8 @@ def is_attention(module: nn.Module) -> bool:
     return _known(module) is not None
 
 
-def heads(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence[str]]:
-    """Return the heads of each attention layer, one bundle for a layer, and no notes.
+def heads(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequence[str]]:
+    """Return the heads of each attention layer, one group set for a layer, and no notes.
 
     A head is its rows of query, key and value with their biases, and the columns of the last
     projection that read it; in Swin its column of the relative position biases too. With its
@@ -52,18 +52,18 @@ def heads(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence
     Known layers: torch's MultiheadAttention, torchvision's Swin and MViT. Of others the order of
     the rows is not known, and they are left out.
     """
-    bundles = []
+    group_sets = []
     seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
         if is_attention(module):
             pieces = tuple(p for p in _pieces(name, module) if p.parameter not in seen)
             seen |= {p.parameter for p in pieces}
             if pieces:
-                bundles.append(Bundle(clean_name(name), pieces))
-    return bundles, ()
+                group_sets.append(GroupSet(clean_name(name), pieces))
+    return group_sets, ()
 
 
-def head_slices(name: str, module: Any) -> Held | str:
+def head_slices(name: str, module: Any) -> LayerSlices | str:
     """Return what the heads of an attention layer hold, or why they cannot be cut.
 
     MViT's layer knows how many numbers a head has; the others divide the width of their input by

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from regkit.structure.groups import Bundle, Piece, View, along
+from regkit.structure.groups import GroupSet, GroupView, Piece, along
 from regkit.structure.selectors import clean_name
 
-WRITER, READER, BUFFER = "writer", "reader", "buffer"
+WRITER, READER, BUFFER = "writer", "channel_inputs", "buffer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Width:
     per: int
 
 
-Held = tuple[list[Slice], list[Width]]  # what channels hold of one layer
+LayerSlices = tuple[list[Slice], list[Width]]  # what channels hold of one layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +66,9 @@ class Channels:
         """Number of channels."""
         return self.slices[0].index.shape[0]
 
-    def bundle(self, kind: str) -> Bundle:
+    def group_set(self, kind: str) -> GroupSet:
         """Return what writes the channels ("channel") or what reads them ("channel_inputs")."""
-        return Bundle(self.name, self.writers if kind == "channel" else self.readers)
+        return GroupSet(self.name, self.writers if kind == "channel" else self.readers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,22 +86,22 @@ class Coupling:
     channels: tuple[Channels, ...]
     notes: tuple[str, ...]
 
-    def bundles(self, kind: str) -> list[Bundle]:
+    def group_sets(self, kind: str) -> list[GroupSet]:
         """Return the groups of one side; each weight is in one of them at most.
 
         kind: "channel", all that writes a channel, or "channel_inputs", all that reads it. The two
             overlap in weights that read one channel and write another, so take one of them.
         """
         chosen = [c for c in self.channels if kind == "channel_inputs" or c.by_writers]
-        bundles = [c.bundle(kind) for c in chosen]
-        assert_disjoint(bundles)
-        return bundles
+        group_sets = [c.group_set(kind) for c in chosen]
+        assert_disjoint(group_sets)
+        return group_sets
 
 
-def assert_disjoint(bundles: Iterable[Bundle]) -> None:
+def assert_disjoint(group_sets: Iterable[GroupSet]) -> None:
     """Stop when a weight is in two groups: a fault of this package, not of its user."""
     taken: dict[nn.Parameter, Tensor] = {}
-    for piece in (p for bundle in bundles for p in bundle.pieces):
+    for piece in (p for group_set in group_sets for p in group_set.pieces):
         if piece.parameter not in taken:
             shape = piece.parameter.shape
             taken[piece.parameter] = torch.zeros(shape, dtype=torch.int16)
@@ -119,7 +119,7 @@ def pieces_of(slice_: Slice, parameter: nn.Parameter) -> tuple[Piece, ...] | Non
     return tuple(Piece(name, parameter, v.in_memory_order(parameter)) for v in views)
 
 
-def _views(slice_: Slice, shape: Sequence[int]) -> list[View] | None:
+def _views(slice_: Slice, shape: Sequence[int]) -> list[GroupView] | None:
     """Return one view where the pattern repeats evenly, else one for each run."""
     index = slice_.index.sort(dim=1).values
     groups, size = index.shape

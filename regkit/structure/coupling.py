@@ -11,14 +11,22 @@ from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.structure.attention import head_slices, is_attention
-from regkit.structure.channels import BUFFER, READER, WRITER, Channels, Coupling, Held, pieces_of
-from regkit.structure.groups import Bundle, Piece
+from regkit.structure.channels import (
+    BUFFER,
+    READER,
+    WRITER,
+    Channels,
+    Coupling,
+    LayerSlices,
+    pieces_of,
+)
+from regkit.structure.groups import GroupSet, Piece
 from regkit.structure.layer_slices import IN, OUT, bare_slices, crosses, layer_slices
 from regkit.structure.recurrent import suffixes, unit_slices
 from regkit.structure.replica import check_runs, replica, unwrapped
 from regkit.structure.selectors import clean_name
-from regkit.structure.trace import Found, Side, trace
-from regkit.structure.verify import Trial, Unit
+from regkit.structure.trace import Side, TracedGroup, trace
+from regkit.structure.verify import CutVerifier, Unit
 
 
 def couple(model: nn.Module, example: Any) -> Coupling:
@@ -38,17 +46,19 @@ def couple(model: nn.Module, example: Any) -> Coupling:
     copy = replica(inner)
     check_runs(copy, example, "couple")
     found = trace(replica(inner), example)
-    drafts = _Drafts(copy, {clean_name(n): p for n, p in inner.named_parameters()})
+    drafts = _CandidateGroups(copy, {clean_name(n): p for n, p in inner.named_parameters()})
     for one in found:
         drafts.add(one)
     drafts.add_inner_layers()
     channels, notes = drafts.finished()
     return (
-        _proved(channels, notes, Trial(copy, example)) if channels else Coupling((), tuple(notes))
+        _proved(channels, notes, CutVerifier(copy, example))
+        if channels
+        else Coupling((), tuple(notes))
     )
 
 
-def channels(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence[str]]:
+def channels(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
     """Return all that writes each channel, and what is none.
 
     Raises: InputError as `couple` does, without an example, and for a model that is sharded.
@@ -56,12 +66,12 @@ def channels(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence
     return _bundles(model, example, "channel")
 
 
-def readers(model: nn.Module, example: Any) -> tuple[Sequence[Bundle], Sequence[str]]:
+def readers(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
     """Return all that reads each channel, and what is none; errors as of `channels`."""
     return _bundles(model, example, "channel_inputs")
 
 
-def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[Bundle], Sequence[str]]:
+def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[GroupSet], Sequence[str]]:
     if example is None:
         raise InputError(
             f"got groups={side!r}, which are found by running the model once, and no example to "
@@ -75,10 +85,10 @@ def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[Bundle
             "fully_shard; attach then takes over the shards."
         )
     coupling = couple(model, example)
-    return coupling.bundles(side), coupling.notes
+    return coupling.group_sets(side), coupling.notes
 
 
-class _Drafts:
+class _CandidateGroups:
     """Channels as the graph proposes them, and the reasons for those that are not to be cut."""
 
     def __init__(self, copy: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
@@ -90,7 +100,7 @@ class _Drafts:
         self._channels: list[Channels] = []
         self._refused: dict[tuple[str, str], int] = defaultdict(int)
 
-    def add(self, found: Found) -> None:
+    def add(self, found: TracedGroup) -> None:
         """Take channels in, or note why not."""
         sides = sorted(found.index, key=lambda side: self._place(side.name))
         writers = [side for side in sides if side.side != IN]
@@ -141,7 +151,7 @@ class _Drafts:
         return sorted(kept, key=lambda c: self._place(c.name)), sorted(notes)
 
     def _take(
-        self, name: str, held: Held | str, together: str | None, count: int, **known: bool
+        self, name: str, held: LayerSlices | str, together: str | None, count: int, **known: bool
     ) -> None:
         made = held if isinstance(held, str) else self._made(name, held, together)
         if isinstance(made, Channels):
@@ -151,7 +161,7 @@ class _Drafts:
         else:
             self._refused[(name, made)] += count
 
-    def _made(self, name: str, held: Held, together: str | None) -> Channels | str:
+    def _made(self, name: str, held: LayerSlices, together: str | None) -> Channels | str:
         slices, widths = held
         if all(s.role != READER for s in slices):
             return "no layer reads it, so it is an output of the network"
@@ -169,7 +179,7 @@ class _Drafts:
         writers, readers = tuple(pieces[WRITER]), tuple(pieces[READER])
         return Channels(name, writers, readers, tuple(slices), tuple(widths), together)
 
-    def _held(self, side: Side, index: Int[Tensor, "groups size"]) -> Held | str:
+    def _held(self, side: Side, index: Int[Tensor, "groups size"]) -> LayerSlices | str:
         module = self._modules.get(side.name)
         if module is None:
             return bare_slices(side.name, self._copy.get_parameter(side.name), index)
@@ -182,7 +192,7 @@ class _Drafts:
             return unit_slices(side.name, module, module.num_layers - 1, int(direction), units)
         return layer_slices(side.name, module, side.side, index)
 
-    def _name(self, found: Found, writers: list[Side]) -> tuple[str, str | None]:
+    def _name(self, found: TracedGroup, writers: list[Side]) -> tuple[str, str | None]:
         """Return the first layer, and the recurrent layer that these are hidden units of."""
         for side in writers:
             module = self._modules.get(side.name)
@@ -202,14 +212,14 @@ class _Drafts:
         return self._order.get(owner, len(self._order)), name
 
 
-def _proved(channels: list[Channels], notes: Iterable[str], trial: Trial) -> Coupling:
+def _proved(channels: list[Channels], notes: Iterable[str], trial: CutVerifier) -> Coupling:
     """Keep what the trial finds removable."""
     unseen = {c.name: why for c in channels if (why := trial.unseen(c)) is not None}
     lost = {c.together for c in channels if c.name in unseen and c.together is not None}
     seen = [c for c in channels if c.name not in unseen and c.together not in lost]
-    wrong = trial.judge(_units(seen), READER)
+    wrong = trial.verify(_units(seen), READER)
     right = [c for c in seen if c.name not in wrong]
-    readers_only = trial.judge(_units([c for c in right if c.by_writers]), WRITER)
+    readers_only = trial.verify(_units([c for c in right if c.by_writers]), WRITER)
     idle = {clean_name(name.rpartition(".")[0] or name) for name in trial.unreached}
     lines = [
         *notes,

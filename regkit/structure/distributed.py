@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regkit.errors import InputError
-from regkit.structure.groups import Bundle
+from regkit.structure.groups import GroupSet
 
 T = TypeVar("T")
 
-# Entries of whole tensors that are gathered at once: 64 MiB in float32. A bundle is never cut.
+# Entries of whole tensors that are gathered at once: 64 MiB in float32. No set of groups is cut.
 GATHERED_ENTRIES = 2**24
 # Bytes: every tensor begins in the packed buffer where any type may.
 ALIGNMENT = 16
@@ -59,7 +59,7 @@ def local(tensor: Tensor) -> Tensor:
     return to_local() if to_local is not None else tensor
 
 
-def plain(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """Return the whole of a DTensor (a collective), and any other tensor as it is."""
     full_tensor = getattr(value, "full_tensor", None)
     return full_tensor() if full_tensor is not None else value
@@ -90,15 +90,15 @@ def rows_of(tensor: Tensor) -> Rows | None:
     return Rows(mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis), tensor.shape[0])
 
 
-def shared_rows(bundle: Bundle) -> Rows | None:
-    """Return `rows_of` the first parameter of a bundle.
+def shared_rows(group_set: GroupSet) -> Rows | None:
+    """Return `rows_of` the first parameter of a group_set.
 
-    Raises: InputError as it does, and when the parameters of the bundle are shared by different
+    Raises: InputError as it does, and when the parameters of the group set are shared by different
         ranks.
     """
-    found = [rows_of(piece.parameter) for piece in bundle.pieces]
-    first = bundle.pieces[0]
-    for piece, rows in zip(bundle.pieces, found, strict=True):
+    found = [rows_of(piece.parameter) for piece in group_set.pieces]
+    first = group_set.pieces[0]
+    for piece, rows in zip(group_set.pieces, found, strict=True):
         if (rows and rows.group) != (found[0] and found[0].group):
             raise InputError(
                 f"{first.name!r} and {piece.name!r} live and die together, and are not sharded "
@@ -107,14 +107,14 @@ def shared_rows(bundle: Bundle) -> Rows | None:
     return found[0]
 
 
-def buckets(parts: Sequence[tuple[T, Bundle]]) -> Iterator[list[tuple[T, Bundle]]]:
-    """Yield bundles that are gathered together: of the same ranks, and a bounded size."""
-    by_group: dict[Any, list[tuple[T, Bundle]]] = defaultdict(list)
+def buckets(parts: Sequence[tuple[T, GroupSet]]) -> Iterator[list[tuple[T, GroupSet]]]:
+    """Yield group sets that are gathered together: of the same ranks, and a bounded size."""
+    by_group: dict[Any, list[tuple[T, GroupSet]]] = defaultdict(list)
     for part in parts:
         rows = shared_rows(part[1])
         by_group[rows and rows.group].append(part)
     for found in by_group.values():
-        bucket: list[tuple[T, Bundle]] = []
+        bucket: list[tuple[T, GroupSet]] = []
         held: set[nn.Parameter] = set()
         for part in found:
             wanted = held | {piece.parameter for piece in part[1].pieces}
@@ -127,19 +127,19 @@ def buckets(parts: Sequence[tuple[T, Bundle]]) -> Iterator[list[tuple[T, Bundle]
             yield bucket
 
 
-def parameters_of(parts: Sequence[tuple[Any, Bundle]]) -> list[nn.Parameter]:
-    """Return what the bundles lie in, each parameter once."""
+def parameters_of(parts: Sequence[tuple[Any, GroupSet]]) -> list[nn.Parameter]:
+    """Return what the group sets lie in, each parameter once."""
     return list(dict.fromkeys(piece.parameter for _, b in parts for piece in b.pieces))
 
 
 def whole_rows(
-    parts: Sequence[tuple[T, Bundle]],
+    parts: Sequence[tuple[T, GroupSet]],
 ) -> Iterator[tuple[T, Float[Tensor, "groups size"]]]:
-    """Yield the groups of whole bundles as rows, on all ranks alike (a collective)."""
+    """Yield the groups of whole group sets as rows, on all ranks alike (a collective)."""
     for bucket in buckets(parts):
         parameters = parameters_of(bucket)
         whole = dict(zip(parameters, gathered([p.detach() for p in parameters]), strict=True))
-        yield from ((mark, bundle.rows(whole.__getitem__)) for mark, bundle in bucket)
+        yield from ((mark, group_set.rows(whole.__getitem__)) for mark, group_set in bucket)
 
 
 def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -161,7 +161,9 @@ def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
     return whole
 
 
-def put_back(wholes: Mapping[nn.Parameter, Tensor], into: Mapping[nn.Parameter, Tensor]) -> None:
+def scatter_back(
+    wholes: Mapping[nn.Parameter, Tensor], into: Mapping[nn.Parameter, Tensor]
+) -> None:
     """Write of each whole tensor the rows of this rank into `into`, which they were gathered from.
 
     No collective: every rank has the same whole.
@@ -176,7 +178,7 @@ def put_back(wholes: Mapping[nn.Parameter, Tensor], into: Mapping[nn.Parameter, 
         torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]: no public name
 
 
-def summed(counts: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def all_reduce_counts(counts: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Add up over the ranks what each counted in its part of every tensor (a collective).
 
     counts: counts[i] is of the local part of tensors[i].
@@ -201,12 +203,12 @@ def placement(tensor: Tensor) -> Any:
     return mesh, _placements(tensor), local(tensor).device
 
 
-def gathered_groups(numbers: Tensor, bundle: Bundle) -> Tensor:
-    """Return a number for each group of a bundle of which every rank has its own (a collective).
+def gathered_groups(numbers: Tensor, group_set: GroupSet) -> Tensor:
+    """Return a number for each group of a group set of which every rank has its own (a collective).
 
     numbers: (groups of this rank,)
     """
-    rows = shared_rows(bundle)
+    rows = shared_rows(group_set)
     if rows is None:
         return numbers.clone()
     found: list[Any] = [None] * rows.num_ranks
@@ -214,9 +216,9 @@ def gathered_groups(numbers: Tensor, bundle: Bundle) -> Tensor:
     return torch.cat(found)
 
 
-def own_groups(numbers: Tensor, bundle: Bundle) -> Tensor:
+def own_groups(numbers: Tensor, group_set: GroupSet) -> Tensor:
     """Return of `gathered_groups` what is this rank's: groups are counted row by row."""
-    rows = shared_rows(bundle)
+    rows = shared_rows(group_set)
     if rows is None:
         return numbers
     per_row = len(numbers) // max(rows.num_rows, 1)

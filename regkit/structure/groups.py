@@ -15,7 +15,7 @@ Read = Callable[[nn.Parameter], Tensor]
 
 
 @dataclass(frozen=True)
-class View:
+class GroupView:
     """A tensor seen group by group: the axes that count the groups first, then what is in one.
 
     narrowed: (axis, start, length) of the part that is seen; the whole when None.
@@ -49,7 +49,7 @@ class View:
         """Number of entries in a group."""
         return prod(self.shape[axis] for axis in self.order[self.lead :])
 
-    def in_memory_order(self, tensor: Tensor) -> "View":
+    def in_memory_order(self, tensor: Tensor) -> "GroupView":
         """Sort the axes within a group as they lie in memory: the order within one is free."""
         # Of an empty stand-in: a DTensor (FSDP2) cannot be viewed in every way that its shards can.
         strides = self(torch.empty_strided(tensor.shape, tensor.stride(), device="meta")).stride()
@@ -62,7 +62,7 @@ class View:
 
 def along(
     shape: Sequence[int], axis: int, count: int, *, inner: int = 1, start: int = 0, outer: int = 1
-) -> View:
+) -> GroupView:
     """See `count` groups along one axis: group g holds start + (o * count + g) * inner + i.
 
     inner: entries of a group that follow each other (a channel flattened over space, the rows of
@@ -72,24 +72,24 @@ def along(
     order = (axis + 1, *(a for a in range(len(split)) if a != axis + 1))
     length = outer * count * inner
     whole = start == 0 and length == shape[axis]
-    return View(split, order, 1, None if whole else (axis, start, length))
+    return GroupView(split, order, 1, None if whole else (axis, start, length))
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What one parameter holds of the groups of a bundle."""
+    """What one parameter holds of the groups of a group_set."""
 
     name: str
     parameter: nn.Parameter
-    view: View
+    view: GroupView
 
 
 @dataclass(frozen=True, eq=False)
-class Bundle:
+class GroupSet:
     """Groups of equal size that lie side by side in the same parameters.
 
     name: of the parameter, or of what ties several together.
-    pieces: row g of the bundle is row g of every piece, one after the other.
+    pieces: row g of the group set is row g of every piece, one after the other.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Bundle:
             seen.copy_(part.reshape(seen.shape))
 
 
-def view_of(entry: Entry, layout: str) -> View | str:
+def view_of(entry: Entry, layout: str) -> GroupView | str:
     """Return how one parameter is seen in a layout of single parameters, or why it is not.
 
     layout: "filter", "in_channel", "kernel" or "time_tap" (`GroupPenalty.groups`); "time": the
@@ -128,13 +128,13 @@ def view_of(entry: Entry, layout: str) -> View | str:
     shape = tuple(entry.parameter.shape)
     if len(shape) < 2:
         if layout == "filter":
-            return View((*shape, 1), tuple(range(len(shape) + 1)))
+            return GroupView((*shape, 1), tuple(range(len(shape) + 1)))
         return "has no rows and columns"
     view = _VIEWS[layout](entry, shape)
     return view if isinstance(view, str) else view.in_memory_order(entry.parameter)
 
 
-def _filters(entry: Entry, shape: tuple[int, ...]) -> View:
+def _filters(entry: Entry, shape: tuple[int, ...]) -> GroupView:
     module = entry.module
     if isinstance(module, _ConvTransposeNd):
         return _two_axes(shape, module.groups)
@@ -142,7 +142,7 @@ def _filters(entry: Entry, shape: tuple[int, ...]) -> View:
     return along(shape, 0, shape[0] // gates, outer=gates)
 
 
-def _inputs(entry: Entry, shape: tuple[int, ...]) -> View:
+def _inputs(entry: Entry, shape: tuple[int, ...]) -> GroupView:
     module = entry.module
     if isinstance(module, _ConvTransposeNd):
         return along(shape, 0, shape[0])
@@ -151,30 +151,30 @@ def _inputs(entry: Entry, shape: tuple[int, ...]) -> View:
     return along(shape, 1, shape[1])
 
 
-def _kernels(entry: Entry, shape: tuple[int, ...]) -> View | str:
+def _kernels(entry: Entry, shape: tuple[int, ...]) -> GroupView | str:
     if not isinstance(entry.module, _ConvNd):
         return "is no convolution"
-    return View(shape, tuple(range(len(shape))), lead=2)
+    return GroupView(shape, tuple(range(len(shape))), lead=2)
 
 
-def _taps(entry: Entry, shape: tuple[int, ...]) -> View | str:
+def _taps(entry: Entry, shape: tuple[int, ...]) -> GroupView | str:
     return _lacks_taps(entry, shape) or along(shape, 2, shape[2])
 
 
-def _over_time(entry: Entry, shape: tuple[int, ...]) -> View | str:
-    return _lacks_taps(entry, shape) or View(shape, (0, 1, 3, 4, 2), lead=4)
+def _over_time(entry: Entry, shape: tuple[int, ...]) -> GroupView | str:
+    return _lacks_taps(entry, shape) or GroupView(shape, (0, 1, 3, 4, 2), lead=4)
 
 
-def _fibers(entry: Entry, shape: tuple[int, ...]) -> View:
+def _fibers(entry: Entry, shape: tuple[int, ...]) -> GroupView:
     axis = 0 if isinstance(entry.module, _ConvTransposeNd) else 1
     others = tuple(a for a in range(len(shape)) if a != axis)
-    return View(shape, (*others, axis), lead=len(others))
+    return GroupView(shape, (*others, axis), lead=len(others))
 
 
-def _two_axes(shape: tuple[int, ...], groups: int) -> View:
+def _two_axes(shape: tuple[int, ...], groups: int) -> GroupView:
     """Count the channels that axis 1 numbers within each convolution group, a run of axis 0."""
     split = (groups, shape[0] // groups, *shape[1:])
-    return View(split, (0, 2, 1, *range(3, len(split))), lead=2)
+    return GroupView(split, (0, 2, 1, *range(3, len(split))), lead=2)
 
 
 def _gates(entry: Entry, shape: tuple[int, ...]) -> int:
@@ -190,7 +190,7 @@ def _lacks_taps(entry: Entry, shape: tuple[int, ...]) -> str | None:
     return "has one tap in time only" if shape[2] == 1 else None
 
 
-ViewOf = Callable[[Entry, tuple[int, ...]], View | str]
+ViewOf = Callable[[Entry, tuple[int, ...]], GroupView | str]
 # Kinds of groups that lie in one parameter, by name: how it is seen, or why it has none.
 SINGLE: dict[str, ViewOf] = {
     "filter": _filters,
@@ -199,7 +199,7 @@ SINGLE: dict[str, ViewOf] = {
     "time_tap": _taps,
 }
 # Kinds that several parameters hold together, by name: what finds them, "module:function". Called
-# with (model, example), it returns their bundles, and notes on what is none. Named and not
+# with (model, example), it returns their sets of groups, and notes on what is none. Named and not
 # imported, for those modules build on this one.
 COUPLED: dict[str, str] = {
     "hidden_unit": "regkit.structure.recurrent:units",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from regkit.structure.channels import BUFFER, READER, WRITER, Held, Slice, Width
+from regkit.structure.channels import BUFFER, READER, WRITER, LayerSlices, Slice, Width
 from regkit.structure.recurrent import input_slices
 from regkit.structure.selectors import NORMS
 
@@ -27,7 +27,7 @@ class Cells:
 
 def layer_slices(
     name: str, module: nn.Module, side: str, index: Int[Tensor, "groups size"]
-) -> Held | str:
+) -> LayerSlices | str:
     """Return what the channels hold of one layer, or why it cannot be cut."""
     if isinstance(module, nn.RNNBase):
         if side == IN:
@@ -63,7 +63,7 @@ def crosses(name: str, module: nn.Module) -> str | None:
 
 def bare_slices(
     name: str, parameter: nn.Parameter, index: Int[Tensor, "groups size"]
-) -> Held | str:
+) -> LayerSlices | str:
     """Return what the channels hold of a parameter that no known layer owns.
 
     Its last axis of more than one entry counts the channels, as the tracer takes it.

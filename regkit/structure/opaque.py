@@ -12,7 +12,7 @@ from regkit.structure.attention import is_attention
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-def seal(model: nn.Module) -> list[nn.Module]:
+def make_opaque(model: nn.Module) -> list[nn.Module]:
     """Make each recurrent and attention layer of a replica one operation of the graph."""
     sealed = [m for m in model.modules() if isinstance(m, _RECURRENT) or is_attention(m)]
     for module in sealed:

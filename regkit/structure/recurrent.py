@@ -8,18 +8,18 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from regkit.structure.channels import READER, WRITER, Slice, Width
-from regkit.structure.groups import Bundle, Piece, along
+from regkit.structure.groups import GroupSet, Piece, along
 from regkit.structure.selectors import clean_name
 
 
-def units(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence[str]]:
+def units(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequence[str]]:
     """Return the hidden units of each recurrent layer and direction, and no notes.
 
     A unit is the rows of all its gates in both weights and both biases. With all of them zero it
     stays at its initial state, zero unless the caller gives another (tanh(0) = 0, and the gates
     only mix zeros).
     """
-    bundles = []
+    group_sets = []
     seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
         for label, leaves in _layers(module):
@@ -28,8 +28,8 @@ def units(model: nn.Module, example: Any = None) -> tuple[list[Bundle], Sequence
             seen |= {p for _, p in found}
             pieces = tuple(_rows(name, leaf, p, module) for leaf, p in found)
             if pieces:
-                bundles.append(Bundle(_dotted(clean_name(name), label), pieces))
-    return bundles, ()
+                group_sets.append(GroupSet(_dotted(clean_name(name), label), pieces))
+    return group_sets, ()
 
 
 def suffixes(layer: nn.RNNBase) -> list[list[str]]:

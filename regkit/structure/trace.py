@@ -14,7 +14,7 @@ from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency import Node
 
 from regkit.structure.layer_slices import BOTH, IN, OUT
-from regkit.structure.opaque import opaque_pruners, seal
+from regkit.structure.opaque import make_opaque, opaque_pruners
 from regkit.structure.replica import fixed_seed, outputs
 
 
@@ -27,7 +27,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class TracedGroup:
     """Channels that lie in the same places of the same layers.
 
     index: the places of channel g on each side are index[side][g].
@@ -43,14 +43,14 @@ _Op = tuple[Node, _Handler]
 _Place = tuple[int, int]
 
 
-def trace(model: nn.Module, example: Any) -> list[Found]:
+def trace(model: nn.Module, example: Any) -> list[TracedGroup]:
     """Run a replica, which is spent afterwards, and return its channels.
 
     What the graph says is a proposal: operations that it does not know count as elementwise.
     """
     model.requires_grad_(True)
     _take_out_metrics(model)
-    sealed = seal(model)
+    sealed = make_opaque(model)
     with torch.enable_grad(), fixed_seed(model):
         graph = tp.DependencyGraph().build_dependency(
             model,
@@ -94,7 +94,7 @@ class _Closure:
         self._sizes = self._size_spaces()
         self._link()
 
-    def found(self) -> list[Found]:
+    def found(self) -> list[TracedGroup]:
         """Return the channels, alike ones together, in the order of the layers that write them."""
         channels: dict[_Place, list[_Place]] = defaultdict(list)
         for space in sorted(self._known):
@@ -111,7 +111,7 @@ class _Closure:
 
     def _one(
         self, sets: list[list[_Place]], why: str | None, members_of: dict[int, list[_Op]]
-    ) -> Found:
+    ) -> TracedGroup:
         index: dict[Side, Tensor] = {}
         for space in sorted({space for space, _ in sets[0]}):
             table = torch.tensor([[n for s, n in members if s == space] for members in sets])
@@ -120,7 +120,7 @@ class _Closure:
                     why = why or "is an output of the network"
                 if (side := self._side(op)) is not None:
                     index[side] = table
-        return Found(index, why)
+        return TracedGroup(index, why)
 
     def _signature(self, members: list[_Place]) -> tuple[Any, ...]:
         """Return what alike channels have in common: spaces, how often, and directions."""

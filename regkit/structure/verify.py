@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from regkit.structure.channels import READER, WRITER, Channels
-from regkit.structure.cut import Dead, cut, silence
+from regkit.structure.removal import Dead, remove_channels, zero_channels
 from regkit.structure.replica import fixed_seed, outputs, told
 
 # Error allowed beside the largest output. Rounding through a deep network stays far below; a wrong
@@ -35,7 +35,7 @@ _SEEN = 1000
 Unit = Sequence[Channels]
 
 
-class Trial:
+class CutVerifier:
     """A replica with random weights, in float64 where the model runs in it, and its verdicts.
 
     unreached: the parameters that the outputs of the example do not depend on.
@@ -50,7 +50,7 @@ class Trial:
         # Layers that run in training alone may read a channel too: there, cut models must run.
         self._trains = bool(self.unreached) and self._runs_in_training()
 
-    def judge(self, units: Sequence[Unit], role: str) -> dict[str, str]:
+    def verify(self, units: Sequence[Unit], role: str) -> dict[str, str]:
         """Return, by the name of the set, why channels with all `role` slices zero must stay."""
         traced = [unit for unit in units if all(c.traced for c in unit)]
         small = [unit for unit in traced if min(c.num_groups for c in unit) <= _FEW]
@@ -79,7 +79,7 @@ class Trial:
     def _fault(self, units: Sequence[Unit], role: str) -> str | None:
         dead = [pair for unit in units for pair in self._some(unit)]
         model = deepcopy(self._model)
-        silence(model, dead, role)
+        zero_channels(model, dead, role)
         try:
             return self._differs(model, dead)
         except Exception as error:
@@ -87,7 +87,7 @@ class Trial:
 
     def _differs(self, model: nn.Module, dead: Dead) -> str | None:
         whole = self._run(model)
-        cut(model, dead)
+        remove_channels(model, dead)
         left = self._run(model)
         if self._trains:
             self._run(model.train())

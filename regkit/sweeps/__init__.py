@@ -1,1 +1,5 @@
-"""Many runs: sweeps that go on, paths of strengths, cross-validation, ensembles."""
+"""Many runs: sweeps that go on, searches, paths of strengths, folds, ensembles, the report.
+
+Enters: words that name several runs. Leaves: their folders, a choice and a page on all of them.
+Never: what one run does is decided here.
+"""

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Alone:
+class LockedTask:
     """Run a job when no other process runs the same: what that one leaves need not be made again.
 
     A launcher that gives up, and a sweep that is killed, may leave jobs running.

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from regkit.errors import InputError
 from regkit.sweeps import search_study as studies
 from regkit.sweeps.job import ending_in_one_line
-from regkit.sweeps.launch import Alone, job_folder, launch
+from regkit.sweeps.launch import LockedTask, job_folder, launch
 from regkit.sweeps.report.write import write_report
 from regkit.sweeps.search_space import Choice, Space, split
 from regkit.sweeps.search_trials import Trial, conclude_search
@@ -84,7 +84,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         self.hydra_context = self._context = hydra_context
         self.config = config
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=Alone(task_function), config=config
+            hydra_context=hydra_context, task_function=LockedTask(task_function), config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:

@@ -19,7 +19,7 @@ SIZES = "sizes"  # beside classes and recipe: the numbers in which the net diffe
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class TrainedRun:
     """A trained classifier and what made it.
 
     model: in eval mode, on the CPU; its `classes` name the columns of its scores.
@@ -35,7 +35,7 @@ class Held:
     shrunk: bool
 
 
-def load(path: str | Path, names: Sequence[str] = NAMES) -> Held:
+def load(path: str | Path, names: Sequence[str] = NAMES) -> TrainedRun:
     """Load a checkpoint of a run, or that of its folder.
 
     path: a file, or a run folder, of which the first that is there is taken of
@@ -53,7 +53,7 @@ def load(path: str | Path, names: Sequence[str] = NAMES) -> Held:
         restore(model, checkpoint["state_dict"], smaller)
     except InputError as error:
         raise InputError(f"{file} does not fit its own recipe: {error}") from error
-    return Held(file, model.eval(), make(recipe["data"]), recipe, bool(smaller))
+    return TrainedRun(file, model.eval(), make(recipe["data"]), recipe, bool(smaller))
 
 
 def start_from(model: VideoClassifier, path: Path) -> None:

@@ -222,6 +222,8 @@ def check(config: Any) -> None:
         raise InputError(
             f"stop_dominated={config.stop_dominated} was given; it is median, or null."
         )
+    if config.ckpt_path is not None and not Path(config.ckpt_path).expanduser().is_file():
+        raise InputError(f"ckpt_path={config.ckpt_path} was given, and there is no such file.")
     Schedule(**config.strength)
     _check_counts(config)
     _check_replaced(config)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
-from regkit.lightning.data_wait import Pace
+from regkit.lightning.data_wait import DataWaitMonitor
 from regkit.lightning.monitors.scalars import log_end
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
@@ -25,9 +25,9 @@ from regkit.training.checkpoints import start_from
 from regkit.training.config import check, make, make_penalties
 from regkit.training.debias import debias
 from regkit.training.devices import refuse_missing_devices
-from regkit.training.resolve_lam import settle
+from regkit.training.resolve_lam import resolve_auto_lam
 from regkit.training.run_folder import RunFolder, adopt
-from regkit.training.shrink_stage import smaller
+from regkit.training.shrink_stage import shrink_stage
 
 
 def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     data.setup()
     _refuse_without_validation(config, data)
     model = _model(config, data)
-    settle(config, model, data)
+    resolve_auto_lam(config, model, data)
     model.hparams["recipe"] = _recipe(config)
     summary = held.tested(_recipe(config))
     if summary is None:
@@ -67,7 +67,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
         summary |= debias(config, folder, model, data)
     if config.shrink:
         whole = summary.get("debiased_accuracy", summary["test_accuracy"])
-        summary |= smaller(config, folder, model, data, whole)
+        summary |= shrink_stage(config, folder, model, data, whole)
     if trainer is None or trainer.is_global_zero:
         held.finish(summary)
     return summary
@@ -119,7 +119,7 @@ def _train_and_test(
         default_hp_metric=False,
         purge_step=checkpoint["global_step"] + 1 if checkpoint is not None else None,
     )
-    pace = Pace(cached=config.data.get("cache", "none") != "none")
+    pace = DataWaitMonitor(cached=config.data.get("cache", "none") != "none")
     others = callbacks(config, held.path, regularize, bool(data.known_splits().val))
     trainer = make(config.trainer, logger=logger, callbacks=[regularize, pace, *others])
     _refuse_scripted_sweep(trainer)

@@ -22,7 +22,7 @@ AUTO_SHARE, GRID_SHARE = 0.1, 4.0
 _found: dict[str, list[float]] = {}
 
 
-def settle(config: DictConfig, model: VideoClassifier, data: VideoData) -> None:
+def resolve_auto_lam(config: DictConfig, model: VideoClassifier, data: VideoData) -> None:
     """Put a number in the place of every strength that is `auto`, and say where it is from."""
     for name in [n for n, options in config.penalty.items() if options.get("lam") == AUTO]:
         top = _budget(config, str(name), model, data)

@@ -1,6 +1,5 @@
 """What a run folder says about a run: whether it is over, how far it came, what made it."""
 
-import contextlib
 import json
 import logging
 import shutil
@@ -18,8 +17,8 @@ from regkit.training.config import AUTO, check_unchanged
 # Options that say where and how a run is watched, not what comes out of it.
 _IDLE = ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs")
 _IDLE_TRAINER = ("enable_progress_bar", "log_every_n_steps")
-# What Hydra writes before a job begins, beside its log.
-_OF_HYDRA = {f"config/{name}.yaml" for name in ("config", "hydra", "overrides")}
+# What Hydra writes into config/ before a job begins.
+_OF_HYDRA = {"config.yaml", "hydra.yaml", "overrides.yaml"}
 
 
 class RunFolder:
@@ -34,8 +33,6 @@ class RunFolder:
         self.checkpoint = path / "checkpoints" / "last.ckpt"
         if ckpt_path is not None:
             self.checkpoint = Path(ckpt_path).expanduser()
-            if not self.checkpoint.is_file():
-                raise InputError(f"ckpt_path={ckpt_path} was given, and there is no such file.")
 
     def held(self) -> dict[str, Any] | None:
         """Read the checkpoint to go on from; None where a run begins.
@@ -87,19 +84,26 @@ class RunFolder:
 
     def is_fresh(self) -> bool:
         """Say whether there is nothing yet but what Hydra leaves when a job begins."""
-        files = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
-        return all(name in _OF_HYDRA or name.endswith(".log") for name in files)
+        config, here = self.path / "config", Path.cwd()
+        names = {entry.name for entry in self.path.iterdir()}
+        inner = {entry.name for entry in config.iterdir()} if config.is_dir() else set()
+        ours = names <= {"config", "train.log"} and inner <= _OF_HYDRA
+        return ours and not here.is_relative_to(self.path.absolute())
 
     def is_trained(self) -> bool:
         """Say whether there is a checkpoint of this run."""
         return any(self.path.rglob("*.ckpt"))
 
     def discard(self) -> None:
-        """Remove all that a run has left which was refused, and the folder above if it is empty."""
+        """Remove all that a run has left which was refused, and the folder above if it is empty.
+
+        Only of a run whose folder was fresh when it began.
+        """
         logging.shutdown()  # Hydra's log file lies within
         shutil.rmtree(self.path)
-        with contextlib.suppress(OSError):  # other runs are there
-            self.path.parent.rmdir()
+        above = self.path.absolute().parent
+        if not Path.cwd().is_relative_to(above) and not any(above.iterdir()):
+            above.rmdir()
 
     def begin(self) -> None:
         """Take away the word of an earlier failure."""

@@ -18,7 +18,7 @@ from regkit.training.cost import warn_of_a_cut
 NUM_CLIPS = 32  # real ones that outputs are compared on
 
 
-def smaller(
+def shrink_stage(
     config: DictConfig,
     folder: Path,
     model: VideoClassifier,

@@ -15,7 +15,7 @@ from regkit.lightning.video_classifier import VideoClassifier
 from regkit.pruning.density import density
 from regkit.pruning.remaining import remaining
 from regkit.regularizer.regularizer import Regularizer
-from regkit.structure.distributed import plain
+from regkit.structure.distributed import full_tensor
 from regkit.training.config import leading_penalty
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def write_groups(reg: Regularizer, path: Path, write: bool) -> None:
 
     write: on one rank; all of them have to ask, where the weights are spread.
     """
-    whole = {name: plain(w) for name, w in reg.counted_parameters().items() if w.ndim > 1}
+    whole = {name: full_tensor(w) for name, w in reg.counted_parameters().items() if w.ndim > 1}
     norms = {
         name: torch.linalg.vector_norm(w.float().flatten(1), dim=1).cpu().numpy()
         for name, w in whole.items()

@@ -26,7 +26,7 @@ from regkit.pruning.latency import latency
 from regkit.pruning.shrink import shrink
 from regkit.structure.channels import READER, WRITER, Coupling
 from regkit.structure.coupling import couple
-from regkit.structure.cut import silence
+from regkit.structure.removal import zero_channels
 from regkit.structure.replica import replica
 from regkit.timing import cpu_name
 
@@ -48,8 +48,8 @@ def zeroed(model: nn.Module, coupling: Coupling, share: float) -> None:
         order = torch.randperm(c.num_groups, generator=draw)
         dead.append((c, order < round(share * c.num_groups)))
     by_writers = [(c, mask) for c, mask in dead if c.by_writers]
-    silence(model, by_writers, WRITER)
-    silence(model, [(c, mask) for c, mask in dead if not c.by_writers], READER)
+    zero_channels(model, by_writers, WRITER)
+    zero_channels(model, [(c, mask) for c, mask in dead if not c.by_writers], READER)
 
 
 def built_anew(model: nn.Module) -> nn.Module:

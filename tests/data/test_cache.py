@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from regkit.data import cache
-from regkit.data.cache import Room, choose, estimate, fill
+from regkit.data.cache import CacheBudget, choose, estimate, fill
 from regkit.data.reader import PyAV
 from regkit.data.store import Store
 from regkit.errors import InputError
@@ -22,8 +22,8 @@ GIB = 2**30
 
 
 @pytest.fixture
-def room(tmp_path) -> Room:
-    return Room(str(tmp_path / "cache"), 1.0)
+def room(tmp_path) -> CacheBudget:
+    return CacheBudget(str(tmp_path / "cache"), 1.0)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_bad_files_are_named_and_left(store, room, paths):
 def test_keeps_its_bound(store, room, paths):
     fill(store, paths[:1], PyAV(), room, 1)
     (one,) = (path.stat().st_size for path in copies(store))
-    tight = Room(room.root, 2.5 * one / GIB)
+    tight = CacheBudget(room.root, 2.5 * one / GIB)
     with pytest.warns(UserWarning, match=r"cache is full .* 2 of 3 videos are read from"):
         fill(store, paths, PyAV(), tight, 2)
     assert sum(path.stat().st_size for path in copies(store)) <= 2.5 * one
@@ -71,7 +71,7 @@ def test_a_copy_larger_than_those_before_keeps_the_bound(store, room, paths, wri
     (one,) = (path.stat().st_size for path in copies(store))
     long = str(write("9.mp4", num_frames=60))
     with pytest.warns(UserWarning, match=r"cache is full .* 1 of 2 videos are read from"):
-        fill(store, [*paths[:2], long], PyAV(), Room(room.root, 4.5 * one / GIB), 2)
+        fill(store, [*paths[:2], long], PyAV(), CacheBudget(room.root, 4.5 * one / GIB), 2)
     assert copies(store) == {store.entry(path) for path in paths[:2]}
 
 
@@ -80,7 +80,7 @@ def test_makes_room_by_what_was_used_longest_ago(store, room, paths):
         fill(store, [path], PyAV(), room, 1)
         os.utime(store.entry(path), (1000 + age, 1000 + age))
     one = store.entry(paths[0]).stat().st_size
-    tight = Room(room.root, 3.5 * one / GIB)
+    tight = CacheBudget(room.root, 3.5 * one / GIB)
     assert tight.free(int(0.4 * one)) >= 0.4 * one
     assert len(copies(store)) == 3
     assert tight.free(one) >= one
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, paths):
     (tmp_path / "file").touch()
     root = str(tmp_path / "file" / "cache")
     with pytest.raises(InputError, match=r"cache_root=.*nothing can be kept"):
-        fill(Store(root, "memmap", SIZE), paths, PyAV(), Room(str(tmp_path), 1.0), 1)
+        fill(Store(root, "memmap", SIZE), paths, PyAV(), CacheBudget(str(tmp_path), 1.0), 1)
 
 
 def test_estimate_is_the_size_of_the_copies(store, room, paths):
@@ -164,7 +164,7 @@ def test_estimate_looks_at_some_of_many(paths, monkeypatch):
 
 
 def test_auto_takes_the_fastest_that_fits(tmp_path):
-    room = Room(str(tmp_path), 1.0)
+    room = CacheBudget(str(tmp_path), 1.0)
     assert choose(100.0 * 2**20, room, 256 * 2**20) == "none"  # memory holds it
     assert choose(0.9 * GIB, room, 256 * 2**20) == "memmap"
     assert choose(20.0 * GIB, room, 256 * 2**20) == "reencode"

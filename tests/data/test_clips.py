@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.clips import ClipDataset, collate
 from regkit.data.decode import read_frames
 from regkit.data.reader import PyAV
@@ -19,7 +19,7 @@ def videos(write):
 
 
 def dataset(videos, training=True, size_px=16, **options):
-    cut = options.pop("cut", Cut(Sampling(4), size_px, size_px))
+    cut = options.pop("cut", ClipSpec(Sampling(4), size_px, size_px))
     return ClipDataset(videos, cut, PyAV(), training=training, **options)
 
 
@@ -41,9 +41,9 @@ def test_clip_holds_the_sampled_frames(videos):
 
 
 CUTS = [
-    Cut(Sampling(4), 16, 16),
-    Cut(Sampling(4, "dense", stride=2), 16, 16),
-    Cut(Sampling(4, "dense", fps=10.0), 16, 20, random_crop=True),
+    ClipSpec(Sampling(4), 16, 16),
+    ClipSpec(Sampling(4, "dense", stride=2), 16, 16),
+    ClipSpec(Sampling(4, "dense", fps=10.0), 16, 20, random_crop=True),
 ]
 
 

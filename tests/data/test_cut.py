@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.decode import read_frames
 from regkit.data.sampling import Sampling
 from regkit.data.timeline import Timeline, VideoError, read_timeline
@@ -14,7 +14,7 @@ def timeline(count: int, fps: float = 10.0) -> Timeline:
 
 def test_a_part_of_a_file():
     """Frames from start_s on, up to but without end_s."""
-    cut = Cut(Sampling(4, "uniform"), 8, 8)
+    cut = ClipSpec(Sampling(4, "uniform"), 8, 8)
     part = Video("x", 0, "", start_s=2.0, end_s=2.4)
     np.testing.assert_array_equal(cut.indices(part, timeline(50), None), [[20, 21, 22, 23]])
     rest = Video("x", 0, "", start_s=4.6)
@@ -30,7 +30,7 @@ def test_a_part_of_a_file():
 def test_a_part_behind_the_end_is_named():
     late = Video("films/x.mp4", 0, "", start_s=12.0, end_s=22.0)
     with pytest.raises(VideoError, match=r"x\.mp4 \[12-22 s\]: no frame in this part.* 5 s long"):
-        Cut(Sampling(4), 8, 8).indices(late, timeline(50), None)
+        ClipSpec(Sampling(4), 8, 8).indices(late, timeline(50), None)
 
 
 @pytest.mark.parametrize("sides", [(10, 30), (30, 10), (10, 10), (11, 13)])
@@ -38,7 +38,7 @@ def test_three_crops_lie_at_the_ends_and_in_the_middle(sides):
     height, width = sides
     pixels = np.indices(sides).sum(axis=0) % 251
     frames = np.broadcast_to(pixels[None, ..., None], (2, *sides, 3)).astype(np.uint8)
-    cut = Cut(Sampling(2), 8, 10, crops=3)
+    cut = ClipSpec(Sampling(2), 8, 10, crops=3)
     clips = cut.clip(np.array([[0, 1]]), frames, None)
     assert clips.shape == (3, 2, 8, 8, 3)
     down, right = height - 8, width - 8
@@ -54,7 +54,7 @@ def test_three_crops_lie_at_the_ends_and_in_the_middle(sides):
 def test_random_crops_are_one_for_a_clip_and_reach_all_places():
     frames = np.zeros((3, 10, 14, 3), dtype=np.uint8)
     frames[..., 0], frames[..., 1] = np.indices((10, 14))
-    cut = Cut(Sampling(3), 8, 10, random_crop=True)
+    cut = ClipSpec(Sampling(3), 8, 10, random_crop=True)
     places = set()
     for seed in range(200):
         (clip,) = cut.clip(np.array([[0, 1, 2]]), frames, np.random.default_rng(seed))
@@ -66,7 +66,10 @@ def test_random_crops_are_one_for_a_clip_and_reach_all_places():
 def test_views_times_crops_from_one_reading(write):
     """As many clips as if each view were read by itself."""
     path = write("video.mp4", num_frames=40, g="6", size=(80, 48))
-    video, cut = Video(str(path), 0, ""), Cut(Sampling(4, "dense", 3, views=5), 24, 32, crops=3)
+    video, cut = (
+        Video(str(path), 0, ""),
+        ClipSpec(Sampling(4, "dense", 3, views=5), 24, 32, crops=3),
+    )
     known = read_timeline(path)
     indices = cut.indices(video, known, None)
     clips = cut.clip(indices, read_frames(path, np.unique(indices), 32, known), None)

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from spoil import write
 
 from regkit.data.folder import Folder
-from regkit.data.made import Made
+from regkit.data.made import SyntheticMotion
 from regkit.data.resplits import bootstrapped, with_fold
-from regkit.data.streamed import Streamed
+from regkit.data.streamed import ShardedData
 from regkit.data.video import Splits, Video
 from regkit.errors import InputError
 from regkit.lightning.predictions import Predictions
@@ -48,10 +48,10 @@ def root(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("made"))
 
 
-def made(root: str, **options) -> Made:
+def made(root: str, **options) -> SyntheticMotion:
     options = {"num_train": 12, "num_val": 7, "num_test": 6, "video_px": 16, **options}
     options = {"size_px": 16, "num_frames": 4, "batch_size": 4, "num_workers": 0, **options}
-    data = Made(root=root, **options)
+    data = SyntheticMotion(root=root, **options)
     data.prepare_data()
     data.setup()
     return data
@@ -62,7 +62,7 @@ def test_each_video_is_held_out_once_and_with_its_group():
     pool = splits.train + splits.val
     held = []
     for fold in range(1, 6):
-        dealt = with_fold(splits, 5, fold, 0, "Made")
+        dealt = with_fold(splits, 5, fold, 0, "SyntheticMotion")
         assert Counter(dealt.train + dealt.val) == Counter(pool)
         assert not groups(dealt.train) & groups(dealt.val)
         assert dealt.test == splits.test
@@ -73,7 +73,7 @@ def test_each_video_is_held_out_once_and_with_its_group():
 
 def test_the_last_fit_takes_all():
     splits = of_persons()
-    whole = with_fold(splits, 5, 0, 0, "Made")
+    whole = with_fold(splits, 5, 0, 0, "SyntheticMotion")
     assert whole.train == splits.train + splits.val
     assert whole.val == []
     assert whole.test == splits.test
@@ -88,9 +88,9 @@ def test_folds_hold_each_class_alike(root):
 
 def test_folds_follow_from_the_seed_of_the_data():
     splits = of_persons()
-    vals = [groups(with_fold(splits, 5, 1, seed, "Made").val) for seed in range(6)]
+    vals = [groups(with_fold(splits, 5, 1, seed, "SyntheticMotion").val) for seed in range(6)]
     assert len(set(map(frozenset, vals))) > 1
-    assert vals[3] == groups(with_fold(splits, 5, 1, 3, "Made").val)
+    assert vals[3] == groups(with_fold(splits, 5, 1, 3, "SyntheticMotion").val)
 
 
 def test_nested_cross_validation(tmp_path):
@@ -120,7 +120,7 @@ def test_bootstrap_draws_as_many_groups_as_there_are():
     size = Counter(video.group for video in splits.train)
     times = Counter()
     for seed in range(400):
-        drawn = bootstrapped(splits, seed, "Made")
+        drawn = bootstrapped(splits, seed, "SyntheticMotion")
         count = Counter(drawn.train)
         for group, members in size.items():
             # Whole groups: each video as often as its neighbours.
@@ -135,9 +135,14 @@ def test_bootstrap_draws_as_many_groups_as_there_are():
 
 def test_bootstrap_leaves_out_a_share_of_one_over_e():
     splits = Splits(some("train", {f"v{n}": 1 for n in range(300)}), [], [], ["a", "b", "c"])
-    shares = [len(set(bootstrapped(splits, seed, "Made").train)) / 300 for seed in range(100)]
+    shares = [
+        len(set(bootstrapped(splits, seed, "SyntheticMotion").train)) / 300 for seed in range(100)
+    ]
     assert np.mean(shares) == pytest.approx(1 - (1 - 1 / 300) ** 300, abs=0.005)
-    assert len({tuple(bootstrapped(splits, seed, "Made").train) for seed in range(100)}) == 100
+    assert (
+        len({tuple(bootstrapped(splits, seed, "SyntheticMotion").train) for seed in range(100)})
+        == 100
+    )
 
 
 def test_the_draw_follows_from_the_names_alone():
@@ -145,15 +150,15 @@ def test_the_draw_follows_from_the_names_alone():
     names = ["p0", "p1", "p10", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9"]
     chosen = [names[place] for place in np.random.default_rng(5).integers(11, size=11)]
     splits = of_persons(num_groups=11, size=1)
-    drawn = bootstrapped(splits, 5, "Made").train
+    drawn = bootstrapped(splits, 5, "SyntheticMotion").train
     assert Counter(video.group for video in drawn) == Counter(chosen)
     backwards = Splits(splits.train[::-1], splits.val, splits.test, splits.classes)
-    assert bootstrapped(backwards, 5, "Made").train == drawn[::-1]
-    dealt, again = (with_fold(one, 4, 1, 0, "Made") for one in (splits, backwards))
+    assert bootstrapped(backwards, 5, "SyntheticMotion").train == drawn[::-1]
+    dealt, again = (with_fold(one, 4, 1, 0, "SyntheticMotion") for one in (splits, backwards))
     assert groups(dealt.val) == groups(again.val)
 
 
-@pytest.mark.filterwarnings("ignore:Made. bootstrap=")
+@pytest.mark.filterwarnings("ignore:SyntheticMotion. bootstrap=")
 def test_a_video_that_is_drawn_twice_gives_two_clips(root):
     data = made(root, bootstrap=1, batch_size=12, sampling="dense", video_frames=16)
     videos = data.known_splits().train
@@ -172,7 +177,7 @@ def test_without_these_options_nothing_is_changed(root):
     assert whole.known_splits().train == data.videos().train + data.videos().val
 
 
-@pytest.mark.filterwarnings("ignore:Made. bootstrap=")
+@pytest.mark.filterwarnings("ignore:SyntheticMotion. bootstrap=")
 def test_the_cache_holds_all_files_in_every_fold(root, tmp_path):
     options = {"cv_folds": 3, "cv_fold": 1, "bootstrap": 0, "cache": "memmap"}
     data = made(root, cache_root=str(tmp_path), **options)
@@ -208,14 +213,14 @@ def test_a_lost_class_is_told():
     ],
 )
 def test_options_are_checked_at_the_door(options, said):
-    with pytest.raises(InputError, match=f"Made got {said}"):
-        Made(**options)
+    with pytest.raises(InputError, match=f"SyntheticMotion got {said}"):
+        SyntheticMotion(**options)
 
 
 @pytest.mark.parametrize("options", [{"cv_folds": 2}, {"bootstrap": 0}])
 def test_shards_are_not_resampled(options):
-    with pytest.raises(InputError, match=rf"Streamed got {next(iter(options))}=.*null; shards"):
-        Streamed(root="/nowhere", **options)
+    with pytest.raises(InputError, match=rf"ShardedData got {next(iter(options))}=.*null; shards"):
+        ShardedData(root="/nowhere", **options)
 
 
 class CrashError(Exception):

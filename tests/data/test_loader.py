@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.clips import ClipDataset
 from regkit.data.loader import ClipLoader, EpochSampler
 from regkit.data.reader import PyAV
@@ -33,7 +33,7 @@ class Blank(PyAV):
 
 def dataset(names) -> ClipDataset:
     videos = [Video(name, 0, name) for name in names]
-    return ClipDataset(videos, Cut(Sampling(2), 8, 8), Blank(), training=True)
+    return ClipDataset(videos, ClipSpec(Sampling(2), 8, 8), Blank(), training=True)
 
 
 def loader(names, workers: int = 0, **options) -> ClipLoader:

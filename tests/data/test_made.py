@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from regkit.data.decode import read_frames
-from regkit.data.made import Made, render, write_video
+from regkit.data.made import SyntheticMotion, render, write_video
 
 MOTIONS = ("clockwise", "counterclockwise", "down", "left", "right", "up")
 
 
-def small(root: Path, **options) -> Made:
+def small(root: Path, **options) -> SyntheticMotion:
     counts = {"num_train": 12, "num_val": 6, "num_test": 6, "video_frames": 4, "video_px": 16}
-    return Made(root=str(root), **{**counts, **options})
+    return SyntheticMotion(root=str(root), **{**counts, **options})
 
 
 def video(motion: str, seed: int, noise: float = 0.0, num_distractors: int = 0) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_options_name_the_folder(tmp_path):
 
 def test_default_folder_is_the_user_s_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Made().folder.parent == tmp_path / "regkit" / "made"
+    assert SyntheticMotion().folder.parent == tmp_path / "regkit" / "made"
 
 
 def test_writing_side_by_side_and_once(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from regkit.data.made import Made
+from regkit.data.made import SyntheticMotion
 
 
 class CrashError(Exception):
@@ -36,7 +36,7 @@ def fit(root, fails_at: int | None, workers: int, ckpt_path=None, limit: int = 7
     torch.manual_seed(0)
     net = Net(fails_at)
     sizes = {"num_train": 26, "num_val": 6, "num_test": 6, "video_px": 16}
-    data = Made(
+    data = SyntheticMotion(
         root=str(root / "made"), size_px=16, num_frames=4, batch_size=4, num_workers=workers,
         cache_root=str(root / "cache"), **sizes,
     )  # fmt: skip

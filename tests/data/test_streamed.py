@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regkit.data.clips import ClipDataset, collate
 from regkit.data.reader import PyAV
 from regkit.data.shards import write_shards
-from regkit.data.streamed import Streamed
+from regkit.data.streamed import ShardedData
 from regkit.data.video import Splits, Video
 from regkit.errors import InputError
 
@@ -60,9 +60,9 @@ def root(files, tmp_path_factory) -> str:
     return str(folder)
 
 
-def streamed(root: str, **options) -> Streamed:
+def streamed(root: str, **options) -> ShardedData:
     options = {"size_px": 16, "num_frames": 2, "batch_size": 4, "num_workers": 0, **options}
-    data = Streamed(root=root, **options)
+    data = ShardedData(root=root, **options)
     data.prepare_data()
     data.setup()
     return data

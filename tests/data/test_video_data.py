@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from regkit.data.augment import Augment
-from regkit.data.made import Made
+from regkit.data.made import SyntheticMotion
 from regkit.errors import InputError
 
 
@@ -16,16 +16,16 @@ def root(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("made"))
 
 
-def made(root: str, **options) -> Made:
+def made(root: str, **options) -> SyntheticMotion:
     options = {"num_train": 12, "num_val": 7, "num_test": 6, "video_px": 16, **options}
     options = {"size_px": 16, "num_frames": 4, "batch_size": 4, "num_workers": 0, **options}
-    data = Made(root=root, **options)
+    data = SyntheticMotion(root=root, **options)
     data.prepare_data()
     data.setup()
     return data
 
 
-def epoch(data: Made, number: int) -> list[dict]:
+def epoch(data: SyntheticMotion, number: int) -> list[dict]:
     loader = data.train_dataloader()
     loader.sampler.set_epoch(number)  # pyright: ignore[reportAttributeAccessIssue]  # ours
     return list(loader)
@@ -96,7 +96,7 @@ def test_bad_file_is_named_once(root, tmp_path):
     data = made(str(tmp_path))
     bad = Path(data.videos().val[1].path)
     bad.write_bytes(b"")
-    with pytest.warns(UserWarning, match=rf"Made leaves out .*{bad.name}") as caught:
+    with pytest.warns(UserWarning, match=rf"SyntheticMotion leaves out .*{bad.name}") as caught:
         batches = [data.finish(batch, training=False) for batch in data.val_dataloader()]
     assert len(caught) == 1
     assert sum(len(batch["label"]) for batch in batches) == 6
@@ -167,11 +167,11 @@ def test_ranks_share_the_evaluation_without_repeats(root):
 )
 def test_options_are_checked_at_the_door(option, allowed):
     (name,) = option
-    with pytest.raises(InputError, match=rf"Made got {name}=.*{allowed}"):
-        Made(**option)
+    with pytest.raises(InputError, match=rf"SyntheticMotion got {name}=.*{allowed}"):
+        SyntheticMotion(**option)
 
 
 def test_classes_need_setup(root):
     with pytest.raises(InputError, match=r"call prepare_data\(\) and setup\(\)"):
-        _ = Made(root=root).num_classes
+        _ = SyntheticMotion(root=root).num_classes
     assert made(root).num_classes == 6

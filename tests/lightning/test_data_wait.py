@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from regkit.lightning.data_wait import Pace
+from regkit.lightning.data_wait import DataWaitMonitor
 
 
 class SlowLoader(DataLoader):
@@ -40,8 +40,10 @@ class SlowNet(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-3)
 
 
-def fit(loader, step_s: float, epochs: int = 1, cached: bool = False) -> tuple[Pace, pl.Trainer]:
-    pace = Pace(cached)
+def fit(
+    loader, step_s: float, epochs: int = 1, cached: bool = False
+) -> tuple[DataWaitMonitor, pl.Trainer]:
+    pace = DataWaitMonitor(cached)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

@@ -178,13 +178,13 @@ def test_a_step_of_l1_ends_at_exact_zeros(kind: type[VideoModel]):
 @pytest.mark.parametrize("groups", ["filter", "head", "channel"])
 def test_a_step_empties_the_groups_that_are_small(kind: type[VideoModel], groups: str):
     def weaken(regularizer: Regularizer) -> None:
-        for bundle in (part.bundle for part in regularizer.bound["p"].parts):
-            rows = bundle.rows().clone()
+        for group_set in (part.group_set for part in regularizer.bound["p"].parts):
+            rows = group_set.rows().clone()
             rows[::2] *= 1e-3
-            bundle.write(rows)
+            group_set.write(rows)
 
     regularizer = stepped(kind(num_classes=3), GroupLasso(lam=5.0, groups=groups), weaken)
-    for bundle in (part.bundle for part in regularizer.bound["p"].parts):
-        alive = bundle.rows().any(1)
-        assert not alive[::2].any(), bundle.name
-        assert alive[1::2].all(), bundle.name
+    for group_set in (part.group_set for part in regularizer.bound["p"].parts):
+        alive = group_set.rows().any(1)
+        assert not alive[::2].any(), group_set.name
+        assert alive[1::2].all(), group_set.name

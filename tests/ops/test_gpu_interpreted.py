@@ -251,12 +251,12 @@ def test_addresses_of_gradients_are_renewed():
 
 
 def geometry(*pieces: tuple[int, int, list[tuple[int, int]], list[tuple[int, int]]]) -> Tensor:
-    """Return a table of pieces: bundle, weight, axes over groups, axes within; offset 0."""
+    """Return a table of pieces: group set, weight, axes over groups, axes within; offset 0."""
     rows = []
-    for bundle, weight, leads, inner in pieces:
+    for group_set, weight, leads, inner in pieces:
         leads = [(1, 0)] * (2 - len(leads)) + leads
         inner = inner + [(1, 0)] * (3 - len(inner))
-        rows.append([bundle, weight, 0, *(n for axis in leads + inner for n in axis)])
+        rows.append([group_set, weight, 0, *(n for axis in leads + inner for n in axis)])
     return torch.tensor(rows)
 
 

@@ -34,7 +34,7 @@ def params_for(*chain: str, **numbers: float) -> Tensor:
 
 
 def rows_of(shapes: list[tuple[int, ...]]) -> Tensor:
-    """Return the geometry of rows, each weight a bundle."""
+    """Return the geometry of rows, each weight a group_set."""
     found = [[k, k, 0, 1, 0, n, m, m, 1, 1, 0, 1, 0] for k, (n, m) in enumerate(shapes)]
     return torch.tensor(found)
 

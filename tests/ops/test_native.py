@@ -256,8 +256,8 @@ def geometry(*pieces: Sequence[int]) -> Tensor:
     return torch.tensor(pieces, dtype=torch.int64)
 
 
-def rows_of(bundle: int, weight: int, groups: int, size: int) -> Tensor:
-    return geometry((bundle, weight, 0, 1, 0, groups, size, 1, 0, 1, 0, size, 1))
+def rows_of(group_set: int, weight: int, groups: int, size: int) -> Tensor:
+    return geometry((group_set, weight, 0, 1, 0, groups, size, 1, 0, 1, 0, size, 1))
 
 
 def seen(tensor: Tensor, piece: Sequence[int]) -> Tensor:
@@ -302,11 +302,11 @@ def steps_of(args: KernelArgs, place: int, params: Tensor, metric: str) -> Tenso
 
 
 def check_groups(args: KernelArgs, params: Tensor, metric: str) -> None:
-    """Compare weights with bisection, bundle by bundle."""
+    """Compare weights with bisection, group set by group_set."""
     assert args.geometry is not None
     rows, exact = {}, {}
-    bundles = args.geometry[:, GroupAxis.BUNDLE].unique().tolist()
-    for b in bundles:
+    group_sets = args.geometry[:, GroupAxis.BUNDLE].unique().tolist()
+    for b in group_sets:
         pieces = args.geometry[args.geometry[:, GroupAxis.BUNDLE] == b].tolist()
         places = [p[GroupAxis.WEIGHT] for p in pieces]
         v = torch.cat([seen(args.weights[w], p) for w, p in zip(places, pieces, strict=True)], 1)
@@ -316,7 +316,7 @@ def check_groups(args: KernelArgs, params: Tensor, metric: str) -> None:
         c = params[args.param_row[places[0]], Param.FIRST : Param.FIRST + 3].tolist()
         rows[b], exact[b] = v, by_bisection(v, torch.cat(steps, 1), *c)
     by_kernel(args, params, ["shrink"], metric)
-    for b in bundles:
+    for b in group_sets:
         pieces = args.geometry[args.geometry[:, GroupAxis.BUNDLE] == b].tolist()
         x = torch.cat([seen(args.weights[p[GroupAxis.WEIGHT]], p) for p in pieces], 1).double()
         error = (x - exact[b]).norm(dim=1)
@@ -436,11 +436,11 @@ def check_gates(args: KernelArgs, params: Tensor, names: Sequence[str]) -> None:
 
 
 def units(args: KernelArgs, number: int) -> Tensor:
-    """Return the entries of a weight, or the groups of a bundle as rows."""
+    """Return the entries of a weight, or the groups of a group set as rows."""
     if args.geometry is None:
         return args.weights[number]
-    bundles = args.geometry[:, GroupAxis.BUNDLE]
-    pieces = args.geometry[bundles == bundles.unique()[number]].tolist()
+    group_sets = args.geometry[:, GroupAxis.BUNDLE]
+    pieces = args.geometry[group_sets == group_sets.unique()[number]].tolist()
     rows = [seen(args.weights[p[GroupAxis.WEIGHT]].flatten(), p).flatten(1) for p in pieces]
     return torch.cat(rows, 1)
 
@@ -477,7 +477,7 @@ def test_gates_of_bundles(longer: int):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("longer", [3, 400])
 def test_bundles_of_several_pieces(metric: str, longer: int):
-    """A convolution's filters, its norm and a slice of another weight; a second bundle beside."""
+    """A convolution's filters, its norm and a slice of another weight; another set beside."""
     shapes = [(20, longer), (20,), (30, 20), (6, 100), (20,)]
     weights = [torch.randn(shape) for shape in shapes]
     table = geometry(

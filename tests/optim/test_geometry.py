@@ -7,18 +7,18 @@ from torch import Tensor, nn
 from regkit.ops.kernel_args import GroupAxis
 from regkit.optim.group_layout import geometry_of
 from regkit.structure.attention import heads
-from regkit.structure.groups import Bundle, Piece, View, along, view_of
+from regkit.structure.groups import GroupSet, GroupView, Piece, along, view_of
 from regkit.structure.recurrent import units
 from regkit.structure.selectors import select_parameters
 
 
-def single(parameter: nn.Parameter, view: View) -> Bundle:
-    return Bundle("it", (Piece("it", parameter, view),))
+def single(parameter: nn.Parameter, view: GroupView) -> GroupSet:
+    return GroupSet("it", (Piece("it", parameter, view),))
 
 
-def rows_of(bundle: Bundle) -> Tensor:
+def rows_of(group_set: GroupSet) -> Tensor:
     """Read groups by the table alone, sorted within each piece."""
-    table, parameters, which = geometry_of([bundle], [lambda p: 7])
+    table, parameters, which = geometry_of([group_set], [lambda p: 7])
     assert table is not None
     assert which == [7] * len(parameters)
     rows = []
@@ -50,8 +50,10 @@ def rows_of(bundle: Bundle) -> Tensor:
     return torch.cat(rows, 1)
 
 
-def expected(bundle: Bundle) -> Tensor:
-    return torch.cat([p.view.rows(p.parameter.detach()).sort(1).values for p in bundle.pieces], 1)
+def expected(group_set: GroupSet) -> Tensor:
+    return torch.cat(
+        [p.view.rows(p.parameter.detach()).sort(1).values for p in group_set.pieces], 1
+    )
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -64,24 +66,24 @@ def test_convolutions(conv: nn.Module, layout: str, last: bool):
         conv = conv.to(memory_format=torch.channels_last_3d)
     entry = next(e for e in select_parameters(conv) if e.chosen)
     view = view_of(entry, layout)
-    assert isinstance(view, View)
-    bundle = single(entry.parameter, view)
-    assert torch.equal(rows_of(bundle), expected(bundle))
+    assert isinstance(view, GroupView)
+    group_set = single(entry.parameter, view)
+    assert torch.equal(rows_of(group_set), expected(group_set))
 
 
 def test_units_and_heads():
-    for bundle in [
+    for group_set in [
         *units(nn.LSTM(5, 4, num_layers=2, bidirectional=True))[0],
         *heads(nn.MultiheadAttention(8, 4))[0],
     ]:
-        assert torch.equal(rows_of(bundle), expected(bundle))
+        assert torch.equal(rows_of(group_set), expected(group_set))
 
 
 def test_a_part_of_the_rows():
     weight = nn.Parameter(torch.randn(9, 3, 2))
-    bundle = single(weight, along(weight.shape, 0, 3, start=2, inner=2))
-    assert torch.equal(rows_of(bundle), expected(bundle))
-    assert not torch.equal(expected(bundle), weight.detach()[:6].view(3, -1).sort(1).values)
+    group_set = single(weight, along(weight.shape, 0, 3, start=2, inner=2))
+    assert torch.equal(rows_of(group_set), expected(group_set))
+    assert not torch.equal(expected(group_set), weight.detach()[:6].view(3, -1).sort(1).values)
 
 
 def test_axes_are_joined_in_memory_order():
@@ -93,5 +95,5 @@ def test_axes_are_joined_in_memory_order():
 
 def test_too_many_axes():
     weight = nn.Parameter(torch.randn(6, 6, 6, 6, 6)[::2, ::2, ::2, ::2, ::2])
-    table, *_ = geometry_of([single(weight, View((3,) * 5, (0, 1, 2, 3, 4)))], [lambda p: 0])
+    table, *_ = geometry_of([single(weight, GroupView((3,) * 5, (0, 1, 2, 3, 4)))], [lambda p: 0])
     assert table is None

@@ -15,7 +15,7 @@ from regkit.optim.fused_optimizers import FusedStep
 from regkit.optim.parts import Part
 from regkit.optim.proximal_step import ProximalStep
 from regkit.penalties.penalty import GroupPenalty, WeightPenalty
-from regkit.structure.groups import Bundle, Piece, along
+from regkit.structure.groups import GroupSet, Piece, along
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,12 @@ def test_groups_equal_the_naive_loop(layout: str, entries: int, monkeypatch: pyt
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance / 10)
 
 
-def coupled(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> Bundle:
+def coupled(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> GroupSet:
     count = conv.out_channels
     tensors = {"conv.weight": conv.weight, "norm.weight": norm.weight, "norm.bias": norm.bias}
-    return Bundle("conv", tuple(Piece(n, p, along(p.shape, 0, count)) for n, p in tensors.items()))
+    return GroupSet(
+        "conv", tuple(Piece(n, p, along(p.shape, 0, count)) for n, p in tensors.items())
+    )
 
 
 def pulled(lam: float, model: nn.Sequential) -> Part:

@@ -59,7 +59,7 @@ def take(model: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor) -> 
 
 
 def test_the_strength_that_acted_is_kept_when_the_penalty_is_off():
-    """What a search has found, and the sparser for it: 4 % are left of what 1e-3 leaves."""
+    """What a search has found leaves, by itself, the density that was asked for."""
     dense, reg = fit(lambda p: optim.SGD(p, lr=0.1))
     sparse, searched = fit(lambda p: optim.SGD(p, lr=0.1), target_density=0.2, debias=0.8)
     assert searched.current_lams() == {"l1": 0.0}

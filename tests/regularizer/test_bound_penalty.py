@@ -16,9 +16,11 @@ CLIP = torch.zeros(1, 3, 8, 16, 16)
 
 
 def bound(model: nn.Module, penalty: Any, **options: Any) -> dict[str, list[str]]:
-    """Return the parameters of each bundle by its name."""
+    """Return the parameters of each group set by its name."""
     term = Regularizer(model, penalty, **options).bound["group_lasso"]
-    return {b.name: sorted(p.name for p in b.pieces) for b in (part.bundle for part in term.parts)}
+    return {
+        b.name: sorted(p.name for p in b.pieces) for b in (part.group_set for part in term.parts)
+    }
 
 
 def stepped(model: nn.Module, reg: Regularizer, lr: float = 1.0) -> None:
@@ -80,14 +82,14 @@ def test_a_coupled_set_is_in_by_one_of_its_weights_and_out_by_one():
 
 
 def test_frozen_parameters_wait_until_they_are_trained():
-    """Of the groups of a channel the frozen norm is no part; of the bundle it is, for later."""
+    """Of the groups of a channel the frozen norm is no part; of the group set it is, for later."""
     model = Tiny3D(num_classes=4)
     model.features[0][1].requires_grad_(False)
     reg = Regularizer(model, GroupLasso(1.0, groups="channel"), example=CLIP)
 
     def acting() -> dict[str, list[str]]:
         parts = reg.bound["group_lasso"].trained_parts()
-        return {p.bundle.name: sorted(piece.name for piece in p.bundle.pieces) for p in parts}
+        return {p.group_set.name: sorted(piece.name for piece in p.group_set.pieces) for p in parts}
 
     assert acting()["features.0.0"] == ["features.0.0.weight"]
     model.features[0].requires_grad_(False)
@@ -102,11 +104,11 @@ def test_zero_channels_can_be_removed():
     torch.manual_seed(1)
     model = Tiny3D(num_classes=4)
     reg = Regularizer(model, GroupLasso(0.5, groups="channel"), example=CLIP)
-    for bundle in (part.bundle for part in reg.bound["group_lasso"].parts):
-        scale = torch.linspace(0.05, 4.0, bundle.num_groups)[:, None]
+    for group_set in (part.group_set for part in reg.bound["group_lasso"].parts):
+        scale = torch.linspace(0.05, 4.0, group_set.num_groups)[:, None]
         with torch.no_grad():
-            lengths = bundle.rows().norm(dim=1, keepdim=True)
-            bundle.write(bundle.rows() / lengths * scale * bundle.size**0.5)
+            lengths = group_set.rows().norm(dim=1, keepdim=True)
+            group_set.write(group_set.rows() / lengths * scale * group_set.size**0.5)
     stepped(model, reg)
     live, count = reg.live_groups()["group_lasso"]
     left = remaining(model, CLIP)
@@ -115,8 +117,8 @@ def test_zero_channels_can_be_removed():
     assert left.parameters < left.all_parameters
     assert left.flops < left.all_flops
     expected = 0.5 * sum(
-        (bundle.rows().norm(dim=1) * bundle.size**0.5).sum()
-        for bundle in (part.bundle for part in reg.bound["group_lasso"].parts)
+        (group_set.rows().norm(dim=1) * group_set.size**0.5).sum()
+        for group_set in (part.group_set for part in reg.bound["group_lasso"].parts)
     )
     torch.testing.assert_close(reg.value(), expected)
 
@@ -199,7 +201,7 @@ def test_rows_of_the_output_layer_are_left_out_unless_named(on: Any, names: list
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     reg = Regularizer(model, GroupLasso(1.0, params=on))
     assert list(reg.named_parameters()) == names
-    assert [part.bundle.name for part in reg.bound["group_lasso"].parts] == names
+    assert [part.group_set.name for part in reg.bound["group_lasso"].parts] == names
     assert ("rows of the output layer, which are classes" in reg.summary()) == (len(names) < 2)
     whole = Regularizer(model, [L1(1.0), GroupLasso(1.0, groups="in_channel")])
     assert len(whole.penalised()) == 2

@@ -65,7 +65,7 @@ def test_frozen_weights_stay_in_the_pieces_and_stay_frozen():
     model = Tiny3D(num_classes=3)
     model.features[0].requires_grad_(False)
     coupling = couple(model, torch.randn(CLIP))
-    first = coupling.bundles("channel")[0]
+    first = coupling.group_sets("channel")[0]
     assert len(first.pieces) == 3
     assert not any(p.parameter.requires_grad for p in first.pieces)
     small = remove(model, coupling, {"features.0.0": torch.arange(16) < 4})
@@ -107,8 +107,8 @@ def test_channels_last_weights():
     clip = torch.randn(CLIP)
     coupling = couple(model, clip)
     dead = {c.name: torch.arange(c.num_groups) % 3 == 0 for c in coupling.channels}
-    for bundle in coupling.bundles("channel"):
-        bundle.write(bundle.rows().masked_fill(dead[bundle.name][:, None], 0))
+    for group_set in coupling.group_sets("channel"):
+        group_set.write(group_set.rows().masked_fill(dead[group_set.name][:, None], 0))
     with torch.no_grad():
         whole, left = model(clip), remove(model, coupling, dead)(clip)
     torch.testing.assert_close(left, whole, rtol=1e-5, atol=1e-6)

@@ -93,15 +93,15 @@ def random_half(coupling: Coupling) -> dict[str, Tensor]:
 def test_what_is_zero_can_be_removed(name: str, kind: str):
     model, clip, coupling = built(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    bundles = {b.name: b for b in coupling.bundles(kind)}
-    dead = {key: mask for key, mask in random_half(coupling).items() if key in bundles}
+    group_sets = {b.name: b for b in coupling.group_sets(kind)}
+    dead = {key: mask for key, mask in random_half(coupling).items() if key in group_sets}
     assert {
         c.name for c in coupling.channels if kind == "channel_inputs" or c.by_writers
     } == dead.keys()
     try:
         for key, mask in dead.items():
-            rows = bundles[key].rows()
-            bundles[key].write(rows.masked_fill(mask[:, None], 0))
+            rows = group_sets[key].rows()
+            group_sets[key].write(rows.masked_fill(mask[:, None], 0))
         with torch.no_grad():
             whole, left = model(clip), remove(model, coupling, dead)(clip)
     finally:
@@ -138,9 +138,9 @@ def test_pieces_hold_the_parameters_themselves(name: str):
     model, _, coupling = built(name)
     own = dict(model.named_parameters())
     for kind in ("channel", "channel_inputs"):
-        for bundle in coupling.bundles(kind):
-            assert all(own[piece.name] is piece.parameter for piece in bundle.pieces)
-            assert {piece.view.num_groups for piece in bundle.pieces} == {bundle.num_groups}
+        for group_set in coupling.group_sets(kind):
+            assert all(own[piece.name] is piece.parameter for piece in group_set.pieces)
+            assert {piece.view.num_groups for piece in group_set.pieces} == {group_set.num_groups}
 
 
 def test_tiny3d_by_hand():
@@ -149,7 +149,9 @@ def test_tiny3d_by_hand():
         "features.1.0": ({"features.1.0", "features.1.1"}, {"features.2.0"}),
         "features.2.0": ({"features.2.0", "features.2.1"}, {"head.1"}),
     }
-    sizes = {c.name: (c.num_groups, c.bundle("channel").size) for c in built("tiny3d")[2].channels}
+    sizes = {
+        c.name: (c.num_groups, c.group_set("channel").size) for c in built("tiny3d")[2].channels
+    }
     # Filter (input channels times 27 taps), scale and shift.
     assert sizes == {
         "features.0.0": (16, 3 * 27 + 2),
@@ -247,7 +249,7 @@ def test_heads_of_mvit_go_by_their_readers_and_others_stay_with_the_reason():
     for layer, (writers, readers) in heads.items():
         attention = layer.removesuffix(".heads")
         assert (writers, readers) == ({f"{attention}.qkv"}, {f"{attention}.project.0"})
-    assert not any(b.name in heads for b in built("small_mvit")[2].bundles("channel"))
+    assert not any(b.name in heads for b in built("small_mvit")[2].group_sets("channel"))
     notes = built("swin3d_t")[2].notes
     assert sum("finds the size of a head from its number" in note for note in notes) == 12
 

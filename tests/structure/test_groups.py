@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regkit.structure.groups import Bundle, Piece, View, along, view_of
+from regkit.structure.groups import GroupSet, GroupView, Piece, along, view_of
 from regkit.structure.selectors import select_parameters
 
 
@@ -129,7 +129,7 @@ def test_vectors_and_scalars_are_groups_of_one(shape: tuple[int, ...]):
     model.scale = nn.Parameter(torch.randn(shape))
     entry = select_parameters(model, "scale")[0]
     view = view_of(entry, "filter")
-    assert isinstance(view, View)
+    assert isinstance(view, GroupView)
     assert torch.equal(view.rows(entry.parameter.detach()).flatten(), model.scale.flatten())
 
 
@@ -147,11 +147,11 @@ def test_a_bundle_writes_what_it_reads():
         Piece("weight", conv.weight, along(conv.weight.shape, 0, 4)),
         Piece("scale", norm.weight, along((4,), 0, 4)),
     )
-    bundle = Bundle("conv", pieces)
-    rows = bundle.rows()
-    assert rows.shape == (4, 55) == (bundle.num_groups, bundle.size)
+    group_set = GroupSet("conv", pieces)
+    rows = group_set.rows()
+    assert rows.shape == (4, 55) == (group_set.num_groups, group_set.size)
     assert torch.equal(rows, torch.cat([conv.weight.flatten(1), norm.weight[:, None]], 1))
     with torch.no_grad():
-        bundle.write(torch.zeros_like(rows[:1]).expand(4, -1) + torch.arange(4.0)[:, None])
+        group_set.write(torch.zeros_like(rows[:1]).expand(4, -1) + torch.arange(4.0)[:, None])
     assert (conv.weight == torch.arange(4.0).view(4, 1, 1, 1, 1)).all()
     assert torch.equal(norm.weight.detach(), torch.arange(4.0))

@@ -9,13 +9,13 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from regkit.structure.attention import heads
 from regkit.structure.channels import assert_disjoint
-from regkit.structure.groups import Bundle
+from regkit.structure.groups import GroupSet
 from regkit.structure.recurrent import units
 
 
-def places(bundle: Bundle, leaf: str, group: int, axis: int = 0) -> set[int]:
+def places(group_set: GroupSet, leaf: str, group: int, axis: int = 0) -> set[int]:
     """Return where along an axis of a parameter a group lies."""
-    (piece,) = (p for p in bundle.pieces if p.name.split(".")[-1] == leaf or p.name == leaf)
+    (piece,) = (p for p in group_set.pieces if p.name.split(".")[-1] == leaf or p.name == leaf)
     shape = piece.parameter.shape
     along = [1] * len(shape)
     along[axis] = -1
@@ -23,10 +23,10 @@ def places(bundle: Bundle, leaf: str, group: int, axis: int = 0) -> set[int]:
     return set(piece.view.rows(numbers)[group].int().tolist())
 
 
-def silence(bundle: Bundle, groups: list[int]) -> None:
-    rows = bundle.rows().clone()
+def zero_channels(group_set: GroupSet, groups: list[int]) -> None:
+    rows = group_set.rows().clone()
     rows[groups] = 0
-    bundle.write(rows)
+    group_set.write(rows)
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
@@ -44,12 +44,12 @@ def kept_heads(weight: Tensor, bias: Tensor, kept: list[int], width: int) -> lis
 def test_a_head_of_torch_attention():
     module = nn.MultiheadAttention(12, 3, batch_first=True)
     nn.init.normal_(module.in_proj_bias)
-    (bundle,), _ = heads(nn.Sequential(module))
-    assert (bundle.name, bundle.num_groups) == ("0", 3)
+    (group_set,), _ = heads(nn.Sequential(module))
+    assert (group_set.name, group_set.num_groups) == ("0", 3)
     rows = {*range(4, 8), *range(16, 20), *range(28, 32)}
-    assert places(bundle, "in_proj_weight", 1) == places(bundle, "in_proj_bias", 1) == rows
-    assert places(bundle, "0.out_proj.weight", 1, axis=1) == {4, 5, 6, 7}
-    silence(bundle, [1])
+    assert places(group_set, "in_proj_weight", 1) == places(group_set, "in_proj_bias", 1) == rows
+    assert places(group_set, "0.out_proj.weight", 1, axis=1) == {4, 5, 6, 7}
+    zero_channels(group_set, [1])
     x, kept = torch.randn(1, 5, 12), [0, 2]
     parts = kept_heads(module.in_proj_weight, module.in_proj_bias, kept, 4)
     q, k, v = (torch.einsum("ti,hdi->htd", x[0], w) + b[:, None] for w, b in parts)
@@ -60,13 +60,15 @@ def test_a_head_of_torch_attention():
 
 def test_a_head_with_separate_projections_and_extra_keys():
     module = nn.MultiheadAttention(12, 3, kdim=5, vdim=7, add_bias_kv=True)
-    (bundle,), _ = heads(module)
+    (group_set,), _ = heads(module)
     for leaf in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        assert places(bundle, leaf, 2) == {8, 9, 10, 11}
+        assert places(group_set, leaf, 2) == {8, 9, 10, 11}
     assert (
-        places(bundle, "bias_k", 0, axis=2) == places(bundle, "bias_v", 0, axis=2) == {0, 1, 2, 3}
+        places(group_set, "bias_k", 0, axis=2)
+        == places(group_set, "bias_v", 0, axis=2)
+        == {0, 1, 2, 3}
     )
-    assert {p.name for p in bundle.pieces} == set(dict(module.named_parameters())) - {
+    assert {p.name for p in group_set.pieces} == set(dict(module.named_parameters())) - {
         "out_proj.bias"
     }
 
@@ -74,12 +76,12 @@ def test_a_head_with_separate_projections_and_extra_keys():
 def test_a_head_of_swin():
     """One window holds the whole clip, so that attention runs over all of its tokens."""
     module = ShiftedWindowAttention3d(12, [2, 2, 2], [0, 0, 0], 3)
-    (bundle,), _ = heads(module)
+    (group_set,), _ = heads(module)
     leaves = {"qkv.weight", "qkv.bias", "proj.weight", "relative_position_bias_table"}
-    assert {p.name for p in bundle.pieces} == leaves
-    assert places(bundle, "qkv.weight", 2) == {*range(8, 12), *range(20, 24), *range(32, 36)}
-    assert places(bundle, "relative_position_bias_table", 2, axis=1) == {2}
-    silence(bundle, [0])
+    assert {p.name for p in group_set.pieces} == leaves
+    assert places(group_set, "qkv.weight", 2) == {*range(8, 12), *range(20, 24), *range(32, 36)}
+    assert places(group_set, "relative_position_bias_table", 2, axis=1) == {2}
+    zero_channels(group_set, [0])
     x, kept = torch.randn(1, 2, 2, 2, 12), [1, 2]
     parts = kept_heads(module.qkv.weight, module.qkv.bias, kept, 4)
     tokens = x.reshape(8, 12)
@@ -98,9 +100,9 @@ def test_a_head_of_mvit_can_be_cut_out():
     module = MultiscaleAttention([2, 4, 4], 12, 12, 3, **pools, **options)
     for norm in (m for m in module.modules() if isinstance(m, nn.LayerNorm)):
         nn.init.normal_(norm.bias)
-    (bundle,), _ = heads(module)
-    assert {p.name for p in bundle.pieces} == {"qkv.weight", "qkv.bias", "project.0.weight"}
-    silence(bundle, [1])
+    (group_set,), _ = heads(module)
+    assert {p.name for p in group_set.pieces} == {"qkv.weight", "qkv.bias", "project.0.weight"}
+    zero_channels(group_set, [1])
     x, size = torch.randn(1, 33, 12), (2, 4, 4)
     whole = module(x, size)[0]
     rows = [i for i in range(36) if i % 12 // 4 != 1]
@@ -121,29 +123,29 @@ def test_units_hold_the_rows_of_all_gates(kind: type[nn.RNNBase]):
     assert_disjoint(found)
     assert [b.name for b in found] == ["1.l0", "1.l0_reverse", "1.l1", "1.l1_reverse"]
     rows = {gate * 4 + 2 for gate in range(gates)}
-    for bundle in found:
-        assert len(bundle.pieces) == 4
-        for piece in bundle.pieces:
-            assert places(bundle, piece.name, 2) == rows
+    for group_set in found:
+        assert len(group_set.pieces) == 4
+        for piece in group_set.pieces:
+            assert places(group_set, piece.name, 2) == rows
     assert found[0].size == gates * (5 + 4 + 2)
     assert found[3].size == gates * (8 + 4 + 2)
-    silence(found[3], [2])
+    zero_channels(found[3], [2])
     assert rnn(torch.randn(6, 3, 5))[0][..., 4 + 2].abs().max() == 0
 
 
 @pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
 def test_units_of_a_cell(kind: type[nn.RNNCellBase]):
     cell = kind(5, 4)
-    (bundle,), _ = units(cell)
-    silence(bundle, [1])
+    (group_set,), _ = units(cell)
+    zero_channels(group_set, [1])
     state = cell(torch.randn(3, 5))
     assert (state[0] if isinstance(state, tuple) else state)[:, 1].abs().max() == 0
 
 
 def test_a_projection_keeps_its_own_rows():
-    (bundle,), _ = units(nn.LSTM(5, 4, proj_size=2))
+    (group_set,), _ = units(nn.LSTM(5, 4, proj_size=2))
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    assert [p.name for p in bundle.pieces] == [f"{kind}_l0" for kind in kinds]
+    assert [p.name for p in group_set.pieces] == [f"{kind}_l0" for kind in kinds]
 
 
 def test_shared_layers_count_once():

@@ -16,8 +16,8 @@ def test_what_is_found_and_what_is_not(name: str):
     coupling = couple(make(), torch.randn(CLIP))
     assert {c.name for c in coupling.channels} == removable
     assert {c.name for c in coupling.channels if not c.by_writers} == by_readers_alone
-    assert {b.name for b in coupling.bundles("channel")} == removable - by_readers_alone
-    assert {b.name for b in coupling.bundles("channel_inputs")} == removable
+    assert {b.name for b in coupling.group_sets("channel")} == removable - by_readers_alone
+    assert {b.name for b in coupling.group_sets("channel_inputs")} == removable
 
 
 @pytest.mark.parametrize("kind", ["channel", "channel_inputs"])
@@ -29,17 +29,17 @@ def test_each_single_channel_can_be_removed(name: str, kind: str):
     coupling = couple(model, clip)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     channels = {c.name: c for c in coupling.channels}
-    for bundle in coupling.bundles(kind):
-        if channels[bundle.name].together is not None:
+    for group_set in coupling.group_sets(kind):
+        if channels[group_set.name].together is not None:
             continue
-        for g in range(bundle.num_groups):
-            mask = torch.arange(bundle.num_groups) == g
-            bundle.write(bundle.rows().masked_fill(mask[:, None], 0))
+        for g in range(group_set.num_groups):
+            mask = torch.arange(group_set.num_groups) == g
+            group_set.write(group_set.rows().masked_fill(mask[:, None], 0))
             with torch.no_grad():
                 torch.manual_seed(1)
                 whole = model(clip)
                 torch.manual_seed(1)
-                left = remove(model, coupling, {bundle.name: mask})(clip)
+                left = remove(model, coupling, {group_set.name: mask})(clip)
             model.load_state_dict(state)
             whole, left = (o["y"] if isinstance(o, dict) else o for o in (whole, left))
             torch.testing.assert_close(left, whole, rtol=1e-5, atol=1e-6)

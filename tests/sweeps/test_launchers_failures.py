@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 from toy_sweep import start
 
-from regkit.sweeps.launch import Alone, launch, own_gpu
+from regkit.sweeps.launch import LockedTask, launch, own_gpu
 
 
 class Fragile(Launcher):
@@ -84,7 +84,7 @@ def _hold(folder: Path) -> None:
             time.sleep(0.3)
             log.write("out ")
 
-    Alone(task)(None)
+    LockedTask(task)(None)
 
 
 def test_a_job_waits_for_its_double(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import regkit
-from regkit.data.made import Made
+from regkit.data.made import SyntheticMotion
 from regkit.errors import InputError
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.models.tiny3d import Tiny3D
@@ -16,7 +16,7 @@ from regkit.training.config import register
 
 RECIPE = {
     "model": {"_target_": "regkit.models.tiny3d.Tiny3D", "channels": [8, 8, 8]},
-    "data": {"_target_": "regkit.data.made.Made", "num_frames": 4, "size_px": 16},
+    "data": {"_target_": "regkit.data.made.SyntheticMotion", "num_frames": 4, "size_px": 16},
     "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3},
 }
 
@@ -43,7 +43,7 @@ def test_a_run_folder_gives_its_model_and_clips(run: Path):
     assert held.model.classes == ["a", "b"]
     assert not held.model.training
     assert not held.shrunk
-    assert isinstance(held.data, Made)
+    assert isinstance(held.data, SyntheticMotion)
     assert held.model(held.data.example()).shape == (1, 2)
     assert load(run / "checkpoints" / "last.ckpt").path == held.path
 

@@ -11,7 +11,7 @@ from regkit.errors import InputError
 from regkit.training.runs import curves, find_runs, group_norms, read_run
 
 CONFIG = """\
-data: {_target_: regkit.data.made.Made, seed: "${seed}", num_val: 24}
+data: {_target_: regkit.data.made.SyntheticMotion, seed: "${seed}", num_val: 24}
 penalty: {l1: {lam: "${lam}"}}
 lam: 0.001
 seed: 3
@@ -34,7 +34,7 @@ def test_a_run_says_what_it_was(tmp_path: Path):
     assert run.summary == {"name": "l1 seed=3", "density": None}
     assert run.overrides == ["penalty=l1", "lam=0.001", "seed=3"]
     assert run.recipe["data"] == {
-        "_target_": "regkit.data.made.Made",
+        "_target_": "regkit.data.made.SyntheticMotion",
         "seed": 3,
         "num_val": 24,
     }

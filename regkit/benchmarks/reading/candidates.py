@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torchvision.transforms.v2 import functional
 
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.clips import ClipDataset
 from regkit.data.index import Index
 from regkit.data.reader import PyAV, Reader
@@ -47,10 +47,10 @@ class Task:
     threads: int
     sampling: str = "dense"
 
-    def cut(self, views: int = 1) -> Cut:
+    def cut(self, views: int = 1) -> ClipSpec:
         """Say what regkit makes of a video."""
         sampling = Sampling(self.num_frames, self.sampling, self.stride, views=views)
-        return Cut(sampling, self.short_px, self.short_px)
+        return ClipSpec(sampling, self.short_px, self.short_px)
 
     def places(self, num_available: int, index: int, draw: int) -> Int64[np.ndarray, " frames"]:
         """Draw the frames that `ClipDataset` draws for this file and epoch."""
@@ -185,7 +185,7 @@ def _regkit(film: Film, task: Task, reader: Reader) -> Read:
     return lambda index, draw: _clips(dataset, index, draw)
 
 
-def _dataset(film: Film, cut: Cut, reader: Reader, is_training: bool) -> ClipDataset:
+def _dataset(film: Film, cut: ClipSpec, reader: Reader, is_training: bool) -> ClipDataset:
     """Return one that remembers nothing, as if there were more videos than memory."""
     videos = [Video(path, 0, path) for path in film.paths]
     return ClipDataset(videos, cut, reader, is_training, worker_ram_mib=0, on_error="raise")

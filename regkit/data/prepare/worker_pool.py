@@ -26,7 +26,7 @@ class Lost:
 
 
 @dataclass
-class _Hand:
+class _Worker:
     process: BaseProcess
     connection: Connection
     item: Any = None
@@ -99,7 +99,7 @@ def spread(
             hand.stop()
 
 
-def _hired(do: Callable[[Any], Any], others: Iterable[_Hand]) -> _Hand:
+def _hired(do: Callable[[Any], Any], others: Iterable[_Worker]) -> _Worker:
     ours, theirs = _FORK.Pipe()
     inherited = [ours, *(hand.connection for hand in others)]
     process = _FORK.Process(target=_serve, args=(do, theirs, inherited), daemon=True)
@@ -110,7 +110,7 @@ def _hired(do: Callable[[Any], Any], others: Iterable[_Hand]) -> _Hand:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
-    return _Hand(process, ours)
+    return _Worker(process, ours)
 
 
 def _serve(

@@ -8,7 +8,7 @@ import numpy as np
 from regkit.inference.explain.evidence import Evidence, Questions
 from regkit.inference.explain.film import Film
 from regkit.inference.explain.survived import AXES, First, Survived
-from regkit.training.checkpoints import Held
+from regkit.training.checkpoints import TrainedRun
 
 COLOURS = ("red", "green", "blue")
 UNIT = "nats of log-odds, log p / (1 - p)"
@@ -30,7 +30,7 @@ class Untrained:
 class Explanation:
     """What carried the decision on one clip of a film."""
 
-    held: Held
+    held: TrainedRun
     film: Film
     questions: Questions
     evidence: Evidence

@@ -12,7 +12,7 @@ from regkit.data.timeline import VideoError
 from regkit.data.video import Video
 from regkit.errors import InputError
 from regkit.inference.explain.occlusion import Clip, Clips, Net
-from regkit.training.checkpoints import Held
+from regkit.training.checkpoints import TrainedRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Film:
         return float(self.times_s[start]), float(self.times_s[start + span - 1]) + self.stay_s
 
 
-def read_film(held: Held, video: Video) -> Film:
+def read_film(held: TrainedRun, video: Video) -> Film:
     """Cut the clip that a test with one view takes of the film.
 
     Raises: InputError when the file or its part cannot be read.
@@ -56,7 +56,7 @@ def read_film(held: Held, video: Video) -> Film:
     )
 
 
-def on_pixels(held: Held, net: torch.nn.Module) -> Net:
+def on_pixels(held: TrainedRun, net: torch.nn.Module) -> Net:
     """Return the net with the last steps of the data before it: from pixels to scores."""
 
     def scores(pixels: Clips) -> Float[Tensor, "batch classes"]:

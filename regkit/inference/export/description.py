@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.sampling import Sampling
 from regkit.data.video_data import VideoData
 from regkit.inference.export.onnx_file import INPUT, OUTPUT
-from regkit.training.checkpoints import Held
+from regkit.training.checkpoints import TrainedRun
 
 
-def description(held: Held) -> dict[str, Any]:
+def description(held: TrainedRun) -> dict[str, Any]:
     """Describe the model's input and output, and how a video becomes the input, step by step.
 
     As in the evaluation of its run: `steps` says in words what the other entries say in numbers.
@@ -77,7 +77,7 @@ def _frames(sampling: Sampling) -> list[str]:
     return steps
 
 
-def _squares(cut: Cut) -> list[str]:
+def _squares(cut: ClipSpec) -> list[str]:
     size, short = cut.size_px, cut.short_px
     steps = [
         f"Scale each frame, as RGB, bilinearly (FFmpeg's swscale), to a short side of {short} px "
@@ -103,7 +103,7 @@ def _numbers(data: VideoData) -> list[str]:
     return steps
 
 
-def _answer(cut: Cut) -> str:
+def _answer(cut: ClipSpec) -> str:
     one = "The softmax of its scores are the probabilities of the classes"
     if cut.clips == 1:
         return f"{one}."

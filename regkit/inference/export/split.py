@@ -8,7 +8,7 @@ from torch import Tensor
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.inference.export.exported import Run, scores_of
-from regkit.training.checkpoints import Held
+from regkit.training.checkpoints import TrainedRun
 from regkit.training.config import make
 
 
@@ -33,7 +33,7 @@ class Agreement:
         self.difference = max(self.difference, float((expected - found).abs().max()))
 
 
-def on_test_clips(held: Held, run: Run) -> Agreement:
+def on_test_clips(held: TrainedRun, run: Run) -> Agreement:
     """Compare the scores of all test clips of the run's data set.
 
     Raises: InputError when its videos are not there, or there is no test split.
@@ -46,7 +46,7 @@ def on_test_clips(held: Held, run: Run) -> Agreement:
     return found
 
 
-def _test_clips(held: Held) -> Iterator[Tensor]:
+def _test_clips(held: TrainedRun) -> Iterator[Tensor]:
     # Each clip is read once: a cache of the whole data set would take longer.
     data: VideoData = make(held.recipe["data"], cache="none", num_workers=0)
     data.prepare_data()

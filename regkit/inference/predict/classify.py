@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
-from regkit.training.checkpoints import Held
+from regkit.training.checkpoints import TrainedRun
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -53,7 +53,7 @@ class Classifier:
     Raises: InputError when the device is not there.
     """
 
-    def __init__(self, held: Held, device: str = "auto", batch: int = 16):
+    def __init__(self, held: TrainedRun, device: str = "auto", batch: int = 16):
         if batch < 1:
             raise InputError(f"predict got batch={batch}; give 1 or more.")
         self.held = held

@@ -17,12 +17,12 @@ from regkit.inference.predict.windows import (
     window,
 )
 
-_MOST_SHOTS = 4096  # a window of a minute at 60 fps; beyond, the oldest give way
+_MOST_FRAMES = 4096  # a window of a minute at 60 fps; beyond, the oldest give way
 _POLL_S = 0.2  # between looks at whether someone wants to stop
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class BufferedFrame:
     """One frame of a stream.
 
     time_s: in the stream, from its first frame.
@@ -37,16 +37,16 @@ class Shot:
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class ReadyWindow:
     """A window, its frames, how many of them no window has had before, and when it was there."""
 
     window: Window
-    shots: list[Shot]
+    shots: list[BufferedFrame]
     num_new: int
     ready_s: float
 
 
-class Ring:
+class FrameBuffer:
     """Hand the frames of one thread to another, window by window.
 
     Windows lie as `windows.lay` lays them over a file. A window is there once a later frame shows
@@ -68,13 +68,13 @@ class Ring:
         self.error: Exception | None = None
         self.closed = False
         self._ended = False
-        self._shots: deque[Shot] = deque()
+        self._shots: deque[BufferedFrame] = deque()
         self._offset = 0  # number of the first shot that is kept
         self._hops = 0  # where the next window begins, in hops
         self._last: Window | None = None
         self._changed = threading.Condition()
 
-    def put(self, shot: Shot) -> bool:
+    def put(self, shot: BufferedFrame) -> bool:
         """Add a frame; return whether more are wanted."""
         with self._changed:
             while not self.drops and not self.closed and self._complete() is not None:
@@ -98,7 +98,7 @@ class Ring:
             self.closed = True
             self._changed.notify_all()
 
-    def take(self) -> Taken | None:
+    def take(self) -> ReadyWindow | None:
         """Wait for a window; None when there are no more."""
         with self._changed:
             while True:
@@ -141,7 +141,7 @@ class Ring:
             return None
         return window(edges, self.span.first(edges), count)
 
-    def _taken(self, found: Window) -> Taken:
+    def _taken(self, found: Window) -> ReadyWindow:
         shots = list(self._shots)[found.first : found.last]
         ready_s = self._shots[min(found.last, len(self._shots) - 1)].arrived_s
         first, last = found.first + self._offset, found.last + self._offset
@@ -150,7 +150,7 @@ class Ring:
         self._advance(found)
         self._trim()
         self._changed.notify_all()
-        return Taken(self._last, shots, num_new, ready_s)
+        return ReadyWindow(self._last, shots, num_new, ready_s)
 
     def _catch_up(self) -> None:
         """Pass over windows after which another one is complete already."""
@@ -178,7 +178,7 @@ class Ring:
             return
         begin = shown(edges, self._hops * (self.hop_s or 0.0))
         surplus = min(begin, self.span.first(edges))
-        for _ in range(max(surplus, len(self._shots) - _MOST_SHOTS)):
+        for _ in range(max(surplus, len(self._shots) - _MOST_FRAMES)):
             self._shots.popleft()
             seen = self._last is not None and self._offset < self._last.last
             self.dropped += not seen

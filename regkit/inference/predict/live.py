@@ -16,7 +16,7 @@ from regkit.data.stream import Feed
 from regkit.data.timeline import VideoError
 from regkit.inference.predict.classify import Classifier, Times
 from regkit.inference.predict.film import Sliding
-from regkit.inference.predict.frame_buffer import Ring, Taken
+from regkit.inference.predict.frame_buffer import FrameBuffer, ReadyWindow
 from regkit.inference.predict.result import Result
 from regkit.inference.predict.smooth import Smoothing
 from regkit.inference.predict.stream_reader import Reader
@@ -80,12 +80,12 @@ def classify_stream(
     """Classify windows as they come, until the stream ends or Ctrl-C; what was found is returned.
 
     tell: is called with each window at once.
-    drops: see `ring.Ring`.
+    drops: see `ring.FrameBuffer`.
     threads: of the decoder.
     Raises: VideoError when not one window came.
     """
     length = span(classifier.cut.sampling, sliding.window_s)
-    ring = Ring(length, sliding.hop_s, drops)
+    ring = FrameBuffer(length, sliding.hop_s, drops)
     reader = Reader(feed, ring, classifier.cut.short_px, threads)
     classifier.times = Times()
     rows: list[Row] = []
@@ -113,7 +113,7 @@ def classify_stream(
     )
 
 
-def _classified(classifier: Classifier, taken: Taken) -> Float64[np.ndarray, " classes"]:
+def _classified(classifier: Classifier, taken: ReadyWindow) -> Float64[np.ndarray, " classes"]:
     """Classify one window by the frames that evaluation would choose of it."""
     times = np.array([shot.time_s for shot in taken.shots])
     indices = classifier.cut.sampling(times, None)
@@ -123,13 +123,13 @@ def _classified(classifier: Classifier, taken: Taken) -> Float64[np.ndarray, " c
     return classifier([(frames, indices)])[0]
 
 
-def _nothing(feed: Feed, ring: Ring) -> Exception:
+def _nothing(feed: Feed, ring: FrameBuffer) -> Exception:
     ended = VideoError(feed.video, "it ended, or was stopped, before a frame came")
     return ring.error or ended
 
 
 @contextmanager
-def _stopping(ring: Ring) -> Iterator[None]:
+def _stopping(ring: FrameBuffer) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM close the ring once; the second time they do what they always do."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -9,7 +9,7 @@ from typing import Any
 from regkit.data.stream import Feed
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
-from regkit.inference.predict.frame_buffer import Ring, Shot
+from regkit.inference.predict.frame_buffer import BufferedFrame, FrameBuffer
 
 
 class Reader(threading.Thread):
@@ -20,7 +20,7 @@ class Reader(threading.Thread):
         num_broken: packets that could not be, and were passed over.
     """
 
-    def __init__(self, feed: Feed, ring: Ring, short_px: int, threads: int = 1):
+    def __init__(self, feed: Feed, ring: FrameBuffer, short_px: int, threads: int = 1):
         super().__init__(name="frames of a stream", daemon=True)  # a silent pipe holds it for ever
         self.feed, self.ring, self.short_px, self.threads = feed, ring, short_px, threads
         self.num_frames = self.num_broken = 0
@@ -42,7 +42,7 @@ class Reader(threading.Thread):
             self.short_px, self.threads, self._pass_over
         ):
             self.num_frames += 1
-            if not self.ring.put(Shot(time_s, picture, time.perf_counter(), decode_ms)):
+            if not self.ring.put(BufferedFrame(time_s, picture, time.perf_counter(), decode_ms)):
                 return
 
     def _pass_over(self) -> None:

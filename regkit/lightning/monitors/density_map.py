@@ -20,7 +20,7 @@ from regkit.lightning.monitors.canvas import (
     short_names,
     tint,
 )
-from regkit.structure.distributed import local, summed
+from regkit.structure.distributed import all_reduce_counts, local
 
 ROW_INCHES = 0.24
 TALLEST_INCHES = 30.0
@@ -63,7 +63,7 @@ def shares(tensors: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
     parts = [local(t) for t in tensors.values()]
     counts = torch.stack([torch.stack([(p != 0).sum(), (~p.isfinite()).sum()]) for p in parts])
-    totals = summed(counts, list(tensors.values())).tolist()
+    totals = all_reduce_counts(counts, list(tensors.values())).tolist()
     return {
         name: float("nan") if bad else nonzero / max(tensors[name].numel(), 1)
         for name, (nonzero, bad) in zip(tensors, totals, strict=True)

@@ -16,7 +16,7 @@ from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
 from regkit.lightning.monitors import density_map, filters, survivors
 from regkit.lightning.monitors.canvas import pixels, short_names, write_png
-from regkit.structure.distributed import plain
+from regkit.structure.distributed import full_tensor
 from regkit.structure.selectors import clean_name, weights
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def first_filters(
     for module_name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             name = clean_name(f"{module_name}.weight".lstrip("."))
-            weight = plain(chosen.get(name, module.weight).detach()).float().cpu().numpy()
+            weight = full_tensor(chosen.get(name, module.weight).detach()).float().cpu().numpy()
             weight = weight if weight.ndim == 5 else weight[:, :, None]
             return weight, short_names([name, *chosen])[0]
     return None

@@ -23,7 +23,7 @@ from regkit.lightning.monitors.canvas import (
     short_names,
     tint,
 )
-from regkit.structure.distributed import plain
+from regkit.structure.distributed import full_tensor
 from regkit.structure.groups import view_of
 from regkit.structure.selectors import Entry, select_parameters
 
@@ -85,7 +85,7 @@ def measure(model: nn.Module, chosen: Mapping[str, Tensor]) -> list[Layer]:
 
 def _counted(entry: Entry) -> tuple[Any, ...] | None:
     """Return the shares of one layer, still on its device; None where it has no channels."""
-    whole = plain(entry.parameter.detach())
+    whole = full_tensor(entry.parameter.detach())
     nonzero = (whole != 0).float()
     views = view_of(entry, "in_channel"), view_of(entry, "filter")
     if any(isinstance(view, str) for view in views):

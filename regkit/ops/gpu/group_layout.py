@@ -70,8 +70,8 @@ class Piece:
 NUM_NUMBERS = NUM_AXES + 1
 
 
-def bundles(geometry: Tensor, param_row: Sequence[int]) -> list[list[Piece]]:
-    """Return the pieces of every bundle, in order."""
+def group_sets(geometry: Tensor, param_row: Sequence[int]) -> list[list[Piece]]:
+    """Return the pieces of every group set, in order."""
     found: dict[int, list[Piece]] = {}
     for row in geometry.tolist():
         leads = (

@@ -245,7 +245,7 @@ def prox_groups(
 ):  # fmt: skip
     """Shrink the groups of one item: (first piece, pieces, first group, groups, class, gate).
 
-    gate: where the byte of the bundle's first group is.
+    gate: where the byte of the group set's first group is.
 
     metric: whether entries of a group may have different steps.
     """

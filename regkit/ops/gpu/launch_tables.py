@@ -11,7 +11,7 @@ from torch import Tensor
 from regkit.errors import InputError
 from regkit.ops.formula import SHRINK, Formula
 from regkit.ops.gpu import tiling
-from regkit.ops.gpu.group_layout import bundles, overlap
+from regkit.ops.gpu.group_layout import group_sets, overlap
 from regkit.ops.gpu.tiling import Sizes, Stack
 from regkit.ops.kernel_args import METRICS, MOST_FORMULAS, UPDATES, KernelArgs, LaunchTable
 
@@ -33,7 +33,7 @@ class GpuTable(NamedTuple):
     tiles, long: (items, 8) weight, row of params, class, start, rows, length, stride, where the
         bytes of the rows are.
     groups: (items, 6) first piece, pieces, first group, groups, class, where the byte of the
-        bundle's first group is.
+        group set's first group is.
     pieces: (pieces, NUM_NUMBERS) geometry and row of params.
     tile_classes: (rows, columns); long_classes: tiles; group_classes: (groups, entries, across).
     """
@@ -147,10 +147,10 @@ def _entries(args: KernelArgs, formulas: Sequence[Formula], sizes: Sizes) -> Mad
 
 
 def _groups(args: KernelArgs, update: str, sizes: Sizes) -> Made | None:
-    """Divide the bundles by what holds them: a tile, several, or none."""
+    """Divide the group sets by what holds them: a tile, several, or none."""
     assert args.geometry is not None
-    found = bundles(args.geometry, args.param_row)
-    pieces = [piece for bundle in found for piece in bundle]
+    found = group_sets(args.geometry, args.param_row)
+    pieces = [piece for group_set in found for piece in group_set]
     whole = all(len(b) == 1 and b[0].fills(args.weights[b[0].weight]) for b in found)
     if overlap(pieces, args.weights) or (update != "none" and not whole):
         return None
@@ -159,13 +159,13 @@ def _groups(args: KernelArgs, update: str, sizes: Sizes) -> Made | None:
     entries, tiles, long, groups = stacks = _stacks()
     classes = [_Classes(), _Classes(), _Classes()]
     first = 0
-    for number, bundle in enumerate(found):
+    for number, group_set in enumerate(found):
         gate = args.gates[number].data_ptr() if args.gates else 0
-        piece = bundle[0]
-        if piece.num_groups * sum(part.length for part in bundle) == 0:
-            first += len(bundle)
+        piece = group_set[0]
+        if piece.num_groups * sum(part.length for part in group_set) == 0:
+            first += len(group_set)
             continue
-        alone = len(bundle) == 1 and piece.is_rows
+        alone = len(group_set) == 1 and piece.is_rows
         fits = [
             (rows, columns)
             for rows, columns in sizes.tiles
@@ -177,15 +177,15 @@ def _groups(args: KernelArgs, update: str, sizes: Sizes) -> Made | None:
         elif alone and parts:
             tiling.of_rows(long, piece, classes[1].place((parts[0],)), 1, gate)
         else:
-            kind = tiling.kind_of(bundle)
+            kind = tiling.kind_of(group_set)
             num, length = sizes.kinds[kind]
             place = classes[2].place((num, length, kind // 2))
-            tiling.of_groups(groups, bundle, place, num, first, gate)
+            tiling.of_groups(groups, group_set, place, num, first, gate)
             if update != "none":
                 count = args.weights[piece.weight].numel()
                 tiling.of_entries(entries, piece.weight, piece.param_row, count, sizes)
-        first += len(bundle)
-    differ = any(len({piece.param_row for piece in bundle}) > 1 for bundle in found)
+        first += len(group_set)
+    differ = any(len({piece.param_row for piece in group_set}) > 1 for group_set in found)
     return stacks, [c.tensor() for c in classes], tiling.table_of(pieces), differ
 
 

@@ -120,24 +120,24 @@ def _table_of_entries(args: KernelArgs, metric: str, proxes: Sequence[int | None
 def _table_of_groups(args: KernelArgs, metric: str) -> LaunchTable:
     """Tabulate batches of groups, pieces and the room a thread needs, see groups.c."""
     assert args.geometry is not None
-    bundles: dict[int, list[list[int]]] = {}
+    group_sets: dict[int, list[list[int]]] = {}
     for piece in args.geometry.tolist():
-        bundles.setdefault(piece[GroupAxis.BUNDLE], []).append(piece)
+        group_sets.setdefault(piece[GroupAxis.BUNDLE], []).append(piece)
     batches, pieces, floats = [], [], 0
-    for number, bundle in enumerate(bundles.values()):
+    for number, group_set in enumerate(group_sets.values()):
         gate = args.gates[number].data_ptr() if args.gates else 0
-        size = sum(_num_entries(piece) for piece in bundle)
-        across = size <= SHORT or all(map(_are_neighbours, bundle))
+        size = sum(_num_entries(piece) for piece in group_set)
+        across = size <= SHORT or all(map(_are_neighbours, group_set))
         room = size * LANES if across else -(-size // LANES) * LANES
         if size:
             floats = max(floats, 2 * room)
         share = max(ITEM // max(size, 1), 1)
         share = max(share // LANES, 1) * LANES if across else share
-        num_groups = bundle[0][GroupAxis.COUNT1] * bundle[0][GroupAxis.COUNT2]
+        num_groups = group_set[0][GroupAxis.COUNT1] * group_set[0][GroupAxis.COUNT2]
         for at in range(0, num_groups if size else 0, share):
             end = min(at + share, num_groups)
-            batches.append([len(pieces), len(bundle), at, end, size, int(across), gate])
-        pieces += [_row_of(args, metric, piece) for piece in bundle]
+            batches.append([len(pieces), len(group_set), at, end, size, int(across), gate])
+        pieces += [_row_of(args, metric, piece) for piece in group_set]
     return LaunchTable((_int64(batches, 7), _int64(pieces, 14), torch.tensor(floats)))
 
 

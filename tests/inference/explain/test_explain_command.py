@@ -22,7 +22,7 @@ from regkit.inference.explain.film import on_pixels, read_film
 from regkit.inference.explain.occlusion import occlusion
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.models.tiny3d import Tiny3D
-from regkit.training.checkpoints import Held, load
+from regkit.training.checkpoints import TrainedRun, load
 
 CLASSES = ["wave", "still stand", "$jump_"]  # letters that matplotlib would take for formulas
 FPS = 8  # of write_video
@@ -45,7 +45,7 @@ def checkpoint(folder: Path, **data: object) -> Path:
     """Write a run folder of a net with random weights."""
     model = {"_target_": "regkit.models.tiny3d.Tiny3D", "channels": [4, 6]}
     options = {"num_frames": 8, "size_px": 16, "num_workers": 0, "seed": 0, "batch_size": 5}
-    options |= {"_target_": "regkit.data.made.Made", "root": str(folder / "none")} | data
+    options |= {"_target_": "regkit.data.made.SyntheticMotion", "root": str(folder / "none")} | data
     recipe = {
         "model": model,
         "data": options,
@@ -263,7 +263,7 @@ def test_a_net_of_ones_own(tmp_path: Path, film: Path):
     """No convolution, and no layer at all, is explained too."""
     data = load(checkpoint(tmp_path / "run", modality="difference")).data
     module = VideoClassifier(Kept(), ["moves", "still"], torch.optim.AdamW).eval()
-    held = Held(tmp_path, module, data, {}, False)
+    held = TrainedRun(tmp_path, module, data, {}, False)
     found = explain(held, read_film(held, Video(str(film), 0, "")), None, Questions())
     assert found.predicted == 0
     assert found.evidence.order.still == pytest.approx(7, abs=0.2)

@@ -8,7 +8,7 @@ from predicted_films import CLASSES
 
 from regkit.data.video_data import VideoData
 from regkit.lightning.video_classifier import VideoClassifier
-from regkit.training.checkpoints import Held, load
+from regkit.training.checkpoints import TrainedRun, load
 from regkit.training.config import make
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -19,7 +19,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> VideoData:
     """Write the made videos: 16 frames at 8 fps, so 2 s, as long as a window."""
     data = make(
         {
-            "_target_": "regkit.data.made.Made",
+            "_target_": "regkit.data.made.SyntheticMotion",
             **{"num_train": 6, "num_val": 6, "num_test": 6, "num_workers": 0},
             "root": str(tmp_path_factory.mktemp("made")),
         }
@@ -35,7 +35,7 @@ def run(made: VideoData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     recipe = {
         "data": {
-            "_target_": "regkit.data.made.Made",
+            "_target_": "regkit.data.made.SyntheticMotion",
             **{"num_train": 6, "num_val": 6, "num_test": 6, "num_workers": 0},
         },
         "model": {"_target_": "regkit.models.tiny3d.Tiny3D"},
@@ -58,7 +58,7 @@ def run(made: VideoData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def held(run: Path) -> Held:
+def held(run: Path) -> TrainedRun:
     return load(run)
 
 

@@ -23,10 +23,10 @@ from regkit.inference.predict.film import Film, Sliding, classify_film
 from regkit.inference.predict.result import Result
 from regkit.inference.predict.smooth import UNSURE, Smoothing
 from regkit.inference.predict.windows import Span, lay
-from regkit.training.checkpoints import Held
+from regkit.training.checkpoints import TrainedRun
 
 
-def found(held: Held, path: Path, *window: float, way: str = "none") -> Film:
+def found(held: TrainedRun, path: Path, *window: float, way: str = "none") -> Film:
     return classify_film(
         str(path), Classifier(held, "cpu", 4), Sliding(*window), Smoothing(way, 1.0)
     )
@@ -37,7 +37,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_whole_video_is_what_the_test_loader_makes_of_it(held: Held, made: VideoData):
+def test_a_whole_video_is_what_the_test_loader_makes_of_it(held: TrainedRun, made: VideoData):
     """Clip and probabilities, of every test video."""
     clips = []
     held.model.net.register_forward_pre_hook(lambda _, args: clips.append(args[0].clone()))
@@ -58,7 +58,7 @@ def test_a_whole_video_is_what_the_test_loader_makes_of_it(held: Held, made: Vid
 
 @pytest.mark.parametrize("options", [{}, {"bf": "3", "g": "250"}, {"g": "10"}])
 def test_a_window_is_what_evaluation_makes_of_that_part(
-    held: Held, tmp_path: Path, options: dict[str, str]
+    held: TrainedRun, tmp_path: Path, options: dict[str, str]
 ):
     """Each window again on its own, by the reader of the data set."""
     path = write_film(tmp_path / "film.mp4", drawn(90), **options)
@@ -76,7 +76,7 @@ def test_a_window_is_what_evaluation_makes_of_that_part(
         np.testing.assert_allclose(row, scores.softmax(1)[0].numpy(), atol=1e-6)
 
 
-def test_batches_change_nothing(held: Held, tmp_path: Path):
+def test_batches_change_nothing(held: TrainedRun, tmp_path: Path):
     path = write_film(tmp_path / "film.mp4", drawn(90))
     results = [
         classify_film(str(path), Classifier(held, "cpu", n), Sliding(1.0, 0.3), Smoothing())
@@ -88,7 +88,9 @@ def test_batches_change_nothing(held: Held, tmp_path: Path):
         assert len(film.times) == len(film.times.decode) == len(film.result.windows)
 
 
-def test_a_film_that_breaks_off_is_told_as_far_as_it_goes(held: Held, tmp_path: Path, monkeypatch):
+def test_a_film_that_breaks_off_is_told_as_far_as_it_goes(
+    held: TrainedRun, tmp_path: Path, monkeypatch
+):
     path = write_film(tmp_path / "film.mp4", drawn(100))
     from regkit.inference.predict import film as module
 
@@ -112,7 +114,7 @@ def test_a_film_that_breaks_off_is_told_as_far_as_it_goes(held: Held, tmp_path: 
         found(held, path, 4.0)
 
 
-def test_tables(held: Held, run: Path, tmp_path: Path, capsys):
+def test_tables(held: TrainedRun, run: Path, tmp_path: Path, capsys):
     path = write_film(tmp_path / "film.mp4", drawn(90))
     out = tmp_path / "out"
     words = [f"ckpt={run}", f"video={path}", f"out={out}", "window_s=1", "hop_s=0.5"]
@@ -212,7 +214,7 @@ def test_the_default_folder(run: Path, tmp_path: Path, monkeypatch):
     assert (tmp_path / "predictions" / "a film" / "windows.csv").exists()
 
 
-def test_a_net_that_gives_no_numbers(held: Held, tmp_path: Path):
+def test_a_net_that_gives_no_numbers(held: TrainedRun, tmp_path: Path):
     with torch.no_grad():
         next(held.model.parameters()).fill_(torch.nan)
     with pytest.raises(InputError, match="diverged"):
@@ -229,7 +231,7 @@ def annotated(film: Film, tmp_path: Path) -> tuple[list[Any], list[np.ndarray], 
         return times, [f.to_ndarray(format="rgb24") for f in frames], stream.codec_context.name
 
 
-def test_an_annotated_film_keeps_its_times_and_picture(held: Held, tmp_path: Path):
+def test_an_annotated_film_keeps_its_times_and_picture(held: TrainedRun, tmp_path: Path):
     """At a rate that varies; the odd sides become even."""
     ticks = (np.cumsum([1, 1, 5, 2, 9] * 6) - 1).tolist()
     frames = drawn(30, (241, 187))
@@ -244,7 +246,7 @@ def test_an_annotated_film_keeps_its_times_and_picture(held: Held, tmp_path: Pat
         assert after[190:, :240].mean() > 150  # paper, with little on it
 
 
-def test_a_tiny_film_is_enlarged(held: Held, tmp_path: Path):
+def test_a_tiny_film_is_enlarged(held: TrainedRun, tmp_path: Path):
     path = write_film(tmp_path / "film.mp4", drawn(10, (48, 32)))
     _, pictures, _ = annotated(found(held, path), tmp_path)
     assert pictures[0].shape == (180 + 34, 270, 3)
@@ -313,7 +315,7 @@ def test_times_say_medians():
     assert "decode 2 ms (8.3)" in str(times)
 
 
-def test_shared_films_of_all_kinds(held: Held, shared: Path):
+def test_shared_films_of_all_kinds(held: TrainedRun, shared: Path):
     """Rotated, of 10 bits, of one frame, of one pixel, elementary, and two that are none."""
     folder = shared / "robustness"
     names = ["files/dec_video_90.mov", "files/tc_h264_10bits.mp4", "derived/d_one_frame.mp4"]

@@ -22,21 +22,21 @@ from regkit.errors import InputError
 from regkit.inference.predict import frame_buffer as ring_module
 from regkit.inference.predict.classify import Classifier
 from regkit.inference.predict.film import Sliding, classify_film
-from regkit.inference.predict.frame_buffer import Ring, Shot
+from regkit.inference.predict.frame_buffer import BufferedFrame, FrameBuffer
 from regkit.inference.predict.live import classify_stream
 from regkit.inference.predict.smooth import Smoothing
 from regkit.inference.predict.stream_reader import feed_of
 from regkit.inference.predict.windows import Span, lay
-from regkit.training.checkpoints import Held
+from regkit.training.checkpoints import TrainedRun
 
 DOT = np.zeros((1, 1, 3), dtype=np.uint8)
 
 
-def shot(time_s: float) -> Shot:
-    return Shot(time_s, DOT, 0.0, 0.0)
+def shot(time_s: float) -> BufferedFrame:
+    return BufferedFrame(time_s, DOT, 0.0, 0.0)
 
 
-def all_of(ring: Ring) -> list:
+def all_of(ring: FrameBuffer) -> list:
     found = []
     while (taken := ring.take()) is not None:
         found.append(taken)
@@ -53,7 +53,7 @@ def test_a_stream_has_the_windows_of_a_file(stays, window_ms: int, hop_ms: int):
     span, hop_s = Span(window_ms / 1000), hop_ms / 1000
     last = times[-1] * len(times) / (len(times) - 1)  # as Timeline has it
     expected = lay(np.append(times, last), span, hop_s)
-    ring = Ring(span, hop_s, drops=False)
+    ring = FrameBuffer(span, hop_s, drops=False)
 
     def fill() -> None:
         for t in times.tolist():
@@ -76,7 +76,7 @@ def test_a_stream_has_the_windows_of_a_file(stays, window_ms: int, hop_ms: int):
 
 def test_nobody_takes_and_little_is_kept():
     """An hour of a stream, and the net asleep."""
-    ring = Ring(Span(2.0), 1.0)
+    ring = FrameBuffer(Span(2.0), 1.0)
     for number in range(2_000):
         assert ring.put(shot(number / 25))
         assert len(ring._shots) <= 2 * 25 + 25 + 2
@@ -90,15 +90,15 @@ def test_nobody_takes_and_little_is_kept():
 
 
 def test_frames_that_all_come_at_once_are_bounded(monkeypatch):
-    monkeypatch.setattr(ring_module, "_MOST_SHOTS", 200)
-    ring = Ring(Span(60.0), 30.0)
+    monkeypatch.setattr(ring_module, "_MOST_FRAMES", 200)
+    ring = FrameBuffer(Span(60.0), 30.0)
     for number in range(500):
         ring.put(shot(number * 1e-4))
     assert len(ring._shots) <= 200
 
 
 def test_counted_windows_of_a_stream_find_their_hop():
-    ring = Ring(Span(None, 8), None, drops=False)
+    ring = FrameBuffer(Span(None, 8), None, drops=False)
     thread = threading.Thread(
         target=lambda: ([ring.put(shot(k / 10)) for k in range(20)], ring.end())
     )
@@ -110,7 +110,7 @@ def test_counted_windows_of_a_stream_find_their_hop():
 
 
 def test_a_closed_ring_lets_everyone_go():
-    ring = Ring(Span(0.1), 0.1, drops=False)
+    ring = FrameBuffer(Span(0.1), 0.1, drops=False)
     threading.Timer(0.2, ring.close).start()
     assert ring.take() is None
     assert not ring.put(shot(0.0))
@@ -160,7 +160,7 @@ def feed_in_real_time(path: Path, write, seconds: float) -> None:
         time.sleep(seconds / len(pieces))
 
 
-def watched(held: Held, feed: Feed, drops: bool = True, sliding: Sliding | None = None):
+def watched(held: TrainedRun, feed: Feed, drops: bool = True, sliding: Sliding | None = None):
     told = []
     live = classify_stream(
         feed,
@@ -173,7 +173,7 @@ def watched(held: Held, feed: Feed, drops: bool = True, sliding: Sliding | None 
     return live, told
 
 
-def test_a_pipe_that_nobody_can_seek_in(held: Held, film: Path, tmp_path: Path):
+def test_a_pipe_that_nobody_can_seek_in(held: TrainedRun, film: Path, tmp_path: Path):
     """It gives the probabilities of the file, and gives them while it runs."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -198,7 +198,7 @@ def test_a_pipe_that_nobody_can_seek_in(held: Held, film: Path, tmp_path: Path):
     assert live.dropped == live.skipped == 0
 
 
-def test_a_server(held: Held, film: Path):
+def test_a_server(held: TrainedRun, film: Path):
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -215,7 +215,7 @@ def test_a_server(held: Held, film: Path):
     assert len(told) == 7
 
 
-def test_a_slow_net_drops_frames_and_stays_up_to_date(held: Held, monkeypatch):
+def test_a_slow_net_drops_frames_and_stays_up_to_date(held: TrainedRun, monkeypatch):
     """0.2 s for each window every 0.1 s of a film in real time."""
     classifier = Classifier(held, "cpu")
     monkeypatch.setattr(
@@ -232,7 +232,7 @@ def test_a_slow_net_drops_frames_and_stays_up_to_date(held: Held, monkeypatch):
     assert live.result.end_s == pytest.approx(3, abs=0.05)
 
 
-def test_broken_packets_are_passed_over(held: Held, film: Path, tmp_path: Path):
+def test_broken_packets_are_passed_over(held: TrainedRun, film: Path, tmp_path: Path):
     data = bytearray(film.read_bytes())
     rng = np.random.default_rng(0)
     half = len(data) // 2
@@ -247,7 +247,7 @@ def test_broken_packets_are_passed_over(held: Held, film: Path, tmp_path: Path):
     assert live.result.end_s == pytest.approx(4, abs=0.5)
 
 
-def test_a_packet_that_cannot_be_decoded_is_counted(held: Held, tmp_path: Path):
+def test_a_packet_that_cannot_be_decoded_is_counted(held: TrainedRun, tmp_path: Path):
     path, fifo = write_film(tmp_path / "film.mkv", drawn(100), codec="ffv1"), tmp_path / "fifo"
     with av.open(str(path)) as container:
         packet = [bytes(packet) for packet in container.demux(video=0)][50]
@@ -269,13 +269,13 @@ def test_a_packet_that_cannot_be_decoded_is_counted(held: Held, tmp_path: Path):
         (Feed("x", "no_format"), "no_format"),
     ],
 )
-def test_a_source_that_cannot_be_opened(held: Held, feed: Feed, reason: str):
+def test_a_source_that_cannot_be_opened(held: TrainedRun, feed: Feed, reason: str):
     with pytest.raises(VideoError, match=reason):
         watched(held, feed)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_fault_while_reading_reaches_who_waits(held: Held, film: Path, monkeypatch):
+def test_a_fault_while_reading_reaches_who_waits(held: TrainedRun, film: Path, monkeypatch):
     def fault(*_: object) -> None:
         raise RuntimeError("a fault")
 
@@ -284,7 +284,7 @@ def test_a_fault_while_reading_reaches_who_waits(held: Held, film: Path, monkeyp
         watched(held, Feed(str(film)))
 
 
-def test_a_silent_source_ends(held: Held):
+def test_a_silent_source_ends(held: TrainedRun):
     server = socket.create_server(("127.0.0.1", 0))
     feed = Feed(f"tcp://127.0.0.1:{server.getsockname()[1]}", "mpegts", {}, timeout_s=0.5)
     began = time.perf_counter()
@@ -294,7 +294,7 @@ def test_a_silent_source_ends(held: Held):
     server.close()
 
 
-def test_a_file_that_grows(held: Held, film: Path, tmp_path: Path):
+def test_a_file_that_grows(held: TrainedRun, film: Path, tmp_path: Path):
     data = film.read_bytes()
     growing = tmp_path / "growing.ts"
     growing.write_bytes(data[: len(data) // 2 // 188 * 188])

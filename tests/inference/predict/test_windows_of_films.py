@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regkit.data.clip_spec import Cut
+from regkit.data.clip_spec import ClipSpec
 from regkit.data.sampling import Sampling
 from regkit.data.timeline import Timeline
 from regkit.data.video import Video
@@ -102,7 +102,7 @@ def test_what_is_shown():
     ids=["uniform", "dense", "dense at a rate"],
 )
 def test_the_frames_of_a_window_are_those_of_evaluation(sampling: Sampling):
-    """Ask Cut for the part of the file that the window is."""
+    """Ask ClipSpec for the part of the file that the window is."""
     edges = regular(100)
     timeline = timeline_of(edges)
     length = span(sampling, None)
@@ -110,7 +110,9 @@ def test_the_frames_of_a_window_are_those_of_evaluation(sampling: Sampling):
     assert len(windows) > 3
     for window, indices in zip(windows, plan(timeline.times_s, windows, sampling), strict=True):
         video = Video("", 0, "", window.start_s, window.end_s)
-        np.testing.assert_array_equal(indices, Cut(sampling, 32, 32).indices(video, timeline, None))
+        np.testing.assert_array_equal(
+            indices, ClipSpec(sampling, 32, 32).indices(video, timeline, None)
+        )
 
 
 @pytest.mark.parametrize("fps", [5.0, 10.0, 25.0, 30000 / 1001])

@@ -13,7 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 from regkit.sweeps.report import write
 
 RECIPE: dict[str, Any] = {
-    "data": {"_target_": "regkit.data.made.Made", "num_train": 96, "num_val": 24, "num_test": 48},
+    "data": {
+        "_target_": "regkit.data.made.SyntheticMotion",
+        "num_train": 96,
+        "num_val": 24,
+        "num_test": 48,
+    },
     "model": {"_target_": "regkit.models.tiny3d.Tiny3D"},
     "optimizer": {"_target_": "torch.optim.AdamW"},
 }

@@ -13,7 +13,7 @@ Dead = Sequence[tuple[Channels, Bool[Tensor, " _"]]]
 
 
 @torch.no_grad()
-def cut(model: nn.Module, dead: Dead) -> None:
+def remove_channels(model: nn.Module, dead: Dead) -> None:
     """Remove the dead channels from a replica, in place."""
     gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     widths: dict[tuple[str, str], int] = defaultdict(int)
@@ -33,7 +33,7 @@ def cut(model: nn.Module, dead: Dead) -> None:
 
 
 @torch.no_grad()
-def silence(model: nn.Module, dead: Dead, role: str) -> None:
+def zero_channels(model: nn.Module, dead: Dead, role: str) -> None:
     """Set to zero what writes the dead channels of a replica, or what reads them, in place."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for channels, mask in dead:
