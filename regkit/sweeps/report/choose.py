@@ -26,7 +26,7 @@ class Choice:
     """The best configuration, and the sparsest within one standard error of it.
 
     error: the standard error of the best one's mean; None where nothing is known of it.
-    source: of that error: "seeds", "videos" or "".
+    source: of that error: what the runs are ("seeds", "folds", ...), "videos" or "".
     num_within: configurations within it, the best included.
     """
 
@@ -59,7 +59,7 @@ def check_measure(measure: str) -> None:
 def choose(rows: Sequence[Configuration], measure: str = "val_accuracy") -> Choice | None:
     """Take the sparsest configuration within one standard error of the best one.
 
-    The error is that of the mean over seeds; of one seed that of a share of the validation
+    The error is that of the mean over runs; of one run that of a share of the validation
     videos, where their number is known. None when no row has the measure.
     """
     check_measure(measure)
@@ -89,7 +89,7 @@ def _error(row: Configuration, measure: str) -> tuple[float | None, str]:
     spread = row.spread(measure)
     assert spread is not None
     if spread.error is not None:
-        return spread.error, "seeds"
+        return spread.error, row.repeats
     num = num_validation(row)
     if num and measure.endswith("accuracy"):
         return share_error(spread.mean, num), "videos"

@@ -39,8 +39,9 @@ def layer_densities(scene: Scene, histories: Histories) -> Picture | None:
     if len(found) <= MOST_NUMBERS:
         _numbers(axes, grid)
     caption = (
-        "Share of each layer's weights that are not zero at the end, as a mean over seeds; white "
-        "where none is left, grey where a configuration does not penalise the layer. Rows are "
+        "Share of each layer's weights that are not zero at the end, as a mean over "
+        f"{scene.table.repeats}; white where none is left, grey where a configuration does not "
+        "penalise the layer. Rows are "
         "numbered as in the table."
     )
     title = "Density of each layer"

@@ -78,14 +78,14 @@ def _against(scene: Scene, x: str, name: str, title: str) -> Picture | None:
     by_validation = "val_accuracy" in panels
     label = "Pareto front" + " (by validation)" * by_validation
     legend(figure, scene, [Line2D([], [], label=label, **FRONT)])
-    return Picture(name, title, _caption(panels, x), figure)
+    return Picture(name, title, _caption(panels, x, scene.table.repeats), figure)
 
 
-def _caption(panels: Sequence[str], x: str) -> str:
+def _caption(panels: Sequence[str], x: str, repeats: str) -> str:
     if x != "density":
         return "As above, against what is left to compute when channels that are zero are cut out."
     text = (
-        "Small dots are runs, large ones means over seeds with standard deviations. The front "
+        f"Small dots are runs, large ones means over {repeats} with standard deviations. The front "
         "joins the configurations than which none is both smaller and more accurate. "
     )
     if "val_accuracy" not in panels:
