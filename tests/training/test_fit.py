@@ -14,11 +14,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from regkit import InputError
+from regkit.lightning.video_classifier import VideoClassifier
 from regkit.selection.grid import two_digits
-from regkit.training.config import register
+from regkit.training.config import make, register
 from regkit.training.devices import refuse_missing_devices
 from regkit.training.fit import fit
-from regkit.training.resolve_lam import grid
+from regkit.training.resolve_lam import grid, settle
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = [
@@ -174,6 +175,32 @@ def test_auto_is_a_tenth_of_the_budget(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert again == summary
     assert "done already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.max_epochs=8"], "does little in 48 steps"),  # 6 batches of 4
+        (["trainer.max_epochs=8", "trainer.accumulate_grad_batches=4"], "little in 16 steps"),
+        (["trainer.max_epochs=500", "+trainer.max_steps=30"], "does little in 30 steps"),
+        (["trainer.max_epochs=-1", "+trainer.max_steps=300"], None),
+        (["trainer.max_epochs=-1", "+trainer.max_time='00:01:00:00'"], None),
+        (["trainer.max_epochs=500"], None),
+    ],
+)
+def test_auto_says_where_training_is_too_short_for_it(
+    words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
+):
+    config = composed("penalty=l1", "lam=auto", "data.batch_size=4", *words)
+    data = make(config.data)
+    data.prepare_data()
+    data.setup()
+    net = make(config.model, num_classes=data.num_classes)
+    settle(config, VideoClassifier(net, data.classes, make(config.optimizer)), data)
+    shown = capsys.readouterr().out
+    assert "l1 takes lam=" in shown
+    assert ("does little" in shown) == (said is not None)
+    assert said is None or said in shown
 
 
 def test_auto_finds_each_penalty_its_own(tmp_path: Path):
