@@ -119,7 +119,7 @@ def test_names_are_those_before_compilation():
 def test_of_that_names_no_module_names_close_ones():
     with pytest.raises(InputError, match=r"TemporalSmoothness got module=.haed., .*close: .head."):
         Regularizer(Net(), TemporalSmoothness(0.1, module="haed"))
-    with pytest.raises(InputError, match="got no `of`, and Net does not say where"):
+    with pytest.raises(InputError, match="got no `module`, and Net does not say where"):
         Regularizer(Net(), TemporalSmoothness(0.1))
 
 
@@ -133,6 +133,6 @@ def test_summary_says_what_and_why():
     assert "sparse (on stem) + small (on stem)" in lines["stem.0.weight"]
     assert "(frozen)" in lines["head.weight"]
     assert "4x3x3x3x3" in lines["stem.0.weight"]
-    assert "not in `on`" in lines["stem.1.weight"]
+    assert "not in `params`" in lines["stem.1.weight"]
     assert "L1(lam=0.1" in lines["sparse:"]
     assert f"{net.stem[0].weight.numel() + net.head.weight.numel():,} of" in lines["penalised:"]
