@@ -1,17 +1,16 @@
-"""What benchmarks share: turns, quartiles, the machine's name, and files to write to."""
+"""What all that measures shares: a clock, turns, quartiles, and the machine's name."""
 
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from regkit.errors import InputError
-
-PICTURES = (".png", ".svg", ".pdf")
+import torch
 
 
 @runtime_checkable
@@ -26,6 +25,22 @@ class Named(Protocol):
 
 Entrant = TypeVar("Entrant", bound=Named)
 Sample = TypeVar("Sample")
+
+
+def seconds(act: Callable[[], Any], devices: Iterable[torch.device] = ()) -> float:
+    """Act, and return how long it took until the devices had done all."""
+    synchronize(devices)
+    began = time.perf_counter()
+    act()
+    synchronize(devices)
+    return time.perf_counter() - began
+
+
+def synchronize(devices: Iterable[torch.device]) -> None:
+    """Wait until GPUs among the devices have done all."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,21 @@ def take_turns(
 
 def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
     """Name the processor."""
+    return system_field(path, "model name") or platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def system_field(path: Path, field: str) -> str | None:
+    """Return a field of a file in /proc, of rows "field: value"; None where there is none."""
     rows = path.read_text().splitlines() if path.exists() else []
-    found = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
+    found = [row.partition(":")[2].strip() for row in rows if row.startswith(field)]
+    return found[0] if found else None
 
 
 def package_version(package: str) -> str | None:
@@ -72,19 +99,3 @@ def package_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def check_files(out: Path | None, picture: Path | None) -> None:
-    """Refuse now what would fail when all is measured.
-
-    Raises: InputError when a file cannot be written there, or is no picture.
-    """
-    for option, path in (("--out", out), ("--picture", picture)):
-        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise InputError(f"{option} got {path}; give a file in a folder to write to.")
-        if path is not None and path.is_dir():
-            raise InputError(f"{option} got {path}, which is a folder; give a file.")
-    if picture is not None and picture.suffix not in PICTURES:
-        raise InputError(
-            f"--picture got {picture}; give a file that ends in {', '.join(PICTURES)}."
-        )

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,11 @@ def test_top_level_holds_what_was_agreed():
     agreed |= {"notebooks", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "runs"}
     present = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
     assert {p for p in present if not p.endswith(".egg-info")} <= agreed
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 8192
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) > 10
+    assert not [link for link in links if not (ROOT / link).exists()]

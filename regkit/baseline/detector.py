@@ -13,7 +13,7 @@ from regkit.baseline.features import Features
 from regkit.data.clip_spec import ClipSpec
 from regkit.data.sampling import Sampling
 from regkit.errors import InputError
-from regkit.lightning.predictions import write_whole
+from regkit.files import write_text
 
 FORMAT = 1  # raise when the same file would come to mean another detector
 
@@ -84,8 +84,7 @@ class Detector:
             **{"features": asdict(self.features), "short_px": self.short_px},
             **{"step_s": self.step_s, "lam": self.lam, **numbers},
         }
-        text = json.dumps(content, indent=1)
-        write_whole(path, lambda draft: _write(draft, text))
+        write_text(path, json.dumps(content, indent=1))
 
 
 def load(path: Path) -> Detector:
@@ -109,7 +108,3 @@ def load(path: Path) -> Detector:
             f"--detector got {path}, which is no hog.json of this verb "
             f"({type(error).__name__}: {error}). Give one that regkit hog has written."
         ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

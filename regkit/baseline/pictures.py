@@ -12,10 +12,8 @@ from matplotlib.lines import Line2D
 from regkit.baseline.choice import Path
 from regkit.baseline.detector import Detector
 from regkit.baseline.features import Features
+from regkit.palette import BLUE, FAINT, INK, RED
 
-# Okabe and Ito's colours, which all eyes tell apart.
-BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
-INK, FAINT = "#222222", "#DDDDDD"
 MOST_CLASSES = 16  # rows of a page
 LONGEST_NAME = 24  # letters
 _ROUND = [digit * 10.0**power for power in range(-8, 3) for digit in (1, 2, 5)]
@@ -43,7 +41,7 @@ def draw_path(path: Path) -> Figure:
     below.set_xticks([], minor=True)
     chosen = path.lams[path.choice.chosen]
     for axes in (above, below):
-        axes.axvline(chosen, color=GREEN, linestyle="--", label=f"chosen, lam = {chosen:g}")
+        axes.axvline(chosen, color=INK, linestyle="--", label=f"chosen, lam = {chosen:g}")
         axes.grid(color=FAINT, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     above.legend(frameon=False, fontsize=8)
@@ -117,4 +115,4 @@ def _cells(
     axes.grid(color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
-    axes.spines[:].set_color("#999999")
+    axes.spines[:].set_color(FAINT)

@@ -1,15 +1,13 @@
 """The verb `bench`: options in, table, file and picture out."""
 
 import argparse
-import platform
 import sys
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from regkit.benchmarks.report import machine, read
 from regkit.benchmarks.step import report as reports
 from regkit.benchmarks.step.candidates import make_penalties, misfits
 from regkit.benchmarks.step.clocks import Training, measure_rate
@@ -17,8 +15,9 @@ from regkit.benchmarks.step.nets import SYNTHETIC, make_net, model_names
 from regkit.benchmarks.step.picture import draw
 from regkit.benchmarks.step.report import Report
 from regkit.benchmarks.step.rounds import Rounds, contest
+from regkit.cli.figures import add_file_options, check_files, check_least, keep, show
 from regkit.errors import InputError
-from regkit.timing import check_files, cpu_name, package_version
+from regkit.timing import cpu_name, system_field
 
 # What a file says that it was asked for.
 ASKED = (
@@ -67,9 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--clip", default="8x64x64", help="frames x height x width (default: %(default)s)")
     add("--batch", type=int, default=2, help="clips in a batch (default: %(default)s)")
-    add("--out", type=Path, metavar="FILE.json", help="write all figures, and the machine")
-    add("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
-    add("--read", type=Path, metavar="FILE.json", help="show such a file, and measure nothing")
+    add_file_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,15 +74,10 @@ def run(args: argparse.Namespace) -> None:
 
     Raises: InputError when an option is out of range.
     """
-    check_files(args.out, args.picture)
+    check_files(args)
     if args.read is not None:
-        found = reports.read(args.read)
-        for text in (
-            *reports.heading(found),
-            *map(reports.line, found.rows),
-            *reports.legend(found),
-        ):
-            print(text)
+        found = read(Report, args.read)
+        show(reports.everything(found))
     else:
         try:
             found = _measure(args)
@@ -94,10 +86,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--device {args.device} has too little memory ({str(error).splitlines()[0]}); "
                 "give a smaller --model, --parameters, --batch or --clip."
             ) from error
-    if args.out is not None:
-        found.write(args.out)
-    if args.picture is not None:
-        draw(found, args.picture)
+    keep(found, args, draw)
 
 
 def _measure(args: argparse.Namespace) -> Report:
@@ -119,7 +108,13 @@ def _measure(args: argparse.Namespace) -> Report:
         raise InputError(next(iter(left_out.values())))
     penalties = {name: p for name, p in penalties.items() if name not in left_out}
     found = Report(
-        machine=_machine(device),
+        machine=machine(
+            ["triton"],
+            device=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+            cuda=device.type == "cuda",
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+        ),
         options={key: value for key, value in vars(args).items() if key in ASKED},
         num_parameters=num_parameters,
         num_tensors=len(list(net.parameters())),
@@ -127,18 +122,17 @@ def _measure(args: argparse.Namespace) -> Report:
         left_out=left_out,
         rows=[],
     )
-    for text in reports.heading(found):
-        print(text, flush=True)
+    show(reports.heading(found))
     names = ["baselines", *penalties, ""]
     _progress(0, names)
     for done, rows in enumerate(
         contest(net, clip, penalties, rounds, found.rate, args.lam), start=1
     ):
         _progress(None, names)
-        print("\n".join(map(reports.line, rows)), flush=True)
+        show(map(reports.line, rows))
         found = replace(found, rows=[*found.rows, *rows])
         _progress(done, names)
-    print("\n".join(reports.legend(found)), flush=True)
+    show(reports.legend(found))
     return found
 
 
@@ -152,12 +146,8 @@ def _progress(done: int | None, names: list[str]) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> tuple[Rounds, tuple[int, int, int]]:
-    for option, least in (("rounds", 2), ("warmup", 1), ("train_rounds", 0), ("batch", 1)):
-        if getattr(args, option) < least:
-            name = option.replace("_", "-")
-            raise InputError(f"--{name} got {getattr(args, option)}; give {least} or more.")
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads got {args.threads}; give 1 or more.")
+    least = {"rounds": 2, "warmup": 1, "train_rounds": 0, "batch": 1, "threads": 1}
+    check_least(args, least)
     lengths = args.clip.split("x")
     if len(lengths) != 3 or not all(n.isdecimal() and int(n) > 0 for n in lengths):
         raise InputError(f"--clip got {args.clip!r}; give frames x height x width, as 8x64x64.")
@@ -192,21 +182,5 @@ def _check_memory(num_parameters: int, device: torch.device) -> None:
 
 def _free_memory(path: Path) -> int | None:
     """Return what Linux could still give; None elsewhere."""
-    if not path.exists():
-        return None
-    found = [row.split() for row in path.read_text().splitlines() if row.startswith("MemAvailable")]
-    return int(found[0][1]) * 1024 if found else None
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    return {
-        "cpu": cpu_name(),
-        "device": torch.cuda.get_device_name(device) if cuda else cpu_name(),
-        "cuda": cuda,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "triton": package_version("triton"),
-        "system": platform.platform(),
-        "date": date.today().isoformat(),
-    }
+    found = system_field(path, "MemAvailable:")
+    return None if found is None else int(found.split()[0]) * 1024

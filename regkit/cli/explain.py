@@ -9,6 +9,7 @@ from typing import Any
 
 from regkit.data.video import Video
 from regkit.errors import InputError
+from regkit.files import write_text
 from regkit.inference.explain import picture
 from regkit.inference.explain.evidence import Questions, gather
 from regkit.inference.explain.explanation import Explanation, Untrained, as_json, as_text
@@ -17,7 +18,6 @@ from regkit.inference.explain.occlusion import occlusion
 from regkit.inference.explain.sanity import agreement, reinitialised
 from regkit.inference.explain.survived import survived
 from regkit.lightning.monitors.canvas import pixels, write_png
-from regkit.lightning.predictions import write_whole
 from regkit.training.checkpoints import TrainedRun, load
 from regkit.training.overrides import REQUIRED, options
 
@@ -97,13 +97,9 @@ def explain(
 
 def _write(explanation: Explanation, out: Path) -> None:
     image, numbers = pixels(picture.draw(explanation)), as_json(explanation)
-
-    def write(path: Path) -> None:
-        path.write_text(json.dumps(numbers, indent=2) + "\n")
-
     try:
         write_png(image, out / "explanation.png")
-        write_whole(out / "explanation.json", write)
+        write_text(out / "explanation.json", json.dumps(numbers, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"explain got out={out}, but cannot write there: {error}.") from error
 

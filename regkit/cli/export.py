@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from regkit.errors import InputError
+from regkit.files import write_text
 from regkit.inference.export.description import description
 from regkit.inference.export.exported import Exported, scores_of
 from regkit.inference.export.onnx_file import check_packages, export_onnx
@@ -85,15 +86,9 @@ def _write(held: TrainedRun, name: str, out: Path) -> Exported:
         return export_package(net, example, path)
     about = description(held)
     file = export_onnx(net, example, path, about)
-    _write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     print(f"{out / 'model.json'}: how a video becomes the input of {path.name}")
     return file
-
-
-def _write_text(path: Path, text: str) -> None:
-    draft = path.with_suffix(".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _print_latencies(held: TrainedRun, files: list[Exported]) -> None:

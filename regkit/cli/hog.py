@@ -17,7 +17,7 @@ from regkit.baseline.live import Watch
 from regkit.baseline.pictures import draw_features, draw_path
 from regkit.baseline.stream import frames
 from regkit.errors import InputError
-from regkit.lightning.predictions import write_whole
+from regkit.files import write_text
 from regkit.timing import cpu_name
 from regkit.training.config import make, short
 from regkit.training.overrides import composed
@@ -125,12 +125,7 @@ def _leave(folder: Path, trained: Trained, config: Any, words: Sequence[str]) ->
     (folder / "config").mkdir(exist_ok=True)
     OmegaConf.save(recipe, folder / "config" / "config.yaml")
     summary = {"name": " ".join(["hog", *words]), **trained.summary}
-    text = json.dumps(summary, indent=2)
-    write_whole(folder / "summary.json", lambda path: _write(path, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2))
 
 
 def _watch(detector: Detector, source: str) -> None:

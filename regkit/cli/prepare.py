@@ -20,6 +20,7 @@ from regkit.data.reader import Reader
 from regkit.data.readers import Indexed
 from regkit.data.video import Splits
 from regkit.errors import InputError
+from regkit.timing import num_cores
 from regkit.training.config import make
 from regkit.training.overrides import composed
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     Raises: InputError when an option is out of range, or the data set cannot be found.
     """
     began = time.perf_counter()
-    workers = _cores() if args.workers is None else args.workers
+    workers = num_cores() if args.workers is None else args.workers
     if workers < 1:
         raise InputError(f"--workers got {workers}; give 1 or more.")
     if not args.timeout > 0:
@@ -92,12 +93,6 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join([*report.summary(about, found), f"report: {out / 'report.md'}"]), flush=True)
     _copy(data, args, splits, facts, workers)
     return 1 if found.problems else 0
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))  # those that this process may use
-    return os.cpu_count() or 1
 
 
 def _found(data: Any, quick: bool) -> tuple[Splits, Checker, list[str]]:

@@ -1,14 +1,10 @@
 """The verb `throughput`: options in, table, file and picture out."""
 
 import argparse
-import os
-import platform
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,8 +14,10 @@ from regkit.benchmarks.reading.candidates import Film, Task, absent
 from regkit.benchmarks.reading.picture import draw
 from regkit.benchmarks.reading.report import Report
 from regkit.benchmarks.reading.rounds import contest
+from regkit.benchmarks.report import machine, read
+from regkit.cli.figures import add_file_options, check_files, check_least, keep, show
 from regkit.errors import InputError
-from regkit.timing import check_files, cpu_name, package_version
+from regkit.timing import num_cores
 
 PACKAGES = ("av", "torchcodec", "decord", "torch", "torchvision")
 # What a file says that it was asked for.
@@ -50,9 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--threads", type=int, default=1, help="of every decoder; 0: its choice (default: 1)")
     add("--memory", action="store_true", help="of a process that reads a long film, too")
-    add("--out", type=Path, metavar="FILE.json", help="write all figures, and the machine")
-    add("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
-    add("--read", type=Path, metavar="FILE.json", help="show such a file, and measure nothing")
+    add_file_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,18 +56,15 @@ def run(args: argparse.Namespace) -> None:
 
     Raises: InputError when an option is out of range, or a file no video.
     """
-    _check_files(args)
+    check_files(args)
     if args.read is not None:
-        found = reports.read(args.read)
-        _show(reports.everything(found))
+        found = read(Report, args.read)
+        show(reports.everything(found))
     else:
         _check_numbers(args)
         with tempfile.TemporaryDirectory() as folder:
             found = _measure(args, Path(folder))
-    if args.out is not None:
-        found.write(args.out)
-    if args.picture is not None:
-        draw(found, args.picture)
+    keep(found, args, draw)
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> Report:
@@ -86,25 +79,25 @@ def _measure(args: argparse.Namespace, folder: Path) -> Report:
 def _report(args: argparse.Namespace, folder: Path) -> Report:
     task = Task(args.clip, args.stride, args.short_px, args.threads)
     found = Report(
-        machine=_machine(),
+        machine=machine(PACKAGES, cores=num_cores()),
         options={key: value for key, value in vars(args).items() if key in ASKED},
         left_out=absent(),
         films=[],
         rows=[],
         memory=[],
     )
-    _show(reports.heading(found))
+    show(reports.heading(found))
     for film in _films(args, task, folder) if args.rounds else ():
         facts = studio.describe(film, task)
         found = replace(found, films=[*found.films, facts])
-        _show(reports.film_heading(facts))
+        show(reports.film_heading(facts))
         for rows in contest(film, task, args.sampling, args.rounds, args.clips):
-            _show(reports.table(rows, found.options))
+            show(reports.table(rows, found.options))
             found = replace(found, rows=[*found.rows, *rows])
     if args.memory:
         found = replace(found, memory=_memory(task, folder))
-        _show(reports.memory_table(found.memory))
-    _show(reports.legend(found))
+        show(reports.memory_table(found.memory))
+    show(reports.legend(found))
     return found
 
 
@@ -126,46 +119,11 @@ def _memory(task: Task, folder: Path) -> list[reports.Memory]:
     return list(memory.measure(path, task, readers))
 
 
-def _show(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, flush=True)
-
-
-def _check_files(args: argparse.Namespace) -> None:
-    check_files(args.out, args.picture)
-    if args.picture is None:
-        return
-    if args.read is None and args.rounds == 0:
-        raise InputError("--picture draws what --rounds measures; give 2 or more rounds.")
-
-
 def _check_numbers(args: argparse.Namespace) -> None:
-    for option, least in (
-        ("clip", 1),
-        ("stride", 1),
-        ("short_px", 2),
-        ("clips", 1),
-        ("threads", 0),
-    ):
-        if getattr(args, option) < least:
-            name = option.replace("_", "-")
-            raise InputError(f"--{name} got {getattr(args, option)}; give {least} or more.")
+    if args.picture is not None and args.rounds == 0:
+        raise InputError("--picture draws what --rounds measures; give 2 or more rounds.")
+    check_least(args, {"clip": 1, "stride": 1, "short_px": 2, "clips": 1, "threads": 0})
     if args.rounds < 2 and not (args.rounds == 0 and args.memory):
         raise InputError(
             f"--rounds got {args.rounds}; give 2 or more, or 0 together with --memory."
         )
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        **{
-            name: package_version(name)
-            for name in ("av", "torchcodec", "decord", "torch", "torchvision")
-        },
-        "system": platform.platform(),
-        "date": date.today().isoformat(),
-    }

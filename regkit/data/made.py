@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,6 +16,7 @@ from jaxtyping import Float, UInt8
 
 from regkit.data.video import Splits, Video
 from regkit.data.video_data import VideoData
+from regkit.files import replacing
 
 _CLASSES = ["clockwise", "counterclockwise", "down", "left", "right", "up"]
 _HEADING = {"down": (0, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1)}  # y points down
@@ -85,17 +84,12 @@ class SyntheticMotion(VideoData):
 
     def _make(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
         try:
-            self._write(fresh)
-            fresh.chmod(0o755)  # mkdtemp's own would shut others out of a shared cache
-            try:
-                fresh.rename(self.folder)
-            except OSError:
-                if not self.folder.is_dir():  # else another process was faster
-                    raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            with replacing(self.folder) as draft:
+                self._write(draft)
+        except OSError:
+            if not self.folder.is_dir():  # else another process was faster
+                raise
 
     def _write(self, folder: Path) -> None:
         plan = [

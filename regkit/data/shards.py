@@ -2,9 +2,7 @@
 
 import gzip
 import json
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from regkit.data.dataset_files import SPLITS
 from regkit.data.video import Splits, Video
 from regkit.errors import InputError
+from regkit.files import replacing
 
 _INDEX = "index"  # the folder beside those of the splits; it holds one item, the lists of videos
 _AHEAD = 2  # files read ahead by each thread
@@ -60,21 +59,17 @@ def write_shards(
             f"write_shards got folder={str(folder)!r}, which is not empty; give another."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    mixed = {name: _mixed(getattr(splits, name)) for name in SPLITS}
     try:
-        mixed = {name: _mixed(getattr(splits, name)) for name in SPLITS}
-        with tqdm(total=sum(map(len, mixed.values())), unit="video", file=sys.stderr) as bar:
-            for name, videos in mixed.items():
-                bar.set_description(f"shards ({name})")
-                if videos:
-                    _write(package, _items(videos, num_workers, bar), beside / name, chunk_mib)
-        _write(package, [{"splits": _packed(mixed, splits.classes)}], beside / _INDEX, chunk_mib)
-        beside.chmod(0o755)  # mkdtemp shuts others out
-        beside.replace(target)
+        with replacing(target) as draft:
+            with tqdm(total=sum(map(len, mixed.values())), unit="video", file=sys.stderr) as bar:
+                for name, videos in mixed.items():
+                    bar.set_description(f"shards ({name})")
+                    if videos:
+                        _write(package, _items(videos, num_workers, bar), draft / name, chunk_mib)
+            _write(package, [{"splits": _packed(mixed, splits.classes)}], draft / _INDEX, chunk_mib)
     except OSError as error:
         raise InputError(f"write_shards got folder={str(folder)!r}: {error}.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_splits(root: str, options: Mapping[str, Any]) -> Splits:

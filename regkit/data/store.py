@@ -6,7 +6,6 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -21,6 +20,7 @@ from jaxtyping import UInt8
 from regkit.data.decode import pictures
 from regkit.data.index import fingerprint
 from regkit.data.timeline import LostError, Timeline, VideoError
+from regkit.files import replacing
 
 _FORMAT = 2  # raise when equal names come to mean other contents
 # Frames, height, width; seconds a tick, width and height in the file: all little-endian.
@@ -69,25 +69,15 @@ class Store:
         entry.parent.mkdir(parents=True, exist_ok=True)
         counted = dataclasses.replace(timeline, exact=False)
         write: Callable[..., None] = {"memmap": _write_memmap, "reencode": _write_video}[self.kind]
-        with _replacing(entry) as unfinished:
+        with replacing(entry) as draft:
             for known in (timeline, counted):
                 everything = np.arange(len(known))
                 try:
-                    write(unfinished, pictures(path, everything, self.short_px, known), timeline)
+                    write(draft, pictures(path, everything, self.short_px, known), timeline)
                     break
                 except LostError:
                     continue
         return entry.stat().st_size
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    unfinished = target.with_name(f"{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    try:
-        yield unfinished
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_memmap(target: Path, frames: Pictures, timeline: Timeline) -> None:

@@ -13,8 +13,9 @@ class DataWaitMonitor(pl.Callback):
     """Log speed/data_share: the share of the training time in which the loop waits for a batch.
 
     Host time, as speed/prox_share: where a GPU works on meanwhile, less is lost than it says. For
-    loaders that count how long they were waited for (`waited_s`), as regkit's do. The first batch,
-    for which workers start, does not count.
+    loaders that count how long they were waited for (`waited_s`), as regkit's do. The first epoch,
+    in which workers start and fill their memory, counts only where there is no second, and then
+    without its first batch.
 
     cached: whether videos are read from a cache; if not, one is advised where it would pay.
     """
@@ -23,6 +24,7 @@ class DataWaitMonitor(pl.Callback):
         self._cached = cached
         self._loader: Any = None
         self._started = False
+        self._num_epochs = 0  # begun in this fit
         self._start_s = 0.0  # of the step
         self._waited_first_s = 0.0
         self._steps_s = 0.0
@@ -37,7 +39,14 @@ class DataWaitMonitor(pl.Callback):
         """Find the loader that counts."""
         loader = trainer.train_dataloader
         self._loader = loader if hasattr(loader, "waited_s") else None
-        self._started = False
+        self._started, self._num_epochs = False, 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the first epoch."""
+        self._num_epochs += 1
+        if self._loader is not None and self._num_epochs == 2:
+            self._waited_first_s, self._steps_s = self._loader.waited_s, 0.0
+            self._logged = (0.0, 0.0)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -65,9 +74,10 @@ class DataWaitMonitor(pl.Callback):
                 pl_module.log("speed/data_share", share)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Advise a cache after the second epoch: the first fills the workers' memory."""
+        """Advise a cache after the second epoch, by what that one has waited."""
         share = self.data_share
-        if trainer.current_epoch == 1 and not self._cached and share is not None and share > _MUCH:
+        second = self._num_epochs == 2
+        if second and not self._cached and share is not None and share > _MUCH:
             warnings.warn(
                 f"Training waits for its data {share:.0%} of the time. data.cache=auto makes "
                 "copies that are fast to read; more data.num_workers may help too.",

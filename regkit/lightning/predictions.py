@@ -1,10 +1,7 @@
 """Predictions: what was predicted for each video, and which classes are taken for each other."""
 
-import csv
 import math
-import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float32, Int, UInt8
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
+
+from regkit.files import write_table
+from regkit.lightning.loggers import show
+from regkit.lightning.monitors.canvas import pixels, write_png
 
 MOST_COUNTED = 20  # classes, up to which a cell has room for its count
 MOST_NAMED = 120  # classes, up to which the names, at 7 points, still fit a screen
@@ -50,7 +49,7 @@ class Row:
 
 
 class Predictions(pl.Callback):
-    """Write predictions.csv and confusion.png after a test, and confusion matrices to TensorBoard.
+    """Write predictions.csv and confusion.png after a test, and show confusion matrices.
 
     The module's `validation_step` and `test_step` return `probabilities` (videos, classes), `label`
     and `path`, and perhaps `start_s` and `end_s`, as `VideoClassifier` does; its `classes` are
@@ -110,7 +109,7 @@ class Predictions(pl.Callback):
         pairs = [pair for pairs in _everywhere([p.cpu() for p in self._pairs]) for pair in pairs]
         if pairs and trainer.is_global_zero:
             label, predicted = torch.cat(pairs, dim=1)
-            _show(trainer, "val/confusion", _picture(label, predicted, _classes(pl_module)))
+            show(trainer, "val/confusion", _picture(label, predicted, _classes(pl_module)))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the table, and show which classes are taken for each other."""
@@ -121,13 +120,12 @@ class Predictions(pl.Callback):
         rows = sorted({row.place: row for row in everywhere}.values(), key=lambda row: row.place)
         classes = _classes(pl_module)
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self._folder / "predictions.csv", lambda path: write_csv(path, rows, classes))
+        write_csv(self._folder / "predictions.csv", rows, classes)
         label = torch.tensor([row.label for row in rows], dtype=torch.int64)
         predicted = torch.tensor([row.predicted for row in rows], dtype=torch.int64)
         picture = _picture(label, predicted, classes)
-        _show(trainer, "test/confusion", picture)
-        image = Image.fromarray(picture)
-        write_whole(self._folder / "confusion.png", lambda path: image.save(path, format="png"))
+        show(trainer, "test/confusion", picture)
+        write_png(picture, self._folder / "confusion.png")
 
     def _reads(self, outputs: Any, pl_module: pl.LightningModule) -> bool:
         """Say whether a step returned what is needed; warn the first time that it did not."""
@@ -166,28 +164,15 @@ def confusion(
 def write_csv(path: Path, rows: Iterable[Row], classes: Sequence[str]) -> None:
     """Write the table of predictions."""
     columns = ["path", "start_s", "end_s", "label", "predicted", "correct", "score"]
-    # Names of files are bytes: those that are no UTF-8 are written as they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        # A class may have the name of a column, such as "correct".
-        table.writerow([*columns, *(f"p({name})" for name in classes)])
-        for row in rows:
-            end = "" if row.end_s is None else f"{row.end_s:g}"
-            names = classes[row.label], classes[row.predicted]
-            correct = int(row.label == row.predicted)
-            scores = [f"{p:.5g}" for p in row.probabilities]
-            score = scores[row.predicted]
-            table.writerow([row.path, f"{row.start_s:g}", end, *names, correct, score, *scores])
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path` and put it there once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # A class may have the name of a column, such as "correct".
+    table = [[*columns, *(f"p({name})" for name in classes)]]
+    for row in rows:
+        times = f"{row.start_s:g}", "" if row.end_s is None else f"{row.end_s:g}"
+        names = classes[row.label], classes[row.predicted]
+        correct = str(int(row.label == row.predicted))
+        scores = [f"{p:.5g}" for p in row.probabilities]
+        table.append([row.path, *times, *names, correct, scores[row.predicted], *scores])
+    write_table(path, table)
 
 
 def draw(counts: Int[Tensor, "classes classes"], classes: Sequence[str]) -> Figure:
@@ -224,17 +209,6 @@ def draw(counts: Int[Tensor, "classes classes"], classes: Sequence[str]) -> Figu
     return figure
 
 
-def pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the picture of a figure."""
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    with warnings.catch_warnings():
-        # A name in letters that matplotlib's font lacks is shown as boxes: no news every epoch.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
 def _classes(module: pl.LightningModule) -> Sequence[str]:
     return getattr(module, "classes", ())
 
@@ -243,13 +217,6 @@ def _picture(
     label: Int[Tensor, " videos"], predicted: Int[Tensor, " videos"], classes: Sequence[str]
 ) -> UInt8[np.ndarray, "height width 3"]:
     return pixels(draw(confusion(label, predicted, len(classes)), classes))
-
-
-def _show(trainer: pl.Trainer, tag: str, picture: UInt8[np.ndarray, "height width 3"]) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            writer = logger.experiment
-            writer.add_image(tag, picture, trainer.global_step, dataformats="HWC")
 
 
 def _everywhere(mine: list[Any]) -> list[list[Any]]:

@@ -1,7 +1,6 @@
 """Stop runs of a sweep that others leave behind."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from regkit.errors import InputError
+from regkit.files import write_text
 
 PROGRESS = "progress.json"  # in the folder of a run
 
@@ -38,9 +38,7 @@ class Progress:
 
     def write(self, folder: Path) -> None:
         """Write the file in one move, so that nobody reads half of it."""
-        part = folder / f".{PROGRESS}.part"
-        part.write_text(json.dumps(vars(self)))
-        os.replace(part, folder / PROGRESS)
+        write_text(folder / PROGRESS, json.dumps(vars(self)))
 
     @classmethod
     def read(cls, folder: Path) -> "Progress":

@@ -4,11 +4,8 @@ from typing import final
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.video.mvit import mvit_v2_s
 
-from regkit.models.head import check_head
-from regkit.models.pretrained import load_pretrained
-from regkit.models.video_model import VideoModel
+from regkit.models.torchvision_model import TorchvisionModel
 
 # Of four, as in the video ResNets. Each block mixes neighbouring frames: at the end of the third
 # stage, a frame's embedding is one of the whole clip.
@@ -16,7 +13,7 @@ LAST_OF_STAGE_2 = 2
 
 
 @final
-class MViTV2S(VideoModel):
+class MViTV2S(TorchvisionModel):
     """Multiscale vision transformer, small; takes clips of any size, two frames to one of its own.
 
     Its tables of relative positions are those of clips of 16x224x224, and are interpolated to the
@@ -25,20 +22,15 @@ class MViTV2S(VideoModel):
     With stochastic depth as published: of its 16 blocks, the last is left out of a training clip
     with probability 0.2, those before it more rarely.
 
-    pretrained: name of torchvision's weights, or path of a checkpoint.
     Source: Li et al., MViTv2: Improved Multiscale Vision Transformers, 2021.
     """
 
+    architecture, last_layer = "mvit_v2_s", "head.1"
     frame_embeddings = "frames"
 
-    def __init__(
-        self, *, num_classes: int, dropout: float = 0.0, pretrained: str | None = None
-    ) -> None:
-        super().__init__()
-        check_head("MViTV2S", num_classes, dropout)
-        self.net = mvit_v2_s(num_classes=num_classes, dropout=dropout)
-        if pretrained is not None:
-            load_pretrained(self.net, "mvit_v2_s", pretrained, head="head.1")
+    def fit_head(self, dropout: float) -> None:
+        """Set the dropout of `net`, and add what frame embeddings are read from."""
+        self.net.head[0].p = dropout
         self.frames = _Frames()
 
     def forward(

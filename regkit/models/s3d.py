@@ -5,12 +5,9 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d
-from torchvision.models import get_model
 
 from regkit.errors import InputError
-from regkit.models.head import check_head
-from regkit.models.pretrained import load_pretrained
-from regkit.models.video_model import VideoModel
+from regkit.models.torchvision_model import TorchvisionModel
 
 # Frames, height, width. The last pool halves what is left, a fourth of the frames and a sixteenth
 # of each side (rounded up), and needs two of each.
@@ -18,23 +15,18 @@ LEAST_CLIP = (5, 17, 17)
 
 
 @final
-class S3D(VideoModel):
+class S3D(TorchvisionModel):
     """Separable 3D inception net, which also takes clips smaller than 13x209x209.
 
-    pretrained: name of torchvision's weights, or path of a checkpoint.
     Source: Xie et al., Rethinking Spatiotemporal Feature Learning, 2018.
     """
 
+    architecture, last_layer = "s3d", "classifier.1"
     frame_embeddings = "net.features.6"
 
-    def __init__(
-        self, *, num_classes: int, dropout: float = 0.0, pretrained: str | None = None
-    ) -> None:
-        super().__init__()
-        check_head("S3D", num_classes, dropout)
-        self.net = get_model("s3d", num_classes=num_classes, dropout=dropout)
-        if pretrained is not None:
-            load_pretrained(self.net, "s3d", pretrained, head="classifier.1")
+    def fit_head(self, dropout: float) -> None:
+        """Set the dropout of `net`, and let its pool take small features."""
+        self.net.classifier[0].p = dropout
         self.net.avgpool = _FittingPool()
 
     def forward(
@@ -50,7 +42,7 @@ class S3D(VideoModel):
                 f"S3D got clips of {_times(size)} (frames x height x width); "
                 f"allowed: {_times(LEAST_CLIP)} or more. Take more frames or larger crops."
             )
-        return self.net(clip)
+        return super().forward(clip)
 
 
 class _FittingPool(nn.Module):

@@ -68,7 +68,7 @@ class Support:
         entrywise = {p: chain for p, chain in chains.items() if makes_zeros(chain)}
         self._chains = dict(entrywise)
         grouped = self._parts.every
-        for part in grouped:
+        for part in grouped:  # some make single zeros within groups, too
             if (part.penalty.slope_at_zero(1) or (0.0,))[0] > 0:
                 self._chains |= {p: (part,) for p in part.parameters if p not in entrywise}
         for p in self._chains:

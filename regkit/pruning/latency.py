@@ -1,6 +1,5 @@
 """How long models take for one input, measured side by side."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from regkit.structure.replica import call
-from regkit.timing import Quartiles, take_turns
+from regkit.timing import Quartiles, seconds, take_turns
 
 ROUNDS = 5, 200  # at least and at most
 
@@ -32,16 +31,10 @@ def latency(
     budget_s: of time, for as many rounds as go in, 5 at least and 200 at most.
     """
     runners = [_Runner(name, model) for name, model in models.items()]
-    cuda = {x.device for x in tree_leaves(example) if isinstance(x, Tensor) and x.is_cuda}
+    devices = {x.device for x in tree_leaves(example) if isinstance(x, Tensor)}
 
     def clock(runner: _Runner, _: int) -> float:
-        for device in cuda:
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        call(runner.model, example)
-        for device in cuda:
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        return seconds(lambda: call(runner.model, example), devices)
 
     with torch.inference_mode():
         for runner in runners:

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from regkit.errors import InputError
+from regkit.selection.one_error import within_one_error
 
 RULES = ("one_se", "min")
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def choose(
     """Choose a candidate from the errors of cross-validation.
 
     "min" takes the least mean error. "one_se" takes the strongest candidate whose mean error is at
-    most one standard error (of the best) above that: the least model that is as good as the best
-    as far as the data can tell. The standard error of a mean over k folds is
+    most one standard error (of the best) above that (`one_error`). That of a mean over k folds is
     sqrt(sum_i v_i (e_i - mean)^2 / (k - 1)), v_i the weights of the folds over their sum.
 
     errors: NaN where a job failed. A candidate without results in more than half of the folds is
@@ -59,8 +58,6 @@ def choose(
         (several mixes, several penalties): the least is the strongest.
     weights: of the folds, such as their numbers of videos; default: equal.
     Raises: InputError when shapes, the rule or the weights are wrong, or when too little is left.
-    Source: Breiman, Friedman, Olshen and Stone, Classification and Regression Trees (1984), section
-    3.4.3; Hastie, Tibshirani and Friedman, The Elements of Statistical Learning (2009), 7.10.1.
     """
     _check(errors, lams, densities, weights, rule)
     folds, candidates = _shared(errors, 1 if rule == "min" else 2)
@@ -71,25 +68,23 @@ def choose(
         raise InputError("choose: no candidate has a finite mean error. Lower the strengths.")
 
     strengths = [_strength(place, lams, densities) for place in candidates]
-    order = sorted(range(len(candidates)), key=lambda place: (means[place], strengths[place]))
-    best = order[0]
-    limit = means[best] + (deviations[best] if rule == "one_se" else 0.0)
-    # Equal means may differ by rounding.
-    allowed = [place for place in order if means[place] <= limit * (1 + ROUNDING)]
-    chosen = min(allowed, key=lambda place: strengths[place]) if rule == "one_se" else best
+    one_se = rule == "one_se"
+    spread = deviations if one_se else np.zeros(len(means))
+    found = within_one_error(means.tolist(), spread.tolist(), strengths)
+    best, chosen = (candidates[k] for k in (found.best, found.chosen if one_se else found.best))
     return Choice(
-        chosen=candidates[chosen],
-        best=candidates[best],
+        chosen=chosen,
+        best=best,
         means=_placed(means, candidates, len(lams)),
         errors=_placed(deviations, candidates, len(lams)),
-        limit=float(limit),
+        limit=found.limit,
         rule=rule,
         folds=tuple(folds),
         dropped=tuple(k for k in range(len(lams)) if k not in candidates),
         why=(
-            *_grounds(rule, lams, candidates[best], candidates[chosen], means[best], limit),
+            *_grounds(rule, lams, best, chosen, means[found.best], found.limit),
             *_gaps(errors, folds, candidates, lams),
-            *_ends(lams, candidates, candidates[best], candidates[chosen]),
+            *_ends(lams, candidates, best, chosen),
         ),
     )
 

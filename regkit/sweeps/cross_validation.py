@@ -12,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from regkit.errors import InputError
+from regkit.palette import GREY, INK, QUIET, SERIES
 from regkit.selection.choose import RULES, Choice, choose
 from regkit.selection.stability import Stability
-from regkit.sweeps.report.style import COLOURS, look
+from regkit.sweeps.report.style import look
 from regkit.sweeps.stability_picture import draw
 from regkit.sweeps.sweep_summary import conclude
 from regkit.training.runs import Run, find_runs, group_norms
@@ -154,7 +155,7 @@ def _draw(
         left, right = figure.subplots(1, 2)
         for number, setting in enumerate(settings):
             of = [i for i, words in enumerate(folds.candidates) if _other(words) == setting]
-            colour = COLOURS[number % len(COLOURS)]
+            colour = SERIES[number % len(SERIES)]
             label = _setting(folds, of, several=len(settings) > 1)
             judged = [i for i in of if choice.means[i] is not None]
             means = [choice.means[i] for i in judged]
@@ -165,13 +166,13 @@ def _draw(
             )
             right.plot(lams[of], densities[:, of].T, color=colour, alpha=0.25, linewidth=0.7)
             right.plot(lams[of], np.nanmean(densities[:, of], axis=0), color=colour, marker="o")
-        left.axhline(choice.limit, color="#555555", linestyle=":", linewidth=0.9)
+        left.axhline(choice.limit, color=QUIET, linestyle=":", linewidth=0.9)
         for axes in (left, right):
             if (lams > 0).all():
                 axes.set_xscale("log")
             axes.set_xlabel("lam")
-            axes.axvline(lams[choice.best], color="#999999", linestyle="--", linewidth=0.8)
-            axes.axvline(lams[choice.chosen], color="#222222", linewidth=0.9)
+            axes.axvline(lams[choice.best], color=GREY, linestyle="--", linewidth=0.8)
+            axes.axvline(lams[choice.chosen], color=INK, linewidth=0.9)
         name = "loss" if measure == "loss" else "share of videos mistaken"
         left.set_ylabel(f"validation {name}, mean over folds")
         right.set_ylabel("density")

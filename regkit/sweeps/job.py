@@ -21,6 +21,7 @@ from regkit.sweeps.path import follow
 from regkit.sweeps.resume import own_folder
 from regkit.training.fit import fit
 from regkit.training.overrides import one_line, use_own
+from regkit.training.progress import keep_lines_off_the_screen, tell
 from regkit.training.run_folder import RunFolder
 
 # What the libraries below tell all their users, and ours need not hear.
@@ -66,7 +67,8 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
     except Exception as error:
         run.fail(error)
         raise
-    print_summary(summary, folder)
+    if _is_first():
+        print_summary(summary, folder)
     return summary["test_accuracy"]
 
 
@@ -116,14 +118,16 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _KNOWN:
         warnings.filterwarnings("ignore", f".*{message}")
+    keep_lines_off_the_screen()
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Print what a user looks for first."""
+    """Print what a user looks for first, and write it to the run's log."""
     keys = ("test_accuracy", "val_accuracy", "debiased_accuracy", "density", "objective")
     known = {key: summary.get(key) for key in (*keys, "roughness", "train_s")}
     shown = "  ".join(f"{key} {value:.4g}" for key, value in known.items() if value is not None)
     if not summary.get("settled", True):
         shown += f"  (zeros not settled: {summary['flips']:.2%} flip in a step)"
-    print(f"\n{summary['name']}: {shown}")
+    print()
+    tell(f"{summary['name']}: {shown}")
     print(f"curves: tensorboard --logdir '{folder.parent}'\n", flush=True)

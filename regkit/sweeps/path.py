@@ -1,6 +1,5 @@
 """A regularization path: one model along a grid of strengths, each point from the one before."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from regkit.errors import InputError
+from regkit.selection.one_error import share_error, within_one_error
 from regkit.sweeps.path_picture import draw
+from regkit.sweeps.report.choose import ROUNDING
 from regkit.sweeps.report.write import write_report
 from regkit.sweeps.sweep_summary import conclude
 from regkit.training.config import short
@@ -55,10 +56,10 @@ def _conclude(folder: Path, lams: Sequence[float], points: Sequence[dict[str, An
     ]
     chosen = None
     if known:
-        best = max(known, key=lambda point: (point[key], point["lam"]))
-        error = math.sqrt(best[key] * (1 - best[key]) / max(best["num_val"], 1))
-        near = [point for point in known if point[key] >= best[key] - error]
-        chosen = min(near, key=lambda point: point["density"])
+        errors = [share_error(point[key], point["num_val"]) for point in known]
+        sizes = [(point["density"], -point["lam"]) for point in known]
+        found = within_one_error([-point[key] for point in known], errors, sizes, ROUNDING)
+        best, error, chosen = known[found.best], errors[found.best], known[found.chosen]
         lines += [
             f"Best on the {best['num_val']} validation videos{' after debiasing' * debiased}: "
             f"lam={short(best['lam'])}, accuracy {best[key]:.3f} (standard error {error:.3f}).",

@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from regkit.sweeps.report.style import COLOURS, look
+from regkit.palette import INK, SERIES
+from regkit.sweeps.report.style import look
 from regkit.training.config import short
 from regkit.training.runs import find_runs, group_norms
 
@@ -33,7 +34,7 @@ def draw(folder: Path, points: Sequence[Mapping[str, Any]], chosen: float | None
         for axes in (top, middle, bottom):
             axes.set_xscale("log")
             if chosen is not None:
-                axes.axvline(chosen, color="#222222", linewidth=0.9)
+                axes.axvline(chosen, color=INK, linewidth=0.9)
         if chosen is not None:
             top.set_title(f"line: lam={short(chosen)}, the sparsest within one standard error")
         bottom.set_xlabel("lam")
@@ -56,7 +57,7 @@ def _draw_lengths(
     every = -(-sum(rows.shape[1] for rows in lengths.values()) // MOST_LINES)
     handles = []
     for number, (name, rows) in enumerate(lengths.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        colour = SERIES[number % len(SERIES)]
         # Relative to the mean of the layer at the smallest strength: layers differ in size.
         scaled = rows[:, ::every] / max(float(rows[0].mean()), 1e-12)
         axes.plot(lams, scaled, color=colour, linewidth=0.5, alpha=0.6)
@@ -73,10 +74,10 @@ def _draw_lengths(
 
 def _draw_accuracy(axes: Axes, lams: np.ndarray, points: Sequence[Mapping[str, Any]]) -> None:
     kinds = {
-        "val_accuracy": ("validation", COLOURS[0], "--"),
-        "debiased_val_accuracy": ("validation, debiased", COLOURS[0], "-"),
-        "test_accuracy": ("test", COLOURS[1], "--"),
-        "debiased_accuracy": ("test, debiased", COLOURS[1], "-"),
+        "val_accuracy": ("validation", SERIES[0], "--"),
+        "debiased_val_accuracy": ("validation, debiased", SERIES[0], "-"),
+        "test_accuracy": ("test", SERIES[1], "--"),
+        "debiased_accuracy": ("test, debiased", SERIES[1], "-"),
     }
     for key, (label, colour, line) in kinds.items():
         values = [point[key] for point in points if point.get(key) is not None]
@@ -90,8 +91,8 @@ def _draw_accuracy(axes: Axes, lams: np.ndarray, points: Sequence[Mapping[str, A
 def _draw_left(axes: Axes, lams: np.ndarray, points: Sequence[Mapping[str, Any]]) -> None:
     density = [point["density"] for point in points]
     rows = [point["live_groups"] / max(point["num_groups"], 1) for point in points]
-    axes.plot(lams, density, color=COLOURS[2], marker="o", markersize=3, label="weights")
-    axes.plot(lams, rows, color=COLOURS[3], marker="s", markersize=3, label="filters and units")
+    axes.plot(lams, density, color=SERIES[2], marker="o", markersize=3, label="weights")
+    axes.plot(lams, rows, color=SERIES[3], marker="s", markersize=3, label="filters and units")
     axes.set_ylabel("share that is not zero")
     axes.set_ylim(0, 1.02)
     axes.legend(fontsize=7)

@@ -7,10 +7,11 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from regkit.palette import BLUE, GREY, ORANGE
+from regkit.selection.pareto import front
 from regkit.sweeps.sweep_summary import conclude
 
 PICTURE = "front.png"
-_BLUE, _GREY, _ORANGE = "#0072B2", "#9A9A9A", "#E69F00"  # told apart by all (Okabe and Ito)
 _UNITS = {"density": "density: share of weights that are not zero", "val_accuracy": "val accuracy"}
 
 
@@ -33,23 +34,6 @@ class Trial:
         if (self.folder / "summary.json").is_file():
             return "its summary.json has no number for an objective"
         return "its process was lost (killed, or the memory was full)"
-
-
-def front(values: Sequence[Sequence[float]], ways: Sequence[str]) -> list[int]:
-    """Return the places of the values that no other beats, the best by the first objective first.
-
-    One beats another when it is as good in every objective and better in one.
-
-    ways: maximize or minimize, for each objective.
-    """
-    signs = [1.0 if way == "maximize" else -1.0 for way in ways]
-    goods = [tuple(s * v for s, v in zip(signs, row, strict=True)) for row in values]
-    kept = [
-        place
-        for place, good in enumerate(goods)
-        if not any(other != good and _all_at_least(other, good) for other in goods)
-    ]
-    return sorted(kept, key=lambda place: goods[place], reverse=True)
 
 
 def conclude_search(folder: Path, trials: Sequence[Trial], objectives: Mapping[str, str]) -> None:
@@ -82,10 +66,6 @@ def conclude_search(folder: Path, trials: Sequence[Trial], objectives: Mapping[s
     )
 
 
-def _all_at_least(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True))
-
-
 def _told(trial: Trial, objectives: Mapping[str, str]) -> dict[str, object]:
     values = dict(zip(objectives, trial.values or (), strict=True))
     return {"name": trial.name, "number": trial.number, "overrides": trial.words, **values}
@@ -98,15 +78,15 @@ def _draw(
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
     kinds = {
-        "pruned": ([t for t in trials if t.values and t.pruned], "x", _ORANGE),
-        "trial": ([t for t in trials if t.values and not t.pruned and t not in best], "o", _GREY),
+        "pruned": ([t for t in trials if t.values and t.pruned], "x", ORANGE),
+        "trial": ([t for t in trials if t.values and not t.pruned and t not in best], "o", GREY),
     }
     for label, (some, marker, colour) in kinds.items():
         if some:
             ys, xs = zip(*(t.values or () for t in some), strict=True)
             axes.scatter(xs, ys, 28, colour, marker=marker, label=label, linewidths=1.2)
     ys, xs = zip(*(t.values or () for t in best), strict=True)
-    axes.plot(xs, ys, "o-", color=_BLUE, lw=1.4, ms=6, label="not beaten", zorder=3)
+    axes.plot(xs, ys, "o-", color=BLUE, lw=1.4, ms=6, label="not beaten", zorder=3)
     accuracy, other = objectives
     axes.set_xlabel(f"{_UNITS.get(other, other)} ({objectives[other]})")
     axes.set_ylabel(f"{_UNITS.get(accuracy, accuracy)} ({objectives[accuracy]})")

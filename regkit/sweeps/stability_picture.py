@@ -5,6 +5,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from regkit.errors import InputError
+from regkit.lightning.monitors.canvas import SHADES
+from regkit.palette import INK
 from regkit.selection.stability import Stability
 
 # Groups that a panel is as high as, at least and at most, for layers of 3 and of 2048 to be seen.
@@ -41,14 +43,14 @@ def draw(stability: Stability, chosen: float | int | None = None) -> Figure:
         seen = share[order].T
         seen = seen[np.argsort(-seen.sum(1), kind="stable")]
         image = panel.imshow(
-            seen, aspect="auto", vmin=0, vmax=1, cmap="cividis", interpolation="nearest"
+            seen, aspect="auto", vmin=0, vmax=1, cmap=SHADES, interpolation="nearest"
         )
         panel.set_yticks([])
         panel.set_ylabel(
             f"{name}\n{share.shape[1]} groups", rotation=0, ha="right", va="center", fontsize=8
         )
         if chosen is not None:
-            panel.axvline(lams.index(chosen), color="#d55e00", linewidth=1.5, linestyle="--")
+            panel.axvline(lams.index(chosen), color=INK, linewidth=1.5, linestyle="--")
     every = max(len(lams) // 10, 1)
     axes[-1].set_xticks(
         range(0, len(lams), every), [_short(lam) for lam in lams[::every]], rotation=45, ha="right"

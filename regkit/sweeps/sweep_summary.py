@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from regkit.files import write_text
+
 
 def conclude(
     folder: Path,
@@ -17,9 +19,7 @@ def conclude(
 ) -> None:
     """Leave a conclusion in a folder, and print it."""
     found = {"title": title, "lines": lines, "pictures": pictures, "chosen": chosen, **numbers}
-    draft = folder / "conclusion.part"
-    draft.write_text(json.dumps(found, indent=2) + "\n")
-    draft.replace(folder / "conclusion.json")
+    write_text(folder / "conclusion.json", json.dumps(found, indent=2) + "\n")
     say(title, lines)
 
 
@@ -33,7 +33,5 @@ def add(folder: Path, lines: Sequence[str], **numbers: Any) -> None:
     path = folder / "conclusion.json"
     found = json.loads(path.read_text())
     found["lines"] = [*found["lines"], *lines]
-    draft = folder / "conclusion.part"
-    draft.write_text(json.dumps(found | numbers, indent=2) + "\n")
-    draft.replace(path)
+    write_text(path, json.dumps(found | numbers, indent=2) + "\n")
     print("\n".join(f"  {line}" for line in lines), flush=True)

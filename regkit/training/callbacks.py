@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from omegaconf import DictConfig
 
+from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
 from regkit.lightning.monitors.pictures import Pictures
-from regkit.lightning.monitors.scalars import log_hparams, log_layout
 from regkit.lightning.predictions import Predictions
 from regkit.lightning.stop_dominated import StopDominated
 from regkit.pruning.density import density
-from regkit.training.config import leading_penalty
+from regkit.training.config import make
 from regkit.training.cost import CostOfZeros
 
 
@@ -25,6 +24,7 @@ def callbacks(
     """Make what the configuration asks for.
 
     validated: whether there are videos for it.
+    Raises: InputError when one of `callbacks` is none of Lightning's.
     """
     checkpoint = partial(
         ModelCheckpoint,
@@ -43,28 +43,9 @@ def callbacks(
         made.append(checkpoint(filename="best", monitor="val/acc", mode="max"))
     if config.save_every_n_steps is not None:
         made.append(checkpoint(filename="last", every_n_train_steps=config.save_every_n_steps))
-    if config.patience is not None:
-        made.append(EarlyStopping("val/acc", mode="max", patience=config.patience))
     if config.stop_dominated is not None:
         made.append(StopDominated(folder, lambda: _density(regularize)))
-    return made
-
-
-def log_start(logger: TensorBoardLogger, config: DictConfig) -> None:
-    """Tell TensorBoard what run this is, and how its curves are sorted.
-
-    Five words, the same for all runs: HPARAMS shows no more columns at first.
-    """
-    leading = leading_penalty(config.penalty, config.lam)
-    values: dict[str, Any] = {
-        "penalty": "+".join(config.penalty) or "none",
-        "lam": 0.0 if leading is None else float(config.penalty[leading].get("lam", config.lam)),
-        "seed": config.seed,
-        "model": config.model._target_.rpartition(".")[2],
-        "optimizer": config.optimizer._target_.rpartition(".")[2],
-    }
-    log_hparams(logger, values)
-    log_layout(logger)
+    return made + [_own(str(name), options) for name, options in config.callbacks.items()]
 
 
 def cost_of_zeros(trainer: pl.Trainer, num_videos: int) -> dict[str, float]:
@@ -79,6 +60,16 @@ def was_pruned(trainer: pl.Trainer) -> bool:
     """Say whether the run was stopped because others left it behind."""
     every: list[Any] = getattr(trainer, "callbacks")  # noqa: B009  # unseen by type checkers
     return any(isinstance(one, StopDominated) and one.pruned for one in every)
+
+
+def _own(name: str, options: DictConfig) -> pl.Callback:
+    made = make(options)
+    if not isinstance(made, pl.Callback):
+        raise InputError(
+            f"callbacks.{name} makes a {type(made).__name__}; a callback inherits from "
+            "lightning.pytorch.Callback."
+        )
+    return made
 
 
 def _density(regularize: RegularizerCallback) -> float:

@@ -10,6 +10,7 @@ from torch import nn
 
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
+from regkit.files import replacing
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.pruning.resize import restore, sizes
 from regkit.training.config import make
@@ -88,9 +89,8 @@ def save_shrunk(
         "state_dict": {f"net.{name}": tensor for name, tensor in net.state_dict().items()},
         "hyper_parameters": {"classes": list(classes), "recipe": dict(recipe), SIZES: smaller},
     }
-    draft = path.with_suffix(".part")
-    torch.save(checkpoint, draft)
-    draft.replace(path)
+    with replacing(path) as draft:
+        torch.save(checkpoint, draft)
 
 
 def _net(recipe: Mapping[str, Any], num_classes: int) -> nn.Module:

@@ -80,11 +80,12 @@ class TrainConfig:
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     test_checkpoint: str = "last"
     debias_epochs: int = 0
     shrink: bool = False
-    patience: int | None = None
     stop_dominated: str | None = None
     save_every_n_steps: int | None = None
     pictures_every_n_epochs: int | None = None
@@ -103,10 +104,16 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 
 
-_UNNAMED = {
-    *("penalty", "lam", "ckpt_path", "name"),
-    *("save_every_n_steps", "pictures_every_n_epochs", "trainer.enable_progress_bar"),
-}
+# Options that say where a run lies and how it is watched, not what comes out of it.
+WATCHING = (
+    *("ckpt_path", "name", "logger", "save_every_n_steps", "pictures_every_n_epochs"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+)
+
+
+def only_watches(key: str) -> bool:
+    """Say whether an option changes nothing of what a run comes to."""
+    return any(key == one or key.startswith(f"{one}.") for one in WATCHING)
 
 
 def run_name(
@@ -130,7 +137,7 @@ def run_name(
         parts.append(f"start_lam={short(lam)}")
     for override in words:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in _UNNAMED or key == f"penalty.{leading}.lam":
+        if key in ("penalty", "lam", f"penalty.{leading}.lam") or only_watches(key):
             continue
         key = key.removeprefix("penalty.") if key.startswith("penalty.") else key.split(".")[-1]
         value = Path(value.strip("'\"")).name
@@ -236,9 +243,9 @@ def _check_counts(config: Any) -> None:
         raise InputError(f"seed={config.seed} was given; seed is a whole number >= 0.")
     if config.debias_epochs < 0:
         raise InputError(f"debias_epochs={config.debias_epochs} was given; it is 0 or more.")
-    for key in ("patience", "save_every_n_steps"):
-        if config[key] is not None and config[key] < 1:
-            raise InputError(f"{key}={config[key]} was given; it is 1 or more, or null.")
+    every = config.save_every_n_steps
+    if every is not None and every < 1:
+        raise InputError(f"save_every_n_steps={every} was given; it is 1 or more, or null.")
 
 
 def _check_replaced(config: Any) -> None:

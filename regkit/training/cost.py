@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from regkit.selection.one_error import share_error
+
 # A loss of accuracy that is this many standard errors is no noise.
 ERRORS = 2.0
 # A net that is denser by less than this counts as the same.
@@ -53,7 +55,7 @@ class CostOfZeros(pl.Callback):
         if not denser:
             return None
         best, before = max(denser)
-        noise = math.sqrt((best * (1 - best) + accuracy * (1 - accuracy)) / num_videos)
+        noise = math.hypot(*(share_error(share, num_videos) for share in (best, accuracy)))
         if best - accuracy > ERRORS * noise:
             warnings.warn(
                 f"What was zeroed has cost more than noise: val/acc was {best:.3f} at density "
@@ -68,7 +70,7 @@ class CostOfZeros(pl.Callback):
 
 def warn_of_a_cut(whole: float, shrunk: float, num_videos: int) -> None:
     """Warn where a net that was cut out is worse than the whole one by more than noise."""
-    noise = math.sqrt((whole * (1 - whole) + shrunk * (1 - shrunk)) / max(num_videos, 1))
+    noise = math.hypot(*(share_error(share, num_videos) for share in (whole, shrunk)))
     if whole - shrunk > ERRORS * noise:
         warnings.warn(
             f"What was cut out has cost more than noise: test accuracy {whole:.3f} before, "

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
@@ -16,6 +15,8 @@ from regkit.lightning.callback import RegularizerCallback
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
 from regkit.training.config import make, make_penalties
+from regkit.training.loggers import make_loggers
+from regkit.training.progress import progress, shows_bar
 
 # Share of the learning rate that debiasing begins with; it falls linearly to END of that.
 BEGIN, END = 0.3, 0.03
@@ -44,10 +45,12 @@ def debias(
     keep = ModelCheckpoint(
         folder / "checkpoints", filename="debiased", enable_version_counter=False
     )
+    bar = shows_bar(config.trainer)
     trainer = make(
         config.trainer,
-        logger=TensorBoardLogger(str(folder), name="debias", version="", default_hp_metric=False),
-        callbacks=[regularize, keep],
+        logger=make_loggers(config, folder, stage="debias"),
+        callbacks=[regularize, keep, *progress(regularize, bar, "debias")],
+        enable_progress_bar=bar,
         max_epochs=epochs,
         check_val_every_n_epoch=epochs,
     )

@@ -8,23 +8,24 @@ import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
 from regkit.lightning.data_wait import DataWaitMonitor
-from regkit.lightning.monitors.scalars import log_end
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
 from regkit.regularizer.regularizer import Regularizer
 from regkit.training import summary as sums
-from regkit.training.callbacks import callbacks, cost_of_zeros, log_start, was_pruned
+from regkit.training.callbacks import callbacks, cost_of_zeros, was_pruned
 from regkit.training.checkpoints import start_from
 from regkit.training.config import check, make, make_penalties
 from regkit.training.debias import debias
 from regkit.training.devices import refuse_missing_devices
+from regkit.training.loggers import log_end, log_start, make_loggers
+from regkit.training.progress import progress, shows_bar
 from regkit.training.resolve_lam import resolve_auto_lam
 from regkit.training.run_folder import RunFolder, adopt
 from regkit.training.shrink_stage import shrink_stage
@@ -46,6 +47,8 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
             print(f"{config.name}: done already, {folder / 'summary.json'}", flush=True)
             return done
     held.begin()
+    first_step = None if checkpoint is None else checkpoint["global_step"] + 1
+    loggers = make_loggers(config, folder, first_step=first_step)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = make(config.data)
     data.prepare_data()
@@ -56,7 +59,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     model.hparams["recipe"] = _recipe(config)
     summary = held.tested(_recipe(config))
     if summary is None:
-        trainer, summary = _train_and_test(config, held, model, data, checkpoint)
+        trainer, summary = _train_and_test(config, held, model, data, loggers, checkpoint)
         if trainer.is_global_zero:
             held.keep_tested(summary, _recipe(config))
     else:
@@ -95,7 +98,9 @@ def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
 def _refuse_without_validation(config: DictConfig, data: VideoData) -> None:
     if data.known_splits().val:
         return
-    wanted = [key for key in ("patience", "stop_dominated") if config[key] is not None]
+    watching = config.callbacks.items()
+    wanted = [f"callbacks.{n}" for n, o in watching if str(o.get("monitor")).startswith("val/")]
+    wanted += ["stop_dominated"] if config.stop_dominated is not None else []
     wanted += ["test_checkpoint=best"] if config.test_checkpoint == "best" else []
     if wanted:
         raise InputError(f"{', '.join(wanted)} asks for validation, and there are no such videos.")
@@ -106,24 +111,24 @@ def _train_and_test(
     held: RunFolder,
     model: VideoClassifier,
     data: VideoData,
+    loggers: list[Logger],
     checkpoint: dict[str, Any] | None,
 ) -> tuple[pl.Trainer, dict[str, Any]]:
     penalties = make_penalties(_recipe(config)["penalty"])
     regularize = RegularizerCallback(
         penalties, example=data.example(), schedule=Schedule(**config.strength)
     )
-    logger = TensorBoardLogger(
-        str(held.path),
-        name="",
-        version="",
-        default_hp_metric=False,
-        purge_step=checkpoint["global_step"] + 1 if checkpoint is not None else None,
-    )
     pace = DataWaitMonitor(cached=config.data.get("cache", "none") != "none")
     others = callbacks(config, held.path, regularize, bool(data.known_splits().val))
-    trainer = make(config.trainer, logger=logger, callbacks=[regularize, pace, *others])
+    bar = shows_bar(config.trainer)
+    trainer = make(
+        config.trainer,
+        logger=loggers,
+        callbacks=[regularize, pace, *others, *progress(regularize, bar)],
+        enable_progress_bar=bar,
+    )
     _refuse_scripted_sweep(trainer)
-    log_start(logger, config)
+    log_start(loggers, config, held.path)
     began = time.perf_counter()
     start = held.checkpoint if checkpoint is not None else None
     trainer.fit(model, datamodule=data, ckpt_path=start)
@@ -140,7 +145,7 @@ def _train_and_test(
         best = torch.load(held.path / "checkpoints" / "best.ckpt", weights_only=True)
         model.load_state_dict(best["state_dict"])
     summary |= _test(trainer, model, data, reg, held.path)
-    log_end(logger)
+    log_end(loggers)
     return trainer, summary
 
 

@@ -12,12 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from regkit.errors import InputError
-from regkit.training.config import AUTO, check_unchanged
+from regkit.files import write_text
+from regkit.training.config import AUTO, check_unchanged, only_watches
 
-# Options that say where and how a run is watched, not what comes out of it.
-_IDLE = ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs")
-_IDLE_TRAINER = ("enable_progress_bar", "log_every_n_steps")
-# What Hydra writes into config/ before a job begins.
+# What Hydra writes before a job begins, beside its log.
 _OF_HYDRA = {"config.yaml", "hydra.yaml", "overrides.yaml"}
 
 
@@ -69,11 +67,11 @@ class RunFolder:
     def keep_tested(self, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
         """Keep what was measured, for a run that is stopped from here on."""
         held = {"recipe": _effective(recipe), "summary": summary}
-        _write(self.path / "tested.json", json.dumps(held))
+        write_text(self.path / "tested.json", json.dumps(held))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, last of all."""
-        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         (self.path / "tested.json").unlink(missing_ok=True)
 
     def fail(self, error: Exception) -> None:
@@ -85,9 +83,9 @@ class RunFolder:
     def is_fresh(self) -> bool:
         """Say whether there is nothing yet but what Hydra leaves when a job begins."""
         config, here = self.path / "config", Path.cwd()
-        names = {entry.name for entry in self.path.iterdir()}
+        names = {entry.name for entry in self.path.iterdir() if entry.suffix != ".log"}
         inner = {entry.name for entry in config.iterdir()} if config.is_dir() else set()
-        ours = names <= {"config", "train.log"} and inner <= _OF_HYDRA
+        ours = names <= {"config"} and inner <= _OF_HYDRA
         return ours and not here.is_relative_to(self.path.absolute())
 
     def is_trained(self) -> bool:
@@ -127,13 +125,7 @@ def adopt(config: DictConfig, old: Mapping[str, Any]) -> None:
 
 def _effective(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out of a recipe what changes no weight, in the form in which JSON returns it."""
-    kept = {key: value for key, value in recipe.items() if key not in _IDLE}
-    kept["trainer"] = {k: v for k, v in recipe["trainer"].items() if k not in _IDLE_TRAINER}
+    kept = {key: value for key, value in recipe.items() if not only_watches(key)}
+    trainer = recipe["trainer"].items()
+    kept["trainer"] = {k: v for k, v in trainer if not only_watches(f"trainer.{k}")}
     return json.loads(json.dumps(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_suffix(".part")
-    draft.write_text(text)
-    draft.replace(path)

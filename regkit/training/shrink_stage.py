@@ -29,7 +29,9 @@ def shrink_stage(
 
     whole: test accuracy of the net as it is; a warning tells if the small one has less.
     """
-    trainer = make(config.trainer, logger=False, enable_checkpointing=False)
+    trainer = make(
+        config.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
     device = trainer.strategy.root_device
     device = device if device.type == "cuda" else torch.device("cpu")  # others lack float64
     inputs = (clip.to(device) for clip in clips(data))

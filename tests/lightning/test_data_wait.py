@@ -86,6 +86,27 @@ def test_a_cache_is_advised_once_where_it_would_pay():
         fit(SlowLoader(0.02), 0.001, epochs=1)
 
 
+class ColdLoader(SlowLoader):
+    """Wait in the first epoch alone, as for a memory that fills."""
+
+    num_batches = 0
+
+    def __iter__(self):  # pyright: ignore[reportIncompatibleMethodOverride]  # a generator will do
+        for batch in super().__iter__():
+            self.num_batches += 1
+            self.pause_s *= self.num_batches < len(self)
+            yield batch
+
+
+def test_a_cold_first_epoch_is_no_reason_to_advise_a_cache():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec)")
+        pace, _ = fit(ColdLoader(0.03), 0.01, epochs=3)
+    assert pace.data_share is not None
+    assert pace.data_share < 0.2
+
+
 def test_other_loaders_are_left_alone():
     pace, trainer = fit(DataLoader(TensorDataset(torch.ones(12, 1))), 0.001)
     assert pace.data_share is None

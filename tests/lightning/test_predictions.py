@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, optim
 from torch.utils.data import DataLoader
 
-from regkit.lightning.predictions import Predictions, confusion, draw, pixels, write_whole
+from regkit.lightning.monitors.canvas import pixels
+from regkit.lightning.predictions import Predictions, confusion, draw
 from regkit.lightning.video_classifier import VideoClassifier
 
 pytestmark = pytest.mark.filterwarnings(
@@ -195,24 +196,6 @@ def test_another_module_is_told_once_and_nothing_is_written(
         evaluate(run, model, batches)
     assert len([w for w in seen if "Predictions writes nothing" in str(w.message)]) == 1
     assert not list(tmp_path.glob("*.csv")) + list(tmp_path.glob("*.png"))
-
-
-def test_a_writer_that_is_stopped_leaves_the_old_file(tmp_path: Path):
-    path = tmp_path / "table.csv"
-    path.write_text("old")
-
-    def stop(partial: Path) -> None:
-        partial.write_text("ha")
-        assert path.read_text() == "old"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, stop)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    write_whole(path, lambda partial: partial.write_text("new") and None)
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_confusion_counts_as_scikit_learn():

@@ -230,7 +230,11 @@ def check_case(case: str) -> None:
 
 def check_resumed() -> None:
     """Stop half way, load into a new net, and end with the same weights to the bit."""
-    penalties = [GroupLasso(0.3, groups="in_channel", params="!head"), Nuclear(0.1, params="head")]
+    penalties = [
+        L1(0.01, params="!head"),
+        GroupLasso(0.3, groups="in_channel", params="!head"),
+        Nuclear(0.1, params="head"),
+    ]
 
     def start() -> tuple[nn.Module, optim.Optimizer, Regularizer]:
         net = shard(Net())
@@ -250,6 +254,10 @@ def check_resumed() -> None:
     run(other, other_optimizer, mine(CLIPS)[3:])
     for p, q in zip(whole(net).values(), whole(other).values(), strict=True):
         assert torch.equal(p, q)
+    (gates,), (other_gates,) = ([s.support.snapshot() for s in r._steps] for r in (reg, other_reg))
+    assert gates
+    for one, two in zip(gates, other_gates, strict=True):
+        assert torch.equal(one, two)
 
 
 def check_buckets() -> None:
@@ -350,6 +358,8 @@ def main(rank: int, store: str, world: int) -> None:
         check_types()
         check_meshes()
         check_replicas()
+    elif world == 1:
+        check_resumed()
     else:
         for case in ("filter", "filter of gates", "kernel and unit", "rank"):
             check_case(case)
@@ -360,7 +370,7 @@ def main(rank: int, store: str, world: int) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
-        for world in (2, 3):
+        for world in (1, 2, 3):
             # A fork has all imports done; nothing has started a thread before.
             start_processes(main, (f"{sys.argv[1]}{world}", world), world, start_method="fork")
         print("equal")

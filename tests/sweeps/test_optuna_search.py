@@ -51,7 +51,7 @@ def test_failed_jobs_count_and_the_front_is_that_of_the_others(tmp_path: Path):
     assert all("ends=raise" in trial["overrides"] for trial in conclusion["front"])
 
     code, printed = run(tmp_path, SPACE[0], "ends=raise")
-    assert code == 1
+    assert code == 2
     assert "asks for something else" in printed
     assert "Traceback" not in printed
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 
 import regkit.sweeps.optuna
@@ -41,7 +42,7 @@ def write_configs(folder: Path) -> None:
     """Lay the configuration of the jobs into a folder."""
     (folder / "penalty").mkdir(parents=True)
     for name in ("good", "bad"):
-        plug = f"{name}: {{_target_: x.Y, lam: ${{lam}}}}"
+        plug = f"{name}: {{_target_: x.Y, lam: '${{lam}}'}}"
         (folder / "penalty" / f"{name}.yaml").write_text(plug)
     (folder / "toy.yaml").write_text(CONFIG)
 
@@ -83,7 +84,11 @@ def sweep(configs: Path, printed: Path, words: list[str]) -> None:
     Plugins.instance().class_name_to_class[name] = regkit.sweeps.optuna.OptunaSweeper
     regkit.sweeps.optuna.write_report = lambda folders: folders[0]  # it takes seconds
     sys.argv[1:] = words
-    hydra.main(version_base="1.3", config_path=str(configs), config_name="toy")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(configs), config_name="toy")(job)()
+    finally:
+        # A program's end stops joblib's idle processes. A fork's end waits for them: five minutes.
+        get_reusable_executor().shutdown()
 
 
 def start(process: BaseProcess) -> None:

@@ -1,6 +1,9 @@
 """One run, in this process: warm starts, debiasing, strengths that are found, runs at their end."""
 
 import json
+import logging
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +203,7 @@ def test_the_grid_is_the_same_for_every_seed(capsys: pytest.CaptureFixture[str])
         (["penalty=temporal", "lam=auto"], "are for penalties on weights"),
         (["debias_epochs=-1"], "debias_epochs=-1"),
         (["stop_dominated=halving"], "it is median"),
-        (["data.cv_folds=2", "patience=3"], "patience asks for validation"),
+        (["data.cv_folds=2", "callbacks=early_stopping"], "early_stopping asks for validation"),
     ],
 )
 def test_mistakes_are_said(tmp_path: Path, words: list[str], said: str):
@@ -226,9 +229,9 @@ def test_a_run_stopped_after_its_test_is_not_trained_again(tmp_path: Path):
     debiased = {k for k in summary if k.startswith("debias")}
     recipe = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     recipe = recipe["hyper_parameters"]["recipe"]
-    for key in ("ckpt_path", "name", "save_every_n_steps", "pictures_every_n_epochs"):
+    for key in ("ckpt_path", "name", "logger", "save_every_n_steps", "pictures_every_n_epochs"):
         del recipe[key]
-    for key in ("enable_progress_bar", "log_every_n_steps"):
+    for key in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps"):
         del recipe["trainer"][key]
     known = {k: v for k, v in summary.items() if k not in debiased} | {"train_s": 12345.0}
     (tmp_path / "tested.json").write_text(json.dumps({"recipe": recipe, "summary": known}))
@@ -240,3 +243,47 @@ def test_a_run_stopped_after_its_test_is_not_trained_again(tmp_path: Path):
         k: summary[k] for k in debiased - {"debias_s"}
     }
     assert not (tmp_path / "tested.json").exists()
+
+
+LINE = (
+    r"epoch (\d)/2  loss \d\.\d{3}  val accuracy \d\.\d{3}  density 0\.\d{3}  "
+    r"flips \d+\.\d\d%  \d+\.\d s"
+)
+
+
+def test_what_is_no_terminal_gets_a_line_an_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "regkit.training.progress")
+    # Flips are known after 22 steps.
+    words = ["penalty=l1", "lam=0.05", "data.batch_size=1", "trainer.enable_progress_bar=true"]
+    run(tmp_path, *words, "debias_epochs=1")
+    shown = capsys.readouterr()
+    assert re.findall(LINE, shown.out) == ["1", "2"]
+    assert len(re.findall("(?m)^debias epoch 1/1  loss", shown.out)) == 1
+    assert "%|" not in shown.out + shown.err
+    assert shown.out.count("\r") == 0
+    told = [one.message for one in caplog.records if one.name == "regkit.training.progress"]
+    assert told == re.findall("(?m)^.*epoch .*$", shown.out)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_terminal_shows_one_calm_bar_unless_told_not_to(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    enabled: bool,
+):
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    run(tmp_path, "penalty=l1", "shrink=true", f"trainer.enable_progress_bar={enabled}")
+    shown = capsys.readouterr()
+    assert shown.out.count("epoch ") == (0 if enabled else 2)
+    assert "%|" not in shown.out
+    *_, last = shown.err.rstrip().split("\r")
+    if enabled:
+        assert re.match(r"epoch 2/2: 100%\|.*loss \d.*val accuracy \d.*density \d", last)
+        assert len(shown.err) < 2000
+        assert shown.err.count("\n") == 1
+    else:
+        assert "%|" not in shown.err

@@ -98,6 +98,9 @@ def test_a_run_leaves_what_was_promised(folder: Path):
     } <= tags  # fmt: skip
     assert any(tag.startswith("density_layer/") for tag in tags)
     assert any(tag.startswith("val_class/") for tag in tags)
+    log = (folder / "promised/train.log").read_text()
+    assert [f"epoch {n}/4  loss" in log for n in (1, 2, 3, 4)] == [True] * 4
+    assert f"  density {summary['density']:.4g}" in log.splitlines()[-1]
     assert (folder / "promised/config/config.yaml").is_file()
     assert (folder / "promised/checkpoints/best.ckpt").is_file()
     assert (folder / "promised/predictions.csv").is_file()
@@ -183,7 +186,8 @@ def test_no_strength_is_bitwise_no_penalty(folder: Path):
 def test_a_sweep_makes_comparable_runs(folder: Path):
     code, _, err = run(
         folder, "-m", "hydra.sweep.dir=sweep", "penalty=none,l1", "lam=1e-2",
-        "trainer.max_epochs=1", "test_checkpoint=best", "patience=1",
+        "trainer.max_epochs=1", "test_checkpoint=best", "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
     )  # fmt: skip
     assert code == 0, err
     names = sorted(p.name for p in (folder / "sweep").iterdir() if p.is_dir())

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from regkit.benchmarks.reading.report import Memory
 from regkit.data.readers import READERS
 from regkit.data.video import Video
 from regkit.errors import InputError
+from regkit.timing import system_field
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # What that file takes as the order to forget the peak (proc(5)).
@@ -73,7 +73,6 @@ def forget_peak() -> bool:
 
 def resident(field: str) -> float:
     """Return VmRSS (now) or VmHWM (the peak) in MiB."""
-    rows: dict[str, Any] = dict(
-        row.split(":", 1) for row in STATUS.read_text().splitlines() if ":" in row
-    )
-    return int(rows[field].split()[0]) / 1024
+    found = system_field(STATUS, f"{field}:")
+    assert found is not None
+    return int(found.split()[0]) / 1024

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from regkit.benchmarks.picture import bar, finish
 from regkit.benchmarks.reading.candidates import MEMMAP, PYAV, REENCODE, WHOLE
 from regkit.benchmarks.reading.report import Report, Row, clock, place
-
-# Okabe and Ito's colours, which all eyes tell apart.
-OURS, OTHERS = "#0072B2", "#9A9A9A"
-INK, FAINT = "#222222", "#DDDDDD"
+from regkit.palette import BLUE, GREY, INK
 
 
 def draw(report: Report, path: Path) -> None:
@@ -37,27 +35,13 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _bars(axes: Any, rows: list[Row], which: str) -> None:
-    for at, row in enumerate(rows):
+    places = [float(place) for place in range(len(rows))]
+    for at, row in zip(places, rows, strict=True):
         ratio = row.faster[WHOLE][which]
         ours = row.contestant in (PYAV, REENCODE, MEMMAP)
-        axes.barh(at, ratio.median, height=0.75, color=OURS if ours else OTHERS)
-        spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
-        axes.errorbar(ratio.median, at, xerr=spread, color=INK, elinewidth=1, capsize=2)
-        axes.annotate(
-            f"{ratio.median:,.0f}" if ratio.median >= 100 else f"{ratio.median:.3g}",
-            (ratio.high, at),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=INK,
-        )
+        text = f"{ratio.median:,.0f}" if ratio.median >= 100 else f"{ratio.median:.3g}"
+        bar(axes, at, ratio, BLUE if ours else GREY, text, ratio.high)
     axes.set_xscale("log")
     axes.margins(x=0.2)
-    axes.axvline(1, color=INK, linewidth=1)
-    axes.set_yticks(range(len(rows)), [row.contestant for row in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.grid(axis="x", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=INK, labelsize=8)
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    names = [row.contestant for row in rows]
+    finish(axes, places, names, places[-1])

@@ -1,12 +1,9 @@
-"""What a run found: rows of figures, as a table on the screen and as a file."""
+"""What a run found: rows of figures, as a table on the screen."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from regkit.errors import InputError
 from regkit.timing import Quartiles
 
 WIDTH = 25
@@ -78,39 +75,6 @@ class Report:
     films: list[Facts]
     rows: list[Row]
     memory: list[Memory]
-
-    def write(self, path: Path) -> None:
-        """Write all figures."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-
-def read(path: Path) -> Report:
-    """Return the run that `Report.write` wrote.
-
-    Raises: InputError when the file is none of these.
-    """
-    try:
-        found = json.loads(path.read_text())
-        parts = {
-            "films": [Facts(**facts) for facts in found["films"]],
-            "rows": [_row(row) for row in found["rows"]],
-            "memory": [Memory(**memory) for memory in found["memory"]],
-        }
-        return Report(**{**found, **parts})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"--read got {path}, which is no file that --out wrote ({type(error).__name__}: "
-            f"{error}); give one."
-        ) from error
-
-
-def _row(found: dict[str, Any]) -> Row:
-    faster = {other: _quartiles(times) for other, times in found["faster"].items()}
-    return Row(**{**found, "ms": _quartiles(found["ms"]), "faster": faster})
-
-
-def _quartiles(found: dict[str, Any]) -> dict[str, Quartiles]:
-    return {clock: Quartiles(**of) for clock, of in found.items()}
 
 
 def clock(row: Row, options: dict[str, Any]) -> str:

@@ -7,11 +7,9 @@ from dataclasses import replace
 from regkit.benchmarks.reading import candidates as contestants
 from regkit.benchmarks.reading.candidates import PYAV, TORCHCODEC, WHOLE, Contestant, Film, Task
 from regkit.benchmarks.reading.report import Row
-from regkit.timing import Quartiles, take_turns
+from regkit.benchmarks.rounds import Sample, quartiles, ratios, run_rounds
 
-WARMUP = 1  # rounds that do not count: files come into memory, libraries start
-
-Sample = dict[str, float]  # ms a clip, by clock
+WARMUP = 1  # rounds that do not count
 
 
 def contest(
@@ -33,7 +31,7 @@ def contest(
 
 
 def time_clips(film: Film, entrant: Contestant, draws: Sequence[int]) -> Sample:
-    """Return the time a clip on the wall, and of all threads of this process.
+    """Return the time a clip in ms, on the wall and of all threads of this process.
 
     Every clip is of another file, as in training: what is kept of the last one is of no use.
     """
@@ -57,9 +55,7 @@ def _heat(
     def clock(entrant: Contestant, turn: int) -> Sample:
         return time_clips(film, entrant, range(turn * clips, (turn + 1) * clips))
 
-    samples = {
-        name: found[WARMUP:] for name, found in take_turns(entrants, WARMUP + rounds, clock).items()
-    }
+    samples = run_rounds(entrants, WARMUP, rounds, clock)
     return [row_of(film.name, heat, entrant.name, samples, references) for entrant in entrants]
 
 
@@ -76,15 +72,6 @@ def row_of(
         film=film,
         heat=heat,
         contestant=name,
-        ms={clock: Quartiles.of([sample[clock] for sample in own]) for clock in own[0]},
-        faster={
-            other: {
-                clock: Quartiles.of(
-                    [b[clock] / o[clock] for o, b in zip(own, samples[other], strict=True)]
-                )
-                for clock in own[0]
-            }
-            for other in references
-            if other in samples
-        },
+        ms=quartiles(own),
+        faster={other: ratios(samples[other], own) for other in references if other in samples},
     )

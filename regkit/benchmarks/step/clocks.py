@@ -14,6 +14,7 @@ from torch.optim import AdamW
 
 from regkit.benchmarks.step.candidates import ADAMW_BYTES
 from regkit.errors import InputError
+from regkit.timing import seconds
 
 Step = Callable[[], Any]
 # Entries of the arrays that the rate is measured on: as the net has, within these.
@@ -89,18 +90,7 @@ def time_step(step: Step, device: torch.device) -> dict[str, float]:
 
 def time_training(training: Step, step: Step, device: torch.device) -> float:
     """Return the time of forward, backward and step together, in ms."""
-    synchronize(device)
-    began = time.perf_counter()
-    training()
-    step()
-    synchronize(device)
-    return (time.perf_counter() - began) * 1e3
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return 1e3 * seconds(lambda: (training(), step()), [device])
 
 
 def measure_rate(num_entries: int, device: torch.device) -> Rate:

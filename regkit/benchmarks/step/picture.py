@@ -3,22 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+from regkit.benchmarks.picture import bar, finish
 from regkit.benchmarks.step.candidates import FUSED, HOOK, PROX
 from regkit.benchmarks.step.report import Report, Row, place
+from regkit.palette import BLUE, GREEN, GREY, INK, QUIET, RED
 from regkit.timing import Quartiles
 
-# Okabe and Ito's colours, which all eyes tell apart.
-COLOURS = {HOOK: "#0072B2", PROX: "#009E73", None: "#9A9A9A"}
+COLOURS = {HOOK: BLUE, PROX: GREEN, None: GREY}
 NAMES = {
     HOOK: "AdamW(fused=True), then the penalty",
     PROX: "ProxAdamW, with the penalty",
     None: "without regkit",
 }
 CLOCKS = {"gpu": "GPU time", "wall": "time"}
-INK, FAINT = "#222222", "#DDDDDD"
 WALL: dict[str, Any] = {
     "marker": "D",
-    "color": "#D55E00",
+    "color": RED,
     "markersize": 5,
     "markeredgecolor": "white",
     "linestyle": "",
@@ -35,16 +35,10 @@ def draw(report: Report, path: Path) -> None:
     axes: Any = figure.subplots()
     for at, row in zip(places, rows, strict=True):
         _bar(axes, at, row)
-    axes.axvline(1, color=INK, linewidth=1)
-    axes.set_yticks(*_ticks(rows, places), fontsize=9)
-    axes.set_ylim(places[-1] + 0.7, -0.7)
+    finish(axes, *_ticks(rows, places), places[-1])
     axes.set_xlim(0, 1.2 * max(of.high for row in rows for of in _shown(row).values()))
     clock = next(iter(rows[0].ms))
     axes.set_xlabel(f"{CLOCKS[clock]} of one optimizer step, in AdamW(fused=True) steps", color=INK)
-    axes.grid(axis="x", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     _legend(figure, rows)
     _title(axes, report)
     figure.savefig(path, dpi=160)
@@ -68,22 +62,12 @@ def _places(rows: list[Row]) -> list[float]:
 
 
 def _bar(axes: Any, at: float, row: Row) -> None:
-    ratio, *others = _shown(row).values()
+    shown = list(_shown(row).values())
     colour = COLOURS[row.contestant if row.penalty is not None else None]
-    axes.barh(at, ratio.median, height=0.78, color=colour)
-    spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
-    axes.errorbar(ratio.median, at, xerr=spread, color=INK, elinewidth=1, capsize=2.5, capthick=1)
-    for wall in others:
+    text = "   wall ".join(f"{of.median:.2f}" for of in shown)
+    bar(axes, at, shown[0], colour, text, max(of.high for of in shown))
+    for wall in shown[1:]:
         axes.plot(wall.median, at, **WALL)
-    axes.annotate(
-        "   wall ".join(f"{of.median:.2f}" for of in _shown(row).values()),
-        (max(of.high for of in _shown(row).values()), at),
-        xytext=(6, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=8,
-        color=INK,
-    )
 
 
 def _ticks(rows: list[Row], places: list[float]) -> tuple[list[float], list[str]]:
@@ -124,6 +108,6 @@ def _title(axes: Any, report: Report) -> None:
         f"medians of {report.options['rounds']} rounds, whiskers: quartiles",
         transform=axes.transAxes,
         fontsize=8.5,
-        color="#666666",
+        color=QUIET,
         va="bottom",
     )

@@ -1,13 +1,10 @@
-"""What a run found: rows of figures, as a table on the screen and as a file."""
+"""What a run found: rows of figures, as a table on the screen."""
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from regkit.benchmarks.step.clocks import Rate
-from regkit.errors import InputError
 from regkit.timing import Quartiles
 
 WIDTH = 32
@@ -64,39 +61,11 @@ class Report:
     left_out: dict[str, str]
     rows: list[Row]
 
-    def write(self, path: Path) -> None:
-        """Write all figures."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-
-def read(path: Path) -> Report:
-    """Return the run that `Report.write` wrote.
-
-    Raises: InputError when the file is none of these.
-    """
-    try:
-        found = json.loads(path.read_text())
-        rows = [
-            Row(**{key: _quartiles(value) for key, value in row.items()}) for row in found["rows"]
-        ]
-        return Report(**{**found, "rate": Rate(**found["rate"]), "rows": rows})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"--read got {path}, which is no file that --out wrote ({type(error).__name__}: "
-            f"{error}); give one."
-        ) from error
-
 
 def place(machine: Mapping[str, Any]) -> str:
     """Name the machine in a few words."""
     threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
     return f"{machine['device']}, {threads}, torch {machine['torch']}"
-
-
-def _quartiles(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {clock: Quartiles(**of) for clock, of in value.items()}
 
 
 def heading(report: Report) -> Iterator[str]:
@@ -152,6 +121,13 @@ def legend(report: Report) -> Iterator[str]:
             "of training: the step's share of forward, backward and step on "
             f"{report.options['batch']} clips of {report.options['clip']}."
         )
+
+
+def everything(report: Report) -> Iterator[str]:
+    """Return all lines, as they are printed while it is measured."""
+    yield from heading(report)
+    yield from map(line, report.rows)
+    yield from legend(report)
 
 
 def _or_dash(number: int | None) -> str:

@@ -7,6 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from regkit.benchmarks.rounds import Sample, quartiles, ratios, run_rounds
 from regkit.benchmarks.step.candidates import (
     FOREACH,
     FUSED,
@@ -26,9 +27,7 @@ from regkit.benchmarks.step.clocks import (
 )
 from regkit.benchmarks.step.report import Row
 from regkit.penalties import WeightPenalty
-from regkit.timing import Quartiles, take_turns
-
-Sample = dict[str, float]  # ms by clock
+from regkit.timing import take_turns
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,11 @@ def _heat(
 ) -> list[Row]:
     """Time some against the baselines, and return their rows."""
     device = training.clip.device
-    shown = [*plain, *entrants] if penalty is None else entrants
-    samples = {
-        name: found[rounds.warmup :]
-        for name, found in take_turns(
-            [*plain, *entrants],
-            rounds.warmup + rounds.steps,
-            lambda c, _: time_step(c.step, device),
-        ).items()
-    }
+    everyone = [*plain, *entrants]
+    samples = run_rounds(
+        everyone, rounds.warmup, rounds.steps, lambda c, _: time_step(c.step, device)
+    )
+    shown = everyone if penalty is None else entrants
     whole = take_turns(shown, rounds.training, lambda c, _: time_training(training, c.step, device))
     training.net.zero_grad(set_to_none=True)
     return [row_of(penalty, c, samples, whole[c.name], rate, device) for c in shown]
@@ -96,7 +91,7 @@ def row_of(
     """Sum up what one contestant's clocks have shown, against the baselines of its rounds."""
     own, fused, foreach = (samples[name] for name in (contestant.name, FUSED, FOREACH))
     clock = next(iter(own[0]))
-    ms = {key: Quartiles.of([sample[key] for sample in own]) for key in own[0]}
+    ms = quartiles(own)
     gb_s = contestant.num_bytes / ms[clock].median / 1e6
     training_ms = median(whole) if whole else None
     on_gpu = device.type == "cuda"
@@ -116,11 +111,3 @@ def row_of(
         launches=count_launches(contestant.step) if on_gpu else None,
         syncs=count_syncs(contestant.step) if on_gpu else None,
     )
-
-
-def ratios(own: Sequence[Sample], other: Sequence[Sample]) -> dict[str, Quartiles]:
-    """Return by clock the ratios within a round."""
-    return {
-        clock: Quartiles.of([o[clock] / b[clock] for o, b in zip(own, other, strict=True)])
-        for clock in own[0]
-    }

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from regkit.data.prepare.findings import SPLITS, Findings, Row
+from regkit.files import replacing
 
 _LISTED = 50  # entries of a list in the readable report; the others are in report.json
 _SHOWN = 3  # in the summary, and of names in a line
@@ -36,13 +36,9 @@ def write(folder: Path, about: Mapping[str, Any], found: Findings, every: Iterab
 
 
 def _replace(target: Path, fill: Callable[[TextIO], Any]) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            fill(file)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with replacing(target) as draft, draft.open("w", **how) as file:
+        fill(file)
 
 
 def _table(file: TextIO, every: Iterable[Row], clip_frames: int) -> None:

@@ -11,11 +11,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from regkit.inference.explain.explanation import COLOURS, Explanation
 from regkit.inference.explain.weights_picture import draw_weights, weights_inches
-from regkit.lightning.monitors.canvas import FAINT, INK, make_figure
+from regkit.lightning.monitors.canvas import make_figure
+from regkit.palette import BLUE, FAINT, INK, QUIET, RED
 
-# Okabe and Ito's blue and vermilion: for and against the class.
-FOR, AGAINST = "#0072B2", "#D55E00"
-SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "#FFFFFF", FOR])
+SIGNED = LinearSegmentedColormap.from_list("signed", [RED, "#FFFFFF", BLUE])  # against, for
 WIDTH = 10.0  # inches
 LONGEST_NAME = 45  # letters of a class in the title
 MOST_FRAMES = 16  # of the strip
@@ -74,8 +73,8 @@ def _draw_time(figure: SubFigure, explanation: Explanation) -> None:
     evidence = explanation.evidence
     for number, start in enumerate(evidence.strongest, start=1):
         ends = start, start + evidence.span
-        strip.plot(ends, [1.08] * 2, color=FOR, linewidth=3, solid_capstyle="butt")
-        curve.axvspan(*ends, color=FOR, alpha=0.10, linewidth=0)
+        strip.plot(ends, [1.08] * 2, color=BLUE, linewidth=3, solid_capstyle="butt")
+        curve.axvspan(*ends, color=BLUE, alpha=0.10, linewidth=0)
         curve.annotate(
             str(number),
             (start + evidence.span / 2, 1),
@@ -86,7 +85,7 @@ def _draw_time(figure: SubFigure, explanation: Explanation) -> None:
             va="top",
             fontsize=9,
             fontweight="bold",
-            color=FOR,
+            color=BLUE,
         )
     curve.set_xlim(0, num_frames)
     places = [int((number + 0.5) * every) for number in range(shown)]
@@ -102,8 +101,8 @@ def _draw_curve(axes: Any, explanation: Explanation) -> None:
     curves = _scaled(explanation)
     for number, curve in enumerate(curves):
         label = "untrained nets, scaled" if number == 0 else None
-        axes.plot(centres, curve, color="#777777", linewidth=0.9, label=label)
-    axes.bar(centres, drops, width=0.6, color=[FOR if d > 0 else AGAINST for d in drops])
+        axes.plot(centres, curve, color=QUIET, linewidth=0.9, label=label)
+    axes.bar(centres, drops, width=0.6, color=[BLUE if d > 0 else RED for d in drops])
     axes.axhline(0, color=INK, linewidth=0.8)
     values = np.concatenate([[0.0], drops, *curves])
     room = max(float(np.ptp(values)), LEAST_ROOM)
@@ -182,7 +181,7 @@ def _draw_others(figure: SubFigure, explanation: Explanation) -> None:
     axes: Any = figure.subplots()
     places = [0, 1, 2, 3.6, 4.6, 5.6]
     values = [float(value) for value in drops.values()]
-    axes.barh(places, values, color=[FOR if v > 0 else AGAINST for v in values], height=0.7)
+    axes.barh(places, values, color=[BLUE if v > 0 else RED for v in values], height=0.7)
     axes.plot(
         order.shuffled,
         [places[4]] * len(order.shuffled),

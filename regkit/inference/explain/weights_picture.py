@@ -7,12 +7,12 @@ from jaxtyping import Float
 from matplotlib.figure import SubFigure
 
 from regkit.inference.explain.survived import First, Layer, Survived
-from regkit.lightning.monitors.canvas import FAINT, INK, percent, short_names, tint
+from regkit.lightning.monitors.canvas import percent, short_names, tint
+from regkit.palette import BLUE, FAINT, INK, PALE
 
 MOST_LAYERS = 24
 ROW_INCHES = 0.24
 LEAST_INCHES = 2.6
-LIVE, DEAD = "#0072B2", "#E4E4E4"
 MOST_NUMBERED = 8  # cells side by side
 
 
@@ -81,8 +81,8 @@ def _draw_layers(figure: SubFigure, layers: list[Layer], shrunk: bool) -> None:
     temporal = any(layer.taps.size > 1 for layer in shown)
     axes: Any = figure.subplots()
     for row, layer in enumerate(shown):
-        axes.barh(row, 1, color=DEAD, height=0.62)
-        axes.barh(row, layer.live / layer.num, color=LIVE, height=0.62)
+        axes.barh(row, 1, color=PALE, height=0.62)
+        axes.barh(row, layer.live / layer.num, color=BLUE, height=0.62)
         what = " units" if layer.recurrent else ""
         text = f"{layer.live} of {layer.num}{what}"
         axes.text(1.02, row, text, va="center", fontsize=8, color=INK)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from regkit.errors import InputError
+from regkit.files import replacing
 from regkit.inference.export.quiet import quiet
 
 BATCHES = (1, 2, 5)
@@ -39,30 +39,28 @@ def written(
 ) -> Exported:
     """Write a file and compare it with the model; only then does it take its place.
 
-    write, load: of a draft in a folder of its own, beside the place.
+    write, load: of a draft beside the place.
     Raises: InputError, and nothing is left, when it cannot be written or loaded, or its scores are
         others than the model's.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="unfinished-", dir=path.parent) as folder:
-            draft = Path(folder, path.name)
+        with replacing(path) as draft:
             write(draft)
-            run = _loaded(draft, load)
+            run = _loaded(draft, load, path.name)
             difference = largest_difference(run, model, example, str(path))
-            draft.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error}). Give another place.") from error
     return Exported(path, run, difference)
 
 
-def _loaded(draft: Path, load: Callable[[Path], Run]) -> Run:
+def _loaded(draft: Path, load: Callable[[Path], Run], name: str) -> Run:
     try:
         with quiet():
             return load(draft)
     except Exception as error:
         raise InputError(
-            f"{draft.name} was written, but does not load again ({reason(error)}). It was removed."
+            f"{name} was written, but does not load again ({reason(error)}). It was removed."
         ) from error
 
 

@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from regkit.data.decode import pictures
 from regkit.data.timeline import LostError, VideoError
+from regkit.files import replacing
 from regkit.inference.predict.film import Film
 from regkit.inference.predict.result import Result
 from regkit.inference.predict.windows import Picture, edges_of
-from regkit.lightning.predictions import write_whole
 
 _TICKS = 90_000  # a second; the clock of MPEG, which all rates divide well
 _LEAST_PX = 180  # short side; smaller films are enlarged, or nobody could read the text
@@ -42,7 +42,8 @@ def write(film: Film, path: Path, threads: int = 1) -> None:
     """
     for exact in (film.timeline.exact, False):
         try:
-            write_whole(path, lambda part, exact=exact: _write(film, part, exact, threads))
+            with replacing(path) as draft:
+                _write(film, draft, exact, threads)
         except LostError:
             continue
         return

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
+from regkit.files import write_table
 from regkit.inference.predict.film import Film
-from regkit.inference.predict.tables import write_rows
 
 SUMMARY = "summary.csv"
 _COLUMNS = ["file", "seconds", "windows", "class", "probability", "problem"]
@@ -68,5 +68,5 @@ def each(
             entries.append(Entry(name, film, problem))
         except VideoError as error:
             entries.append(Entry(name, None, error.reason))
-        write_rows(out / SUMMARY, _COLUMNS, [entry.row() for entry in entries])
+        write_table(out / SUMMARY, [_COLUMNS, *(entry.row() for entry in entries)])
     return entries

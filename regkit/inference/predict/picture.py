@@ -9,14 +9,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from regkit.files import replacing
 from regkit.inference.predict.result import UNSURE_NAME, Result
 from regkit.inference.predict.smooth import UNSURE
-from regkit.lightning.predictions import write_whole
+from regkit.palette import INK, RED
 
 MOST_CLASSES = 12  # rows; of more classes, those that are most probable somewhere
 _LONGEST_NAME = 28  # letters
 _MOST_COLUMNS = 2000  # of the heat map: more than the picture has pixels
-_PATH, _RAW, _INK = "#D55E00", "#222222", "#222222"
 
 
 def draw(result: Result, title: str) -> Figure:
@@ -42,8 +42,8 @@ def draw(result: Result, title: str) -> Figure:
     axes.set_yticks(range(len(rows)), names, fontsize=9, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(borders[0], borders[-1])
-    axes.set_xlabel("time in s", color=_INK)
-    axes.set_title(title, loc="left", fontsize=11, color=_INK, parse_math=False)
+    axes.set_xlabel("time in s", color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     axes.tick_params(length=0, axis="y")
     axes.spines[:].set_visible(False)
     figure.colorbar(mesh, ax=axes, pad=0.01, aspect=14).set_label("probability of a window")
@@ -53,8 +53,8 @@ def draw(result: Result, title: str) -> Figure:
 
 def write(result: Result, title: str, path: Path, dpi: int = 130) -> None:
     """Draw to a file."""
-    figure = draw(result, title)
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=dpi))
+    with replacing(path) as draft:
+        draw(result, title).savefig(draft, format="png", dpi=dpi)
 
 
 def shown_classes(result: Result) -> list[int]:
@@ -92,7 +92,7 @@ def _path(axes: Any, result: Result, rows: list[int]) -> None:
         y += [at, at]
     style = {"solid_capstyle": "butt", "zorder": 2, "linewidth": 2.4}
     axes.plot(x, y, color="white", **{**style, "linewidth": 4.2})  # on dark cells
-    axes.plot(x, y, color=_PATH, **style)
+    axes.plot(x, y, color=RED, **style)
 
 
 def _dots(axes: Any, result: Result, rows: list[int]) -> None:
@@ -105,7 +105,7 @@ def _dots(axes: Any, result: Result, rows: list[int]) -> None:
     ]
     size = float(np.clip(900 / max(1, len(found)), 0.6, 4.5))
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.15 * size, "linestyle": ""}
-    axes.plot(*zip(*found, strict=True), marker="o", color=_RAW, markersize=size, zorder=3, **edge)
+    axes.plot(*zip(*found, strict=True), marker="o", color=INK, markersize=size, zorder=3, **edge)
 
 
 def _entries(result: Result) -> list[Any]:
@@ -115,8 +115,8 @@ def _entries(result: Result) -> list[Any]:
     over = f", {smoothing.seconds:g} s a change" if smoothing.way == "viterbi" else over
     dot = {"marker": "o", "linestyle": "", "markersize": 4.5}
     return [
-        Line2D([], [], color=_PATH, linewidth=2.4, label=f"class{how}{over}"),
-        Line2D([], [], color=_RAW, label="most probable class of a window", **dot),
+        Line2D([], [], color=RED, linewidth=2.4, label=f"class{how}{over}"),
+        Line2D([], [], color=INK, label="most probable class of a window", **dot),
     ]
 
 

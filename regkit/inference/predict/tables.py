@@ -2,16 +2,16 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Float64
 
+from regkit.files import replacing, write_table, write_text
 from regkit.inference.predict.result import Result
 from regkit.inference.predict.windows import Window
-from regkit.lightning.predictions import write_whole
 
 
 class WindowTable:
@@ -39,14 +39,10 @@ class WindowTable:
 
 def write_windows(result: Result, path: Path, top: int) -> None:
     """Write the table of windows."""
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            table = WindowTable(file, result.classes, top)
-            for window, row in zip(result.windows, result.probabilities, strict=True):
-                table.add(window, row)
-
-    write_whole(path, write)
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        table = WindowTable(file, result.classes, top)
+        for window, row in zip(result.windows, result.probabilities, strict=True):
+            table.add(window, row)
 
 
 def write_segments(result: Result, path: Path) -> None:
@@ -55,26 +51,9 @@ def write_segments(result: Result, path: Path) -> None:
         (f"{s.start_s:.6f}", f"{s.end_s:.6f}", result.name(s.label), f"{s.probability:.6g}")
         for s in result.segments
     ]
-    write_rows(path, ["start_s", "end_s", "class", "probability"], rows)
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table. Names of files are bytes: those that are no UTF-8 stay as they are."""
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(header)
-            table.writerows(rows)
-
-    write_whole(path, write)
+    write_table(path, [("start_s", "end_s", "class", "probability"), *rows])
 
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:
     """Write plain values."""
-    text = json.dumps(found, indent=1)
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)
+    write_text(path, json.dumps(found, indent=1))

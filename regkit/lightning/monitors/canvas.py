@@ -1,6 +1,5 @@
 """What the pictures share: colours, names, and the way to a file."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
+from regkit.files import replacing
+from regkit.palette import INK, RED
+
 DPI = 110
-INK, FAINT = "#222222", "#BBBBBB"
-# Vermilion of Okabe and Ito: NaN and infinity, in all pictures.
-DIVERGED = "#D55E00"
 LONGEST_NAME = 34  # letters
 # From pale yellow to dark violet, darker by the share in print too. White is left for zero.
 SHADES = ListedColormap(colormaps["viridis_r"](np.linspace(0.03, 1, 256)))
@@ -36,11 +35,11 @@ def make_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def tint(shares: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells 4"]:
-    """Return the colour of each share: white where it is exactly 0, DIVERGED where it is NaN."""
+def tint(shares: Float[np.ndarray, "*cells"], unknown: str = RED) -> Float[np.ndarray, "*cells 4"]:
+    """Return the colour of each share: white where it is exactly 0, `unknown` where it is NaN."""
     colours = SHADES(SHARES(np.nan_to_num(shares)).filled(0.0))
     colours[shares == 0] = 1
-    colours[np.isnan(shares)] = rgba(DIVERGED)
+    colours[np.isnan(shares)] = rgba(unknown)
     return colours
 
 
@@ -104,12 +103,8 @@ def pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
 def write_png(picture: UInt8[np.ndarray, "height width 3"], path: Path) -> None:
     """Put a picture where the old one is at once: whoever looks sees one or the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        Image.fromarray(picture).save(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        Image.fromarray(picture).save(draft)
 
 
 def _bounded(name: str) -> str:

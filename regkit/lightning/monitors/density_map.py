@@ -11,15 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from regkit.lightning.monitors.canvas import (
-    DIVERGED,
-    FAINT,
-    INK,
     add_shades,
     make_figure,
     percent,
     short_names,
     tint,
 )
+from regkit.palette import FAINT, INK, RED
 from regkit.structure.distributed import all_reduce_counts, local
 
 ROW_INCHES = 0.24
@@ -99,7 +97,7 @@ def draw(history: History) -> Figure:
             textcoords="offset points",
             va="center",
             fontsize=size,
-            color=DIVERGED if np.isnan(share) else INK,
+            color=RED if np.isnan(share) else INK,
             annotation_clip=False,
         )
     axes.tick_params(length=0, colors=INK)

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from regkit.lightning.monitors.canvas import DIVERGED, INK, make_figure, rgba
+from regkit.lightning.monitors.canvas import make_figure, rgba
+from regkit.palette import INK, PALE, RED
 
 MOST_FILTERS = 64
 MOST_CHANNELS = 4
@@ -17,7 +18,6 @@ WIDEST_BLOCKS = 48  # cells side by side, of all blocks of filters
 CELL_INCHES = 0.42
 CELL_PIXELS, GAP_PIXELS, CHANNEL_GAP_PIXELS = 84, 8, 24
 # Exactly zero; the middle of the colours, white, is a small weight.
-ZERO = "#D9D9D9"
 
 Filters = Float[np.ndarray, "filters channels taps height width"]
 
@@ -97,7 +97,7 @@ def _colours(kernel: Float[np.ndarray, "channels taps height width"]) -> np.ndar
     finite = np.nan_to_num(kernel, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64)
     scale = np.abs(finite).max() or 1.0
     colours = colormaps["PuOr_r"](0.5 + 0.5 * finite / scale)
-    colours[kernel == 0] = rgba(ZERO)
+    colours[kernel == 0] = rgba(PALE)
     colours[~np.isfinite(kernel)] = rgba("#000000")
     return colours
 
@@ -129,7 +129,7 @@ def _title(
     state = f"{int((length != 0).sum())} of {num_filters} live"
     if bad:
         state = f"{bad} of {num_filters} with NaN or infinity, diverged"
-    title, colour = f"Filters of {name}: {state}", DIVERGED if bad else INK
+    title, colour = f"Filters of {name}: {state}", RED if bad else INK
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=colour, parse_math=False)
     columns = "input channel, time tap" if num_taps > 1 else "input channel"
     notes = [f"rows: filters by number, longest first; columns: {columns}"]

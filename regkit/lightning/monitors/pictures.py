@@ -8,12 +8,12 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Float
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
+from regkit.lightning.loggers import show
 from regkit.lightning.monitors import density_map, filters, survivors
 from regkit.lightning.monitors.canvas import pixels, short_names, write_png
 from regkit.structure.distributed import full_tensor
@@ -30,8 +30,8 @@ class Pictures(pl.Callback):
     Writes, at the end of training, density.png (share of non-zero weights, layers by epochs),
     filters.png (the first convolution, filter by filter) and survivors.png (channels, filters and
     time taps that are left in each layer) into `folder`, and shows the same under pictures/ in the
-    IMAGES of every TensorBoardLogger. What a net lacks is left out: filters.png without a 2-D or
-    3-D convolution.
+    loggers that take pictures (TensorBoard's IMAGES, W&B, MLflow). What a net lacks is left out:
+    filters.png without a 2-D or 3-D convolution.
 
     Of the parameters that the trainer's RegularizerCallback penalises, else of all weights.
 
@@ -98,11 +98,7 @@ class Pictures(pl.Callback):
     def _show(self, trainer: pl.Trainer, name: str, figure: Figure) -> None:
         picture = pixels(figure)
         write_png(picture, self._folder / f"{name}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    f"pictures/{name}", picture, trainer.global_step, dataformats="HWC"
-                )
+        show(trainer, f"pictures/{name}", picture)
 
 
 @torch.no_grad()

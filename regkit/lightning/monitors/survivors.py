@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from regkit.lightning.monitors.canvas import (
-    DIVERGED,
-    FAINT,
-    INK,
     add_shades,
     ink_on,
     make_figure,
@@ -23,6 +20,7 @@ from regkit.lightning.monitors.canvas import (
     short_names,
     tint,
 )
+from regkit.palette import FAINT, INK, RED
 from regkit.structure.distributed import full_tensor
 from regkit.structure.groups import view_of
 from regkit.structure.selectors import Entry, select_parameters
@@ -123,7 +121,7 @@ def draw(layers: Sequence[Layer]) -> Figure:
     axes.tick_params(length=0, colors=INK, labelsize=8.5)
     for text, layer in zip(axes.get_yticklabels(), shown, strict=True):
         text.set_parse_math(False)
-        text.set_color(DIVERGED if layer.diverged else INK)
+        text.set_color(RED if layer.diverged else INK)
     axes.spines[:].set_visible(False)
     axes.set_title("What survives in each layer", loc="left", fontsize=12, color=INK, pad=10)
     add_shades(figure, axes, _note(layers, len(shown)))

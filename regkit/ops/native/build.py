@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from regkit.files import replacing
 from regkit.ops.formula import NUM_COEFFICIENTS, Formula
 from regkit.ops.gate import Gate
 from regkit.ops.kernel_args import NUM_PARAMS, Param
@@ -103,10 +104,8 @@ def _cached(compiler: str, name: str, build: Callable[[str, Path], None]) -> cty
         build(compiler, built)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, beside = tempfile.mkstemp(dir=path.parent)
-            os.close(handle)
-            shutil.copyfile(built, beside)
-            os.replace(beside, path)
+            with replacing(path) as draft:
+                shutil.copyfile(built, draft)
         except OSError as error:
             log.info("C is compiled anew in each process: %s", error)
         # Once loaded, the file may go.

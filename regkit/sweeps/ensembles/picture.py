@@ -7,13 +7,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from regkit.palette import FAINT, GREY, INK, QUIET, SERIES, SKY
 from regkit.sweeps.ensembles.rows import Row
 
-# Okabe and Ito's colours, which all eyes tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 STYLES = ("-", "--", ":", "-.")
-BIAS, VARIANCE, INK, QUIET, FAINT = "#7A7A7A", "#56B4E9", "#222222", "#666666", "#DDDDDD"
 LONGEST_NAME = 36  # letters
 INCHES_A_BAR = 0.36
 INCHES_A_LETTER = 0.072
@@ -50,8 +48,8 @@ def _bars(axes: Any, rows: Sequence[Row]) -> None:
     """Draw the Brier score as a bar of two parts."""
     for at, row in enumerate(rows):
         bias, variance = row.brier.bias, row.brier.variance
-        axes.barh(at, bias, height=0.66, color=BIAS, label="bias²")
-        axes.barh(at, variance, left=bias, height=0.66, color=VARIANCE, label="variance")
+        axes.barh(at, bias, height=0.66, color=GREY, label="bias²")
+        axes.barh(at, variance, left=bias, height=0.66, color=SKY, label="variance")
         axes.annotate(
             f"{variance:.3f}",
             (bias + variance, at),
@@ -81,7 +79,7 @@ def _kept(axes: Any, rows: Sequence[Row]) -> None:
         axes.plot(one, at, markerfacecolor="white", label="filters of a fit", **look)
         if row.density is not None:
             look |= {"marker": "D", "markersize": 4.5, "markeredgecolor": "none"}
-            axes.plot(row.density, at, markerfacecolor=VARIANCE, label="its weights", **look)
+            axes.plot(row.density, at, markerfacecolor=SKY, label="its weights", **look)
     _on_rows(axes, rows)
     axes.set_xlim(-0.05, 1.08)
     axes.set_xlabel("share that is not zero", fontsize=9, color=INK)
@@ -117,7 +115,7 @@ def _curves(axes: Any, rows: Sequence[Row]) -> None:
             np.arange(1, row.num_fits + 1) + aside,  # else bars would hide each other
             row.accuracies,
             yerr=row.accuracies_sd,
-            color=COLOURS[kind % len(COLOURS)],
+            color=SERIES[kind % len(SERIES)],
             marker=MARKERS[kind % len(MARKERS)],
             linestyle=style,
             linewidth=1.6,

@@ -1,14 +1,13 @@
 """What bagging found: bias and variance of each recipe, and what averaging its fits gains."""
 
-import csv
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from regkit.files import replacing, write_table, write_text
 from regkit.sweeps.ensembles.fits import (
     Fits,
     by_recipe,
@@ -39,8 +38,9 @@ def conclude(folder: str | Path) -> dict[str, Any] | None:
     if not recipes:
         return None
     rows = [row_of(fits) for fits in recipes]
-    _write_whole(folder / TABLE, lambda path: write_table(path, recipes))
-    _write_whole(folder / PICTURE, lambda path: draw(rows).savefig(path, format="png", dpi=160))
+    write_table(folder / TABLE, rows_of_csv(recipes))
+    with replacing(folder / PICTURE) as draft:
+        draw(rows).savefig(draft, dpi=160)
     found = {
         "title": f"Bagging: {_counted(len(recipes), 'recipe')} of {_numbers(rows)} fits",
         "lines": [*map(line_of, rows), *_remarks(rows, left_out)],
@@ -49,8 +49,7 @@ def conclude(folder: str | Path) -> dict[str, Any] | None:
         "recipes": [asdict(row) for row in rows],
         "left_out": {str(run.folder): why for run, why in left_out},
     }
-    text = json.dumps(found, indent=2) + "\n"
-    _write_whole(folder / CONCLUSION, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / CONCLUSION, json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -93,21 +92,19 @@ def line_of(row: Row) -> str:
     )
 
 
-def write_table(path: Path, recipes: Sequence[Fits]) -> None:
-    """Write the averaged probabilities, as predictions.csv has those of one fit."""
+def rows_of_csv(recipes: Sequence[Fits]) -> Iterator[Sequence[Any]]:
+    """Return the averaged probabilities, as predictions.csv has those of one fit."""
     columns = ["recipe", "path", "start_s", "end_s", "label", "predicted", "correct", "score"]
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*columns, *(f"p({name})" for name in recipes[0].classes)])
-        for fits in recipes:
-            for place, label, mean in zip(
-                fits.places, fits.label.tolist(), fits.scores.mean(0), strict=True
-            ):
-                predicted = int(mean.argmax())
-                names = fits.classes[label], fits.classes[predicted]
-                scores = [f"{p:.5g}" for p in mean]
-                correct = int(label == predicted)
-                table.writerow([fits.name, *place, *names, correct, scores[predicted], *scores])
+    yield [*columns, *(f"p({name})" for name in recipes[0].classes)]
+    for fits in recipes:
+        for place, label, mean in zip(
+            fits.places, fits.label.tolist(), fits.scores.mean(0), strict=True
+        ):
+            predicted = int(mean.argmax())
+            names = fits.classes[label], fits.classes[predicted]
+            scores = [f"{p:.5g}" for p in mean]
+            correct = int(label == predicted)
+            yield [fits.name, *place, *names, correct, scores[predicted], *scores]
 
 
 def _remarks(rows: Sequence[Row], left_out: Sequence[tuple[Run, str]]) -> list[str]:
@@ -130,13 +127,3 @@ def _numbers(rows: Sequence[Row]) -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, and put it there once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

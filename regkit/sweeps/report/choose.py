@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regkit.errors import InputError
+from regkit.selection.one_error import share_error, within_one_error
 from regkit.sweeps.report.table import Configuration, Spread
 
 # What may choose, and whether more of it is better. The test has no part in it: a number that
@@ -25,7 +26,7 @@ class Choice:
     """The best configuration, and the sparsest within one standard error of it.
 
     error: the standard error of the best one's mean; None where nothing is known of it.
-    source: of that error: "seeds", "videos" or "".
+    source: of that error: what the runs are ("seeds", "folds", ...), "videos" or "".
     num_within: configurations within it, the best included.
     """
 
@@ -58,35 +59,20 @@ def check_measure(measure: str) -> None:
 def choose(rows: Sequence[Configuration], measure: str = "val_accuracy") -> Choice | None:
     """Take the sparsest configuration within one standard error of the best one.
 
-    The error is that of the mean over seeds; of one seed that of a share of the validation
+    The error is that of the mean over runs; of one run that of a share of the validation
     videos, where their number is known. None when no row has the measure.
-
-    Source: Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, 3.4.3.
     """
     check_measure(measure)
-    sign = 1 if MEASURES[measure] else -1
-    scores = {row: sign * spread.mean for row in rows if (spread := _usable(row, measure))}
-    if not scores:
+    sign = -1 if MEASURES[measure] else 1
+    losses = {row: sign * spread.mean for row in rows if (spread := _usable(row, measure))}
+    if not losses:
         return None
-    best = min(scores, key=lambda row: (-scores[row], _density(row)))
-    error, source = _error(best, measure)
-    bound = scores[best] - (error or 0.0) - ROUNDING
-    within = [row for row in scores if scores[row] >= bound]
-    chosen = min(within, key=lambda row: (_density(row), -scores[row]))
-    return Choice(measure, best, chosen, error, source, len(within))
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Find the points (density, accuracy) that no other beats, by rising density.
-
-    One beats another when it is sparser and no worse, or better and no denser.
-    """
-    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    found: list[int] = []
-    for i in order:
-        if not found or points[i][1] > points[found[-1]][1] or points[i] == points[found[-1]]:
-            found.append(i)
-    return found
+    judged, errors = list(losses), [_error(row, measure) for row in losses]
+    found = within_one_error(
+        list(losses.values()), [e or 0.0 for e, _ in errors], [*map(_density, judged)], ROUNDING
+    )
+    error, source = errors[found.best]
+    return Choice(measure, judged[found.best], judged[found.chosen], error, source, found.num)
 
 
 def _usable(row: Configuration, measure: str) -> Spread | None:
@@ -103,11 +89,10 @@ def _error(row: Configuration, measure: str) -> tuple[float | None, str]:
     spread = row.spread(measure)
     assert spread is not None
     if spread.error is not None:
-        return spread.error, "seeds"
+        return spread.error, row.repeats
     num = num_validation(row)
-    share = min(max(spread.mean, 0.0), 1.0)
     if num and measure.endswith("accuracy"):
-        return math.sqrt(share * (1 - share) / num), "videos"
+        return share_error(spread.mean, num), "videos"
     return None, ""
 
 

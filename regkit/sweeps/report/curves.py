@@ -21,7 +21,7 @@ MOST_PENALTIES, MOST_LINES = 6, 8  # columns, and lines in a panel, that an eye 
 
 
 def over_epochs(scene: Scene, histories: Histories) -> Picture | None:
-    """Draw curves over epochs, as means over seeds."""
+    """Draw curves over epochs, as means over runs of a row."""
     columns, left_out = _columns(scene)
     bands = {
         (row, tag): band
@@ -51,8 +51,8 @@ def over_epochs(scene: Scene, histories: Histories) -> Picture | None:
         grid[down][0].set_ylabel(TAGS[tag])
     figure.align_ylabels()
     caption = (
-        "Means over seeds, the band one standard deviation to each side; the darker a line, the "
-        "stronger the penalty. Rows are numbered as in the table."
+        f"Means over {scene.table.repeats}, the band one standard deviation to each side; the "
+        "darker a line, the stronger the penalty. Rows are numbered as in the table."
     )
     return Picture("curves", "How training went", f"{caption} {left_out}".strip(), figure)
 

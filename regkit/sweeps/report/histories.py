@@ -1,4 +1,4 @@
-"""How runs went: their curves, read once, thinned, and put together over seeds."""
+"""How runs went: their curves, read once, thinned, and put together over the runs of a row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ LAYER = "density_layer/"
 
 @dataclass(frozen=True)
 class Band:
-    """A mean over seeds and the standard deviation, at each epoch."""
+    """A mean over runs and the standard deviation, at each epoch."""
 
     epochs: Float[np.ndarray, " points"]
     mean: Float[np.ndarray, " points"]
@@ -35,11 +35,11 @@ class Histories:
         return self._read[run]
 
     def band(self, row: Configuration, tag: str) -> Band | None:
-        """Put the seeds of a row together; None where none has the curve."""
+        """Put the runs of a row together; None where none has the curve."""
         found = [(run, self.of(run)[tag]) for run in row.runs if tag in self.of(run)]
         if not found:
             return None
-        # A seed that stopped earlier ends the mean: another mean would go on without it.
+        # A run that stopped earlier ends the mean: another mean would go on without it.
         steps = found[0][1][0]
         for _, (others, _) in found[1:]:
             steps = np.intersect1d(steps, others)
@@ -50,7 +50,7 @@ class Histories:
         return Band(done / _steps_an_epoch(found[0][0]), values.mean(0), deviation)
 
     def layers(self, row: Configuration) -> dict[str, float]:
-        """Return the density of each layer at the end, as a mean over seeds."""
+        """Return the density of each layer at the end, as a mean over runs."""
         found: dict[str, list[float]] = {}
         for run in row.runs:
             for name, density in self._layers(run).items():

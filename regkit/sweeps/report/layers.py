@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.colors import PowerNorm
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
+from regkit.lightning.monitors.canvas import SHADES, SHARES, ink_on, tint
+from regkit.palette import PALE
 from regkit.sweeps.report.histories import Histories, spaced
 from regkit.sweeps.report.style import WIDTH, Picture, Scene
 from regkit.sweeps.report.table import Configuration
@@ -30,16 +32,17 @@ def layer_densities(scene: Scene, histories: Histories) -> Picture | None:
     figure = Figure(figsize=(WIDTH, max(height, 2.2)), layout="constrained")
     axes: Any = figure.subplots()
     axes.grid(visible=False)
-    axes.set_facecolor("#EEEEEE")
-    # The root gives the small densities, where layers differ most, half of the colours.
-    image = axes.imshow(grid, cmap="cividis", norm=PowerNorm(0.5, 0, 1), aspect="auto")
-    figure.colorbar(image, ax=axes, label="density", ticks=[0, 0.05, 0.2, 0.5, 1], pad=0.01)
+    axes.imshow(tint(grid, unknown=PALE), aspect="auto")
+    scale = ScalarMappable(SHARES, SHADES)
+    figure.colorbar(scale, ax=axes, label="density", ticks=[0, 0.05, 0.2, 0.5, 1], pad=0.01)
     _name(axes, scene, list(found), names)
     if len(found) <= MOST_NUMBERS:
         _numbers(axes, grid)
     caption = (
-        "Share of each layer's weights that are not zero at the end, as a mean over seeds; grey "
-        "where a configuration does not penalise the layer. Rows are numbered as in the table."
+        "Share of each layer's weights that are not zero at the end, as a mean over "
+        f"{scene.table.repeats}; white where none is left, grey where a configuration does not "
+        "penalise the layer. Rows are "
+        "numbered as in the table."
     )
     title = "Density of each layer"
     return Picture("layers", title, f"{caption} {left_out}".strip(), figure)
@@ -74,8 +77,8 @@ def _numbers(axes: Any, grid: Float[np.ndarray, "layers rows"]) -> None:
     for (down, across), density in np.ndenumerate(grid):
         if np.isfinite(density):
             shown = f"{density:.2f}".removeprefix("0") if density < 0.995 else "1"
-            colour = "white" if density < 0.35 else "black"
-            axes.text(across, down, shown, ha="center", va="center", fontsize=6.5, color=colour)
+            style = {"fontsize": 6.5, "color": ink_on(float(density))}
+            axes.text(across, down, shown, ha="center", va="center", **style)
 
 
 def _shorter(names: Sequence[str]) -> list[str]:

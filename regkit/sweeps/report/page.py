@@ -130,11 +130,12 @@ def _table(scene: Scene) -> str:
     )
     repeated = ""
     if table.repeated:
-        repeated = f"<p>{len(table.repeated)} runs repeat a configuration with the same seed; "
-        repeated += "of those the one that finished last counts.</p>"
+        repeated = f"<p>{len(table.repeated)} runs repeat a configuration with the same seed "
+        repeated += "and fold; of those the one that finished last counts.</p>"
     return (
-        '<section class="wide"><h2>All configurations</h2><p>Mean over n seeds, then the standard '
-        "deviation. The number of a row leads to its command.</p>"
+        '<section class="wide"><h2>All configurations</h2>'
+        f"<p>Mean over n {table.repeats}, then the standard deviation. "
+        "The number of a row leads to its command.</p>"
         f'{repeated}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></section>"
     )

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from regkit.sweeps.report.choose import front
+from regkit.palette import INK
+from regkit.selection.pareto import front
 from regkit.sweeps.report.style import (
-    INK,
     WIDTH,
     Picture,
     Scene,
@@ -78,14 +78,14 @@ def _against(scene: Scene, x: str, name: str, title: str) -> Picture | None:
     by_validation = "val_accuracy" in panels
     label = "Pareto front" + " (by validation)" * by_validation
     legend(figure, scene, [Line2D([], [], label=label, **FRONT)])
-    return Picture(name, title, _caption(panels, x), figure)
+    return Picture(name, title, _caption(panels, x, scene.table.repeats), figure)
 
 
-def _caption(panels: Sequence[str], x: str) -> str:
+def _caption(panels: Sequence[str], x: str, repeats: str) -> str:
     if x != "density":
         return "As above, against what is left to compute when channels that are zero are cut out."
     text = (
-        "Small dots are runs, large ones means over seeds with standard deviations. The front "
+        f"Small dots are runs, large ones means over {repeats} with standard deviations. The front "
         "joins the configurations than which none is both smaller and more accurate. "
     )
     if "val_accuracy" not in panels:
@@ -102,7 +102,7 @@ def _steps(axes: Any, rows: Sequence[Configuration], x: str, y: str) -> None:
     """Join the front, that of validation wherever there is one."""
     by = "val_accuracy" if any(place(row, x, "val_accuracy") for row in rows) else y
     known = [(row, at) for row in rows if (at := place(row, x, by)) is not None]
-    picked = [known[i][0] for i in front([at for _, at in known])]
+    picked = [known[i][0] for i in front([at for _, at in known], ("minimize", "maximize"))]
     points = [at for row in picked if (at := place(row, x, y)) is not None]
     if points:
         # What a front reaches at a density is what its next sparser point reaches.

@@ -24,19 +24,23 @@ from regkit.training.config import short
 ACCURACIES = {"val_accuracy": "Validation", "test_accuracy": "Test"}
 DENSITIES = {"density": "Weights", "live_share": "Groups (filters, units)"}
 MOST_NAMED = 6  # strengths, up to which each has a tick of its own
-CAPTION = "Small dots are runs, large ones means over seeds with standard deviations."
 
 
 def density_against_lam(scene: Scene) -> Picture | None:
     """Draw how many weights, and how many groups, are left at each strength."""
     figure = _panels(scene, DENSITIES, "share that is not zero")
-    return figure and Picture("density_lam", "Density against strength", CAPTION, figure)
+    return figure and Picture("density_lam", "Density against strength", _caption(scene), figure)
 
 
 def accuracy_against_lam(scene: Scene) -> Picture | None:
     """Draw accuracy at each strength."""
     figure = _panels(scene, ACCURACIES, "accuracy")
-    return figure and Picture("accuracy_lam", "Accuracy against strength", CAPTION, figure)
+    return figure and Picture("accuracy_lam", "Accuracy against strength", _caption(scene), figure)
+
+
+def _caption(scene: Scene) -> str:
+    repeats = scene.table.repeats
+    return f"Small dots are runs, large ones means over {repeats} with standard deviations."
 
 
 def _panels(scene: Scene, titles: dict[str, str], label: str) -> Figure | None:

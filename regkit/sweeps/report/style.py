@@ -11,23 +11,20 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from regkit.palette import FAINT, GREY, INK, QUIET, SERIES
 from regkit.sweeps.report.choose import Choice
 from regkit.sweeps.report.table import Configuration, Spread, Table, value
 from regkit.training.config import short
 
-# Okabe and Ito's colours, which all eyes tell apart; yellow is left out, paper swallows it.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F3C8D", "#8C564B")
-WITHOUT = "#555555"  # no penalty
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", ":", "-.")
-INK, FAINT = "#222222", "#DDDDDD"
 WIDTH = 7.2  # inches, the text of a page in two columns
 MOST_ENTRIES = 18  # of a legend
 RC = {
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
-    "axes.edgecolor": "#888888",
+    "axes.edgecolor": GREY,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -78,7 +75,7 @@ class Scene:
     def colour(self, penalty: str) -> str:
         """Return the colour of a penalty."""
         coloured = [name for name in self.penalties if name != "none"]
-        return WITHOUT if penalty == "none" else COLOURS[coloured.index(penalty) % len(COLOURS)]
+        return QUIET if penalty == "none" else SERIES[coloured.index(penalty) % len(SERIES)]
 
     def other(self, row: Configuration) -> int:
         """Return which of the ways a row is."""
@@ -168,10 +165,10 @@ def entries(scene: Scene, ringed: bool = True) -> list[Any]:
 
     found = [entry(name, marker="o", color=scene.colour(name)) for name in scene.penalties]
     if len(scene.others) > len(MARKERS):
-        found.append(entry(f"{len(scene.others)} settings, see the table", color="#999999"))
+        found.append(entry(f"{len(scene.others)} settings, see the table", color=GREY))
     elif len(scene.others) > 1:
         found += [
-            entry(" ".join(other), marker=marker, color="#999999")
+            entry(" ".join(other), marker=marker, color=GREY)
             for other, marker in zip(scene.others, MARKERS, strict=False)
         ]
     if ringed and scene.choices:

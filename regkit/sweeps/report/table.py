@@ -1,4 +1,4 @@
-"""Configurations: runs that differ in their seed alone, and what they reached."""
+"""Configurations: runs that differ in seed or fold alone, and what they reached."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from regkit.training.config import short
+from regkit.training.config import only_watches, short
 from regkit.training.runs import SUMMARY, Run
 
-# Overrides that change nothing of what is measured.
-UNMEASURED = {"seed", "ckpt_path", "name", "save_every_n_steps", "trainer.enable_progress_bar"}
-# Overrides of which several are asked for so as to see a spread, beside the seed. Without a fold,
-# or without a sample, a run learned from all videos: that is no repeat of one that did not.
-REPEATS = ("data.fold", "data.cv_fold", "data.bootstrap")
+# Overrides of which several are asked for so as to see a spread, beside the seed, and what they are
+# called. Without a fold, or without a sample, a run learned from all videos: that is no repeat of
+# one that did not.
+REPEATS = {"data.fold": "folds", "data.cv_fold": "folds", "data.bootstrap": "samples"}
+SEEDS, SEVERAL = "seeds", "runs"
 WHOLE = {"0", "null"}
 # Settings of data that leave the videos what they are: how they become clips (clips.yaml), and how
 # many are learned from. Rows that differ in another were validated on other videos.
@@ -43,7 +43,7 @@ SHARES = {
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds and the standard deviation; one seed has none."""
+    """A mean over runs and the standard deviation; one run has none."""
 
     mean: float
     deviation: float | None
@@ -57,9 +57,9 @@ class Spread:
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
-    """Finished runs that differ in their seed alone.
+    """Finished runs that differ in their seed, fold or sample alone.
 
-    lam: the mean where each seed found its own.
+    lam: the mean where each run found its own.
     settings: what was asked for beside penalty, lam and seed.
     """
 
@@ -98,6 +98,15 @@ class Configuration:
         return sorted(map(seed_of, self.runs), key=lambda seed: (seed is None, seed or 0))
 
     @property
+    def repeats(self) -> str:
+        """Say what its runs are: seeds, folds or samples; "runs" where they differ in two."""
+        parts = [_repeat_of(run) for run in self.runs]
+        found = {word for key, word in REPEATS.items() if len({part[key] for part in parts}) > 1}
+        if not found or len(set(self.seeds)) > 1:
+            found.add(SEEDS)
+        return found.pop() if len(found) == 1 else SEVERAL
+
+    @property
     def label(self) -> str:
         """Name penalty and strength."""
         return self.penalty if self.lam == 0 else f"{self.penalty} lam={short(self.lam)}"
@@ -121,6 +130,12 @@ class Table:
         keys = dict.fromkeys(key for row in self.rows for key in row.settings)
         return [key for key in keys if len({row.setting(key) for row in self.rows}) > 1]
 
+    @property
+    def repeats(self) -> str:
+        """Say what the runs of rows are: seeds, folds, samples; "runs" where rows differ in it."""
+        found = {row.repeats for row in self.rows if len(row.runs) > 1} or {SEEDS}
+        return found.pop() if len(found) == 1 else SEVERAL
+
     def settings(self, row: Configuration) -> tuple[str, ...]:
         """Return in what a row differs from others, beside penalty and lam."""
         return tuple(f"{key}={row.setting(key)}" for key in self.varying)
@@ -143,7 +158,10 @@ class Table:
 
 
 def tabulate(runs: Sequence[Run]) -> Table:
-    """Put runs that differ in their seed alone together, ordered by penalty, then by strength."""
+    """Put runs that differ in their seed, fold or sample alone together.
+
+    Rows are ordered by penalty, then by strength.
+    """
     kept: dict[Any, dict[Any, Run]] = {}
     repeated = []
     for run in sorted((r for r in runs if r.status == "done"), key=_finished):
@@ -183,7 +201,9 @@ def seed_of(run: Run) -> int | None:
 def settings_of(overrides: Iterable[str]) -> dict[str, str]:
     """Return what overrides ask for, but for what changes nothing that is measured."""
     split = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: _plain(found) for key, _, found in split if key not in UNMEASURED}
+    return {
+        key: _plain(found) for key, _, found in split if key != "seed" and not only_watches(key)
+    }
 
 
 def plug(node: dict[str, Any]) -> str | None:
@@ -235,10 +255,15 @@ def _is_number(text: str) -> bool:
 
 def _repeat(run: Run) -> Any:
     """Tell runs of one configuration apart; without a seed each is its own."""
-    seed, data = seed_of(run), run.recipe.get("data")
+    seed = seed_of(run)
+    return run.folder if seed is None else (seed, *_repeat_of(run).values())
+
+
+def _repeat_of(run: Run) -> dict[str, str]:
+    """Return the fold and the sample of a run."""
+    data = run.recipe.get("data")
     parts = data if isinstance(data, dict) else {}
-    which = [str(parts.get(key.removeprefix("data."))) for key in REPEATS]
-    return run.folder if seed is None else (seed, *which)
+    return {key: str(parts.get(key.removeprefix("data."))) for key in REPEATS}
 
 
 def _videos(row: Configuration) -> dict[str, str]:

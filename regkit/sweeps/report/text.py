@@ -112,9 +112,10 @@ def sentences(table: Table, choice: Choice) -> list[str]:
 
 def _error_words(choice: Choice) -> str:
     num = len(choice.best.runs)
-    if choice.source == "seeds":
-        rough = "; of two seeds it is rough itself" if num == 2 else ""
-        return f"The standard error of that mean, over {num} seeds, is {choice.error:.3f}{rough}."
+    if choice.source != "videos":
+        rough = f"; of two {choice.source} it is rough itself" if num == 2 else ""
+        over = f"over {num} {choice.source}"
+        return f"The standard error of that mean, {over}, is {choice.error:.3f}{rough}."
     return (
         f"There is one seed, so the standard error is that of a share of "
         f"{num_validation(choice.best)} validation videos: {choice.error:.3f}. It knows nothing of "

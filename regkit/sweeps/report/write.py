@@ -1,8 +1,6 @@
 """Write the report on folders of runs."""
 
-import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from regkit.errors import InputError
+from regkit.files import write_table, write_text
 from regkit.sweeps.report.choose import check_measure, choose
 from regkit.sweeps.report.comparison import write_comparison
 from regkit.sweeps.report.curves import over_epochs
@@ -62,11 +61,8 @@ def report(
     with look():
         pictures = [(picture, _save(picture, target)) for picture in _draw(scene)]
     conclusions = read_conclusions(_between(folders, [run.folder for run in runs]))
-    _write(target / PAGE, page(scene, pictures, conclusions))
-    text = io.StringIO()
-    rows = rows_of_csv(table, [choice.chosen for choice in scene.choices])
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    _write(target / TABLE, text.getvalue())
+    write_text(target / PAGE, page(scene, pictures, conclusions))
+    write_table(target / TABLE, rows_of_csv(table, [choice.chosen for choice in scene.choices]))
     compared = {picture.name: png for picture, png in pictures if picture.name in COMPARED}
     write_comparison(Path(folders[0]), compared)
     return Report(scene, target / PAGE)
@@ -114,10 +110,3 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}); give --out DIR.") from error
     return folder
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that whoever reads meanwhile sees the old one or the new one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -19,7 +19,8 @@ from regkit.benchmarks.reading.candidates import (
     TORCHCODEC,
     WHOLE,
 )
-from regkit.benchmarks.reading.report import Memory, everything, read
+from regkit.benchmarks.reading.report import Memory, Report, everything
+from regkit.benchmarks.report import machine, read
 from regkit.cli import throughput as command
 from regkit.errors import InputError
 from regkit.timing import Quartiles
@@ -38,7 +39,7 @@ def test_a_run_prints_writes_and_draws(tiny, tmp_path, capsys):
     assert err == ""
     assert picture.read_bytes().startswith(b"\x89PNG")
 
-    found = read(out)
+    found = read(Report, out)
     assert printed.splitlines() == list(everything(found))
     assert {"cpu", "cores", "av", "torchcodec", "torch", "date"} <= found.machine.keys()
     assert found.options == {
@@ -91,7 +92,7 @@ def test_without_files_films_are_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(films, "SECONDS", 0.5)
     monkeypatch.setattr(contestants, "others", lambda film, task: [])
     assert throughput("--sampling", "dense", "--out", str(tmp_path / "run.json")) == 0
-    names = [facts.name for facts in read(tmp_path / "run.json").films]
+    names = [facts.name for facts in read(Report, tmp_path / "run.json").films]
     assert names == ["96x64_25fps_key6", "64x48_30fps_key250"]
 
 
@@ -111,8 +112,8 @@ def test_memory_is_measured_on_a_long_film(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "Left out: torchcodec. no FFmpeg." in printed
     assert "pyav, one clip" in printed
-    assert read(out).memory == [Memory("pyav, one clip", 300.0, 20.0)]
-    assert read(out).rows == []
+    assert read(Report, out).memory == [Memory("pyav, one clip", 300.0, 20.0)]
+    assert read(Report, out).rows == []
     ((seconds, readers),) = asked
     assert (seconds, readers) == (pytest.approx(60 * 0.6), ["pyav"])
 
@@ -162,7 +163,7 @@ def test_a_file_of_other_figures_is_refused(tmp_path: Path):
     text = json.dumps({"films": [], "rows": [{"ms": 3}], "memory": []})
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(InputError, match=r"--read got .*other\.json, which is no file that"):
-        read(tmp_path / "other.json")
+        read(Report, tmp_path / "other.json")
 
 
 def test_a_file_too_long_to_read_whole_is_refused(tiny, monkeypatch, capsys):
@@ -176,4 +177,4 @@ def test_the_kept_figures_can_be_read():
     kept = sorted((Path(__file__).parents[2] / "benchmarks").glob("throughput*.json"))
     assert kept
     for path in kept:
-        assert read(path).machine.keys() == command._machine().keys()
+        assert read(Report, path).machine.keys() == machine(command.PACKAGES, cores=1).keys()

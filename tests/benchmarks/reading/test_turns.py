@@ -5,7 +5,7 @@ import pytest
 
 from regkit.benchmarks.reading import rounds as contest
 from regkit.benchmarks.reading.candidates import Contestant, Film
-from regkit.timing import Quartiles, take_turns
+from regkit.timing import Quartiles
 
 CLIP = np.zeros((1, 1, 2, 2, 3), dtype=np.uint8)
 
@@ -16,22 +16,6 @@ def silent(name: str, **options) -> Contestant:
 
 def film(num_files: int, alike: bool) -> Film:
     return Film("some", ["x.mp4"] * num_files, [(2, 2)] * num_files, "nowhere", alike)
-
-
-def test_all_take_turns_and_none_is_always_first():
-    acted: list[tuple[str, int]] = []
-    entrants = [silent(name) for name in "abc"]
-
-    def clock(entrant: Contestant, turn: int) -> dict[str, float]:
-        acted.append((entrant.name, turn))
-        return {"wall": float(turn)}
-
-    found = take_turns(entrants, 6, clock)
-    assert found == {name: [{"wall": float(turn)} for turn in range(6)] for name in "abc"}
-    rounds = [[name for name, turn in acted if turn == number] for number in range(6)]
-    assert all(sorted(row) == ["a", "b", "c"] for row in rounds)
-    assert {row[0] for row in rounds} == {"a", "b", "c"}
-    assert len({tuple(row) for row in rounds}) > 3
 
 
 def clocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from regkit.__main__ import main
+from regkit.benchmarks.report import read
 from regkit.benchmarks.step import nets, report
 from regkit.benchmarks.step.candidates import (
     FOREACH,
@@ -20,7 +21,7 @@ from regkit.benchmarks.step.candidates import (
     Contestant,
     penalty_types,
 )
-from regkit.benchmarks.step.report import Row, read
+from regkit.benchmarks.step.report import Report, Row
 from regkit.benchmarks.step.rounds import row_of
 from regkit.cli import bench as command
 from regkit.penalties import GroupPenalty
@@ -57,7 +58,7 @@ def test_a_run_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFix
     assert {"cpu", "device", "threads", "torch", "triton", "date"} <= set(written["machine"])
     assert written["options"]["lam"] == 1e-6
     assert written["options"]["rounds"] == 2
-    found = read(out)
+    found = read(Report, out)
     assert found.num_parameters == sum(
         p.numel() for p in nets.make_net("synthetic", 1e4).parameters()
     )
@@ -81,7 +82,7 @@ def test_a_picture_of_a_gpu_shows_its_wall_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("regkit.benchmarks.step.rounds.count_launches", lambda step: 7)
     monkeypatch.setattr("regkit.benchmarks.step.rounds.count_syncs", lambda step: 3)
     assert bench("--penalties", "l1", "--out", str(tmp_path / "run.json")) == 0
-    found = read(tmp_path / "run.json")
+    found = read(Report, tmp_path / "run.json")
     cuda = torch.device("cuda")
 
     def on_gpu(row: Row) -> Row:
@@ -110,9 +111,9 @@ def test_all_penalties_run_and_misfits_are_named(
     grouped = [n for n, kind in penalty_types().items() if issubclass(kind, GroupPenalty)]
     for name in grouped:
         assert f"{name} filter, {HOOK}" in ours
-        assert f"Left out: {name} unit. " in printed
-    assert len(read(out).left_out) == len(grouped)
-    assert all(row.share is None for row in read(out).rows)
+        assert f"Left out: {name} hidden_unit. " in printed
+    assert len(read(Report, out).left_out) == len(grouped)
+    assert all(row.share is None for row in read(Report, out).rows)
 
 
 def test_the_processor_is_named(tmp_path: Path):
@@ -132,9 +133,9 @@ def test_threads_are_set(monkeypatch: pytest.MonkeyPatch):
 def test_a_run_on_a_gpu(tmp_path: Path):
     out = tmp_path / "run.json"
     assert bench("--penalties", "l1", "group_lasso", "--device", "cuda", "--out", str(out)) == 0
-    rows = {row.label: row for row in read(out).rows}
+    rows = {row.label: row for row in read(Report, out).rows}
     assert list(rows[FUSED].ms) == ["gpu", "host", "wall"]
-    tensors = read(out).num_tensors
+    tensors = read(Report, out).num_tensors
     launches = {name: row.launches for name, row in rows.items() if row.launches is not None}
     assert launches.keys() == rows.keys()
     assert 0 < launches[FUSED] < launches[NAIVE] < launches[NAIVE_ITEM]

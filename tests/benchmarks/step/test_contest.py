@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from regkit.benchmarks.rounds import ratios
 from regkit.benchmarks.step import nets
 from regkit.benchmarks.step.candidates import FOREACH, FUSED, HOOK, PROX, Contestant
 from regkit.benchmarks.step.clocks import Rate
 from regkit.benchmarks.step.report import line
-from regkit.benchmarks.step.rounds import Rounds, contest, ratios, row_of
+from regkit.benchmarks.step.rounds import Rounds, contest, row_of
 from regkit.penalties import Box
 from regkit.timing import Quartiles, take_turns
 

@@ -66,10 +66,10 @@ def test_by_default_those_that_decompose_matrices_stay_out():
 
 
 def test_groups_are_tried_in_every_way():
-    made = make_penalties(["l1", "group_lasso"], 1e-3, ["input", "kernel"])
-    assert list(made) == ["l1", "group_lasso input", "group_lasso kernel"]
+    made = make_penalties(["l1", "group_lasso"], 1e-3, ["in_channel", "kernel"])
+    assert list(made) == ["l1", "group_lasso in_channel", "group_lasso kernel"]
     kinds = [p.groups for p in made.values() if isinstance(p, GroupPenalty)]
-    assert kinds == ["input", "kernel"]
+    assert kinds == ["in_channel", "kernel"]
 
 
 def test_everyone_has_own_weights_and_the_same_gradients():

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from regkit.__main__ import main
+from regkit.benchmarks.report import read
 from regkit.benchmarks.step.clocks import Rate
-from regkit.benchmarks.step.report import read
+from regkit.benchmarks.step.report import Report
 from regkit.cli import bench as command
 from regkit.errors import InputError
 
@@ -61,7 +62,7 @@ def test_what_is_refused(arguments: list[str], said: str, capsys: pytest.Capture
 def test_a_file_of_other_figures_is_refused(tmp_path: Path):
     (tmp_path / "other.json").write_text('{"rows": [{"ms": 3}], "rate": {}}')
     with pytest.raises(InputError, match=r"--read got .*other\.json, which is no file that"):
-        read(tmp_path / "other.json")
+        read(Report, tmp_path / "other.json")
 
 
 def test_too_little_memory_is_said_before_it_is_used(

@@ -88,7 +88,7 @@ def test_one_who_looks_away_leaves_no_process_behind():
 
 ORPHANS = """
 import multiprocessing, os, time
-from regkit.prepare.hands import spread
+from regkit.data.prepare.worker_pool import spread
 walk = spread(lambda n: n or 0, range(1000000), 3, 60.0)
 next(walk)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -281,7 +281,7 @@ def test_a_fault_while_reading_reaches_who_waits(held: TrainedRun, film: Path, m
 
     monkeypatch.setattr(feed_module, "sides", fault)
     with pytest.raises(RuntimeError, match="a fault"):
-        watched(held, Feed(str(film)))
+        watched(held, Feed(str(film), timeout_s=1.0))
 
 
 def test_a_silent_source_ends(held: TrainedRun):

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader
 
 from regkit import InputError, RegularizerCallback
 from regkit.lightning.monitors import density_map, filters, survivors
-from regkit.lightning.monitors.canvas import DIVERGED, percent, rgba, short_names, tint
+from regkit.lightning.monitors.canvas import percent, rgba, short_names, tint
 from regkit.lightning.monitors.pictures import Pictures, first_filters
+from regkit.palette import RED
 from regkit.penalties import L1, GroupLasso
 from regkit.structure.selectors import weights
 
@@ -141,7 +142,7 @@ def test_the_pictures_stand_in_tensorboard_and_in_the_folder(tmp_path: Path):
         )
         assert 300 < file.shape[1] < 2500
         assert file.std() > 5
-    assert not list(tmp_path.glob(".*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("make", [None, CSVLogger])
@@ -330,7 +331,7 @@ def test_the_map_tells_the_end_and_the_dead():
 def test_colours_tell_none_from_few_from_nan():
     colours = tint(np.array([0.0, 1e-4, 1.0, np.nan]))
     assert colours[0].tolist() == [1, 1, 1, 1]
-    assert colours[3].tolist() == rgba(DIVERGED)
+    assert colours[3].tolist() == rgba(RED)
     assert colours[1, :3].min() < 0.9
     assert colours[2, :3].sum() < colours[1, :3].sum()
 

@@ -1,35 +1,20 @@
-"""The choice and the front, against brute force and against cases worked out by hand."""
+"""The choice, against cases worked out by hand."""
 
+import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from regkit.errors import InputError
-from regkit.sweeps.report.choose import choose, front
+from regkit.sweeps.report.choose import choose
 from regkit.sweeps.report.table import tabulate
 from regkit.sweeps.report.text import sentences
+from regkit.sweeps.report.write import write_report
 from regkit.training.runs import find_runs
 
 Make = Callable[..., Path]
-# Few different numbers, so that ties are common.
-POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=14)
-
-
-@given(POINTS)
-def test_the_front_is_what_no_point_beats(drawn: list[tuple[int, int]]):
-    points = [(density / 5, accuracy / 5) for density, accuracy in drawn]
-
-    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        return a[0] <= b[0] and a[1] >= b[1] and a != b
-
-    unbeaten = {i for i, p in enumerate(points) if not any(beats(q, p) for q in points)}
-    found = front(points)
-    assert set(found) == unbeaten
-    assert len(found) == len(unbeaten)
-    assert [points[i][0] for i in found] == sorted(points[i][0] for i in unbeaten)
 
 
 def make_rows(make_run: Make, rows: dict[str, tuple[list[float], float, float]]) -> None:
@@ -63,6 +48,27 @@ def test_the_sparsest_within_one_standard_error_is_taken(make_run: Make, tmp_pat
     assert "Of 3 configurations within one standard error of it (0.742 or more)" in said
     assert "the sparsest is taken: l1 lam=2e-3, 0.750 ± 0.000 (n = 3)" in said
     assert "it reached 0.400" in said
+
+
+@pytest.mark.parametrize(("key", "word"), [("cv_fold", "folds"), ("bootstrap", "samples")])
+def test_folds_and_samples_are_called_so(make_run: Make, tmp_path: Path, key: str, word: str):
+    """On the page, its pictures' captions included; with several seeds they are runs."""
+    for lam, i in product((0.1, 0.2), (1, 2, 3)):
+        recipe = {"data": {"_target_": "regkit.data.csv.Csv", key: i}}
+        words = f"penalty=l1 lam={lam} data.{key}={i}"
+        said = {"val_accuracy": 0.5 + lam * i / 10, "density": lam, "test_accuracy": 0.5}
+        curves = {"val/acc": {9: 0.5}}
+        make_run(f"{lam} {i}", words, recipe=recipe, curves=curves, layers={"a": 0.1}, **said)
+    table = tabulate(find_runs([tmp_path]))
+    choice = choose(table.rows)
+    assert choice is not None
+    assert choice.source == word
+    assert f"over 3 {word}, is" in " ".join(sentences(table, choice))
+    page = write_report([tmp_path / "runs"]).read_text()
+    assert page.count(f"over {word}") + page.count(f"over n {word}") >= 5
+    assert not re.search(r"over (\w+ )?seeds", page)
+    make_run("again", words + " seed=1", recipe=recipe, **said)
+    assert tabulate(find_runs([tmp_path])).repeats == "runs"
 
 
 def test_one_seed_has_the_error_of_a_share_of_videos(make_run: Make, tmp_path: Path):

@@ -16,7 +16,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from regkit.__main__ import main
+from regkit.lightning.monitors import density_map
 from regkit.sweeps.report.histories import Histories, spaced
+from regkit.sweeps.report.layers import layer_densities
+from regkit.sweeps.report.style import Scene
 from regkit.sweeps.report.table import tabulate
 from regkit.sweeps.report.write import write_report
 from regkit.training.runs import find_runs
@@ -217,6 +220,16 @@ def test_layers_are_those_of_the_summary_or_else_the_end_of_the_curves(
     make_run("1", "seed=1", {"density_layer/a": {1: 1.0, 5: 0.75}}, density=1.0)
     (row,) = tabulate(find_runs([tmp_path])).rows
     assert Histories().layers(row) == {"a": 0.5}
+
+
+def test_a_layer_has_the_colour_that_it_had_during_training(make_run: Make, tmp_path: Path):
+    make_run("0", "seed=0", density=0.5, layers={"a": 0.0, "b": 0.25, "c": 1.0})
+    scene = Scene(tabulate(find_runs([tmp_path])), [], "val_accuracy")
+    picture = layer_densities(scene, Histories())
+    assert picture is not None
+    during = density_map.draw(density_map.History([*"abc"], [1, 1, 1], [0], [[0.0, 0.25, 1.0]]))
+    images = [figure.axes[0].images[0].get_array() for figure in (picture.figure, during)]
+    np.testing.assert_array_equal(*images)
 
 
 def test_what_is_too_much_is_left_out_evenly(make_run: Make, tmp_path: Path):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from regkit.sweeps.report.table import PREPARING, UNMEASURED, Table, tabulate
+from regkit.sweeps.report.table import PREPARING, Table, tabulate
 from regkit.sweeps.report.text import common, number, spread
+from regkit.training.config import WATCHING
 from regkit.training.runs import find_runs
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -160,4 +161,5 @@ def test_the_settings_that_are_named_are_there():
     clips = set(OmegaConf.load(CONFIGS / "clips.yaml"))
     assert PREPARING - {"fold", "num_train"} == clips
     train = OmegaConf.load(CONFIGS / "train.yaml")
-    assert all("." in key or key in train for key in UNMEASURED)
+    groups = [path.name for path in CONFIGS.iterdir() if path.is_dir()]
+    assert all("." in key or key in [*train, *groups] for key in WATCHING)

@@ -1,0 +1,43 @@
+"""Files that nobody ever sees half of."""
+
+import csv
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a place beside `path`, and move what is written there to `path` at the end.
+
+    A file is on the disk before it is moved; a folder is moved as it is. What was at `path` stays
+    when an error ends this, and nothing is left beside it.
+    """
+    draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield draft
+        if draft.is_file():
+            with draft.open("r+b") as file:
+                os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write CSV whole or not at all, in UTF-8; names of files that are none stay as they are."""
+    how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with replacing(path) as draft, draft.open("w", **how) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
