@@ -157,7 +157,7 @@ class RegularizerCallback(pl.Callback):
             raise InputError(
                 "RegularizerCallback found no penalised parameter in any optimizer of "
                 f"{type(pl_module).__name__}. Give configure_optimizers these parameters, or "
-                "penalise others with `on`."
+                "penalise others with `params`."
             )
 
     def on_before_optimizer_step(

@@ -74,7 +74,7 @@ class Schedule:
         if self.layerwise and target is None:
             raise InputError(
                 f"Schedule got layerwise={self.layerwise} without target_density, which it shares "
-                "out among the layers. Give both, or `factors` to the penalty."
+                "out among the layers. Give both, or `lam_scale` to the penalty."
             )
 
     def _check_order(self) -> None:

@@ -24,7 +24,7 @@ from regkit.structure.output_layers import output_parameters
 from regkit.structure.selectors import Entry, select_parameters
 
 Penalties = Penalty | Sequence[Penalty] | Mapping[str, Penalty]
-OUTPUT_ROWS = "rows of the output layer, which are classes; name it in `on` to penalise them"
+OUTPUT_ROWS = "rows of the output layer, which are classes; name it in `params` to penalise them"
 Named = TypeVar("Named", Entry, Piece)
 
 
@@ -154,7 +154,7 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
         reasons = "; ".join(dict.fromkeys(e.why for e in entries)) or "it has none at all"
         raise InputError(
             f"{who}: {type(model).__name__} has no parameter to penalise: no weight of a "
-            "convolution, linear, attention or recurrent layer is left. Name parameters in `on`. "
+            "convolution, linear, attention or recurrent layer is left. Name some in `params`. "
             f"(Left out: {reasons}.)"
         )
     scale = _factors(model, penalty)
@@ -173,7 +173,7 @@ def bind(model: nn.Module, name: str, penalty: WeightPenalty, example: Any = Non
         reasons = [*notes, *sorted({e.why for e in entries if not e.chosen})]
         raise InputError(
             f"{who} got groups={penalty.layout!r}, and {type(model).__name__} has none among the "
-            f"weights that `on` chooses ({'; '.join(reasons)}). Choose other weights or groups."
+            f"weights that `params` chooses ({'; '.join(reasons)}). Choose other weights or groups."
         )
     _check_shards(penalty, group_sets)
     parts = [Part(_scaled(penalty, scale, b), b, f"{name}/{b.name}") for b in group_sets]
@@ -195,7 +195,7 @@ def _singles(entries: Sequence[Entry], layout: str) -> tuple[list[Entry], list[G
 def _without_output_rows(
     model: nn.Module, penalty: WeightPenalty, entries: Sequence[Entry], example: Any
 ) -> list[Entry]:
-    """Leave out the rows of the layers that the model ends with, unless they are named in `on`.
+    """Leave out the rows of the layers that the model ends with, unless they are named in `params`.
 
     They are classes, and one that is gone can never be predicted. A model of a single layer has no
     other rows, and keeps them.
@@ -212,7 +212,7 @@ def _without_output_rows(
 
 
 def _is_named(entry: Entry, penalty: WeightPenalty) -> bool:
-    """Say whether `on` chooses a parameter by a name, and not by a type or by default."""
+    """Say whether `params` chooses a parameter by a name, and not by a type or by default."""
     types = {cls.__name__ for cls in type(entry.module).__mro__}
     on = (penalty.params,) if isinstance(penalty.params, str | type) else penalty.params
     names = [s for s in on if isinstance(s, str) and s not in types]
@@ -231,7 +231,7 @@ def _coupled(
 
 
 def _chosen(group_sets: Sequence[GroupSet], entries: Sequence[Entry]) -> list[GroupSet]:
-    """Keep what `on` chooses: a group set is taken whole when it holds a chosen weight.
+    """Keep what `params` chooses: a group set is taken whole when it holds a chosen weight.
 
     Not when it holds one that `!` leaves out. Frozen parameters wait until they are trained.
     """

@@ -114,5 +114,5 @@ def _check(penalties: Sequence[WeightPenalty], parameter_name: str) -> None:
             f"{pair} meet on {parameter_name!r}, and no order of their proxes is exact. Use "
             "one penalty that holds both (L1 with L2: ElasticNet; L1 with GroupLasso: the two "
             "compose; GroupLasso with L2: GroupElasticNet; two of a kind: add their lam), or "
-            "give them different parameters in `on`."
+            "give them different parameters in `params`."
         )

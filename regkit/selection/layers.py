@@ -49,7 +49,7 @@ def head_bound(
     if head.weight not in chosen:
         raise InputError(
             f"head_bound: {bound.name!r} does not act on {name!r}, the last linear layer. Ask for "
-            "layer_bounds, or choose the layer with `on`."
+            "layer_bounds, or choose the layer with `params`."
         )
     bias = _best_bias(head, inputs, targets, loss, free=head.bias not in chosen)
     shift = bias.detach().requires_grad_()

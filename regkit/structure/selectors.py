@@ -24,7 +24,7 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 PARAMETRIZED = (
-    "parametrized, its parts are no weights by themselves; name one in `on` if it is meant (of "
+    "parametrized, its parts are no weights by themselves; name one in `params` if it is meant (of "
     'weight_norm "*.original0" or "*.weight_g", the length of each filter: L1 on it is the group '
     "lasso)"
 )
@@ -146,8 +146,8 @@ def embedding_module(model: nn.Module, of: str | None, asker: str) -> nn.Module:
     name = of or declared_embeddings(model)
     if name is None:
         raise InputError(
-            f"{asker} got no `of`, and {type(model).__name__} does not say where its frame "
-            "embeddings are. Give of=<a name from model.named_modules()>."
+            f"{asker} got no `module`, and {type(model).__name__} does not say where its frame "
+            "embeddings are. Give module=<a name from model.named_modules()>."
         )
     return find_module(model, name, asker)
 

@@ -46,7 +46,7 @@ def defaults_of(config: Any) -> dict[str, Any]:
 def known_word(override: Override, defaults: dict[str, Any]) -> str:
     """Return an override as Hydra takes it.
 
-    An option that is an empty mapping, such as a penalty's `factors`, takes any keys without a +.
+    An option that is an empty mapping, such as a penalty's `lam_scale`, takes any keys without a +.
     Raises: InputError when there is no such option, or text is given for a number.
     """
     key, word = override.key_or_group, str(override.input_line)

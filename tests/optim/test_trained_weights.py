@@ -530,7 +530,7 @@ def test_no_class_is_deleted_unless_the_head_is_named():
     reg = classified(model, ())
     assert rows(model.head) == 6
     assert [rows(model.body[place]) for place in (0, 2)] == [6, 6]
-    assert "classes; name it in `on`" in reg.summary()
+    assert "classes; name it in `params`" in reg.summary()
     model = Classifier()
     classified(model, ("body", "head"))
     # A third of 6 rows: 2.

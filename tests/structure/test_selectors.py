@@ -119,7 +119,7 @@ def test_names_are_those_before_compilation():
 def test_of_that_names_no_module_names_close_ones():
     with pytest.raises(InputError, match=r"TemporalSmoothness got module=.haed., .*close: .head."):
         Regularizer(Net(), TemporalSmoothness(0.1, module="haed"))
-    with pytest.raises(InputError, match="got no `of`, and Net does not say where"):
+    with pytest.raises(InputError, match="got no `module`, and Net does not say where"):
         Regularizer(Net(), TemporalSmoothness(0.1))
 
 
