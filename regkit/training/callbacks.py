@@ -48,12 +48,15 @@ def callbacks(
     return made + [_own(str(name), options) for name, options in config.callbacks.items()]
 
 
-def cost_of_zeros(trainer: pl.Trainer, num_videos: int) -> dict[str, float]:
+def cost_of_zeros(trainer: pl.Trainer, num_videos: int) -> dict[str, Any]:
     """Return what zeros have cost in validation accuracy and its noise, where that was seen."""
     every: list[Any] = getattr(trainer, "callbacks")  # noqa: B009  # unseen by type checkers
     watch = next((one for one in every if isinstance(one, CostOfZeros)), None)
     found = None if watch is None else watch.cost(num_videos)
-    return {} if found is None else {"zeros_cost": found[0], "zeros_cost_noise": found[1]}
+    if found is None:
+        return {}
+    known = {"zeros_cost": found.accuracy, "zeros_cost_noise": found.noise}
+    return known | {"zeros_cost_is_noise": found.is_noise}
 
 
 def was_pruned(trainer: pl.Trainer) -> bool:

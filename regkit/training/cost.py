@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 
@@ -13,6 +13,24 @@ from regkit.selection.one_error import share_error
 ERRORS = 2.0
 # A net that is denser by less than this counts as the same.
 DENSER = 0.05
+
+
+class Cost(NamedTuple):
+    """What was lost in accuracy, and the standard error of that difference."""
+
+    accuracy: float
+    noise: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Say whether it may be none."""
+        return self.accuracy <= ERRORS * self.noise
+
+
+def cost_of(before: float, after: float, num_videos: int) -> Cost:
+    """Compare two shares of right answers, as if of unlike videos."""
+    errors = (share_error(share, max(num_videos, 1)) for share in (before, after))
+    return Cost(before - after, math.hypot(*errors))
 
 
 class CostOfZeros(pl.Callback):
@@ -39,11 +57,10 @@ class CostOfZeros(pl.Callback):
         if accuracy is not None and not trainer.sanity_checking:
             self._seen.append((self._density(), float(accuracy)))
 
-    def cost(self, num_videos: int) -> tuple[float, float] | None:
-        """Return what the zeros have cost in accuracy, and what is noise; warn where it is more.
+    def cost(self, num_videos: int) -> Cost | None:
+        """Return what the zeros have cost in accuracy; warn where it is more than noise.
 
-        The best accuracy of a denser net in this very run, less that of the end. Noise is the
-        standard error of the difference of two such shares, as if of unlike videos.
+        The best accuracy of a denser net in this very run, less that of the end.
 
         num_videos: that were validated on.
         Returns: None where nothing was denser before.
@@ -55,25 +72,25 @@ class CostOfZeros(pl.Callback):
         if not denser:
             return None
         best, before = max(denser)
-        noise = math.hypot(*(share_error(share, num_videos) for share in (best, accuracy)))
-        if best - accuracy > ERRORS * noise:
+        cost = cost_of(best, accuracy, num_videos)
+        if not cost.is_noise:
             warnings.warn(
                 f"What was zeroed has cost more than noise: val/acc was {best:.3f} at density "
                 f"{before:.2f} and is {accuracy:.3f} at {density:.2f} (standard error of the "
-                f"difference, {num_videos} videos: {noise:.3f}). Ask for more density or less lam, "
-                "train longer after the zeros are found (strength.debias), or take penalty=mcp "
+                f"difference, {num_videos} videos: {cost.noise:.3f}). Ask for more density or less "
+                "lam, train longer after the zeros are found (strength.debias), or take penalty=mcp "
                 "for weights, group_l0 for channels.",
                 stacklevel=2,
             )
-        return best - accuracy, noise
+        return cost
 
 
 def warn_of_a_cut(whole: float, shrunk: float, num_videos: int) -> None:
     """Warn where a net that was cut out is worse than the whole one by more than noise."""
-    noise = math.hypot(*(share_error(share, num_videos) for share in (whole, shrunk)))
-    if whole - shrunk > ERRORS * noise:
+    cost = cost_of(whole, shrunk, num_videos)
+    if not cost.is_noise:
         warnings.warn(
             f"What was cut out has cost more than noise: test accuracy {whole:.3f} before, "
-            f"{shrunk:.3f} after (standard error of the difference: {noise:.3f}).",
+            f"{shrunk:.3f} after (standard error of the difference: {cost.noise:.3f}).",
             stacklevel=2,
         )

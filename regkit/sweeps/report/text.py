@@ -105,6 +105,11 @@ def sentences(table: Table, choice: Choice) -> list[str]:
             f"Its zeros are not settled ({spread(chosen.spread('flips'), '.2%')} of the weights "
             "flip in a step): how many there are is a draw."
         )
+    if (is_noise := chosen.mean("zeros_cost_is_noise")) is not None and is_noise < 1:
+        said.append(
+            f"Its zeros have cost {spread(chosen.spread('zeros_cost'))} of validation accuracy in "
+            "its own training, which is more than noise: a denser one may serve better."
+        )
     if (test := chosen.spread("test_accuracy")) is not None:
         said.append(f"In the test, which had no part in the choice, it reached {spread(test)}.")
     return said

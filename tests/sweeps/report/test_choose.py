@@ -80,6 +80,17 @@ def test_one_seed_has_the_error_of_a_share_of_videos(make_run: Make, tmp_path: P
     assert choice.error == pytest.approx((0.75 * 0.25 / 24) ** 0.5)
 
 
+@pytest.mark.parametrize("is_noise", [True, False])
+def test_what_the_zeros_of_the_chosen_cost_is_said(make_run: Make, tmp_path: Path, is_noise: bool):
+    said = {"val_accuracy": 0.5, "zeros_cost": 0.3, "zeros_cost_is_noise": is_noise}
+    make_run("a", "penalty=group_lasso", density=0.3, **said)
+    table = tabulate(find_runs([tmp_path]))
+    choice = choose(table.rows)
+    assert choice is not None
+    words = "Its zeros have cost 0.300 of validation accuracy in its own training"
+    assert (words in " ".join(sentences(table, choice))) == (not is_noise)
+
+
 def test_without_any_spread_the_best_is_taken_and_it_is_said(make_run: Make, tmp_path: Path):
     for lam, accuracy in (("0.1", 0.75), ("0.2", 0.74)):
         make_run(lam, f"lam={lam}", recipe={}, val_accuracy=accuracy, density=1 - float(lam))
