@@ -76,8 +76,8 @@ class CostOfZeros(pl.Callback):
                 f"What was zeroed has cost more than noise: val/acc was {best:.3f} at density "
                 f"{before:.2f} and is {accuracy:.3f} at {density:.2f} (standard error of the "
                 f"difference, {num_videos} videos: {cost.noise:.3f}). Ask for more density or less "
-                "lam, train longer after the zeros are found (strength.debias), or take penalty=mcp "
-                "for weights, group_l0 for channels.",
+                "lam, train longer after the zeros are found (strength.debias), or take "
+                "penalty=mcp for weights, group_l0 for channels.",
                 stacklevel=2,
             )
         return cost
