@@ -67,7 +67,7 @@ def test_folds_and_samples_are_called_so(make_run: Make, tmp_path: Path, key: st
     page = write_report([tmp_path / "runs"]).read_text()
     assert page.count(f"over {word}") + page.count(f"over n {word}") >= 5
     assert not re.search(r"over (\w+ )?seeds", page)
-    make_run("again", words + " seed=1", recipe=recipe, **said)
+    make_run("again", f"penalty=l1 lam=0.1 data.{key}=1 seed=1", test_accuracy=0.5)
     assert tabulate(find_runs([tmp_path])).repeats == "runs"
 
 
