@@ -46,11 +46,12 @@ def machine(packages: Iterable[str], **more: Any) -> dict[str, Any]:
 
 def _made(kind: Any, found: Any) -> Any:
     """Make of plain values the dataclasses that a type hint names."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{key: _made(hints[key], value) for key, value in found.items()})
+    parts = get_args(kind)
     if get_origin(kind) is list:
-        return [_made(*get_args(kind), value) for value in found]
+        return [_made(parts[0], value) for value in found]
     if get_origin(kind) is dict:
-        return {key: _made(get_args(kind)[1], value) for key, value in found.items()}
+        return {key: _made(parts[1], value) for key, value in found.items()}
     return found

@@ -27,7 +27,7 @@ from regkit import InputError, RegularizerCallback
 from regkit.lightning.monitors import density_map, filters, survivors
 from regkit.lightning.monitors.canvas import percent, rgba, short_names, tint
 from regkit.lightning.monitors.pictures import Pictures, first_filters
-from regkit.palette import RED
+from regkit.palette import PALE, RED
 from regkit.penalties import L1, GroupLasso
 from regkit.structure.selectors import weights
 
@@ -356,7 +356,7 @@ def test_filters_stand_longest_first_and_the_dead_last():
         half = filters.CELL_PIXELS // 2
         return picture[int(top + (y + 0.5) * half), int(left + (x + 0.5) * half)].tolist()
 
-    grey = rgba(filters.ZERO)
+    grey = rgba(PALE)
     assert colour(3, 4, 0, 0) == grey
     assert colour(0, 6, 1, 1) != grey  # filter 3: B, first tap
     assert colour(0, 7, 1, 1) == grey
