@@ -22,7 +22,7 @@ AUTO_SHARE, GRID_SHARE = 0.1, 4.0
 
 # A training of fewer optimizer steps is over before that mild strength has zeroed much: of tiny3d's
 # weights (made videos, AdamW) L1 left 0.89, 0.78, 0.62, 0.50 after 64, 128, 256, 512 steps; group
-# lasso left all after 128.
+# lasso left all after 256.
 FEW_STEPS = 200
 
 _found: dict[str, list[float]] = {}

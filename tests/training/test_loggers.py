@@ -38,6 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, 
 def _here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path_factory.getbasetemp() / "fit cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{cache.parent}/mlflow.db")
 
 
 @pytest.fixture
