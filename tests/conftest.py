@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import jaxtyping
 import pytest
 import torch
+from beartype import BeartypeConf, beartype
 from hypothesis import settings
 
 # Processes share what Python compiles: else each would compile regkit anew.
@@ -22,6 +23,7 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 whole = jaxtyping.jaxtyped
+once = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def checked(of: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
@@ -35,11 +37,11 @@ def checked(of: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
         if dataclasses.is_dataclass(of) and "__init__" in vars(of):
             of.__init__ = checked(of.__init__, typechecker=typechecker)
         return of
-    if inspect.isgeneratorfunction(of):
+    named = any(isinstance(hint, str) for hint in of.__annotations__.values())
+    if inspect.isgeneratorfunction(of) or named:
         return whole(of, typechecker=typechecker)
-    once = typechecker(of)
     shaped = any(has_axes(hint) for hint in of.__annotations__.values())
-    return whole(once, typechecker=None) if shaped else once
+    return whole(once(of), typechecker=None) if shaped else once(of)
 
 
 def has_axes(hint: Any) -> bool:

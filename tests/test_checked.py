@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import TypeCheckError
 
 from regkit.baseline.solver import Fitted, lam_max
 from regkit.training.overrides import quote_paths
@@ -24,5 +24,5 @@ X, Y = torch.ones(4, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
     ],
 )
 def test_what_a_signature_forbids_is_refused(wrong: Callable[[], object]):
-    with pytest.raises(BeartypeCallHintViolation):
+    with pytest.raises(TypeCheckError):
         wrong()

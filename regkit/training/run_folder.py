@@ -83,9 +83,9 @@ class RunFolder:
     def is_fresh(self) -> bool:
         """Say whether there is nothing yet but what Hydra leaves when a job begins."""
         config, here = self.path / "config", Path.cwd()
-        names = {entry.name for entry in self.path.iterdir() if entry.suffix != ".log"}
+        names = {entry.name for entry in self.path.iterdir()}
         inner = {entry.name for entry in config.iterdir()} if config.is_dir() else set()
-        ours = names <= {"config"} and inner <= _OF_HYDRA
+        ours = names <= {"config", "train.log"} and inner <= _OF_HYDRA
         return ours and not here.is_relative_to(self.path.absolute())
 
     def is_trained(self) -> bool:

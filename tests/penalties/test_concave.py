@@ -107,7 +107,7 @@ def least(psi: Callable[[Array], Array], v: Array, step: float) -> Array:
     return best
 
 
-@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
 def test_prox_is_the_global_minimiser(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):
@@ -120,7 +120,7 @@ def test_prox_is_the_global_minimiser(
         assert (excess <= 1e-13 * v**2).all(), (step, v[worst], x[worst], excess[worst])
 
 
-@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
 def test_value_is_the_definition(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):
@@ -130,7 +130,7 @@ def test_value_is_the_definition(
     assert float(penalty.value(torch.tensor(x))) == pytest.approx(psi(x).sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
 def test_every_entry_has_its_own_step(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):
@@ -143,7 +143,7 @@ def test_every_entry_has_its_own_step(
     assert torch.equal(together, penalty.prox(v, step))
 
 
-@pytest.mark.parametrize(("penalty", "psi", "hidden_unit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("penalty", "psi", "unit"), CASES, ids=IDS)
 def test_float32_is_as_good_as_it_can_be(
     penalty: WeightPenalty, psi: Callable[[Array], Array], unit: float
 ):

@@ -10,7 +10,8 @@ from regkit.sweeps.resume import resumed
 
 
 def hydra(words: list[str], own: list[str], name: str = "train") -> dict:
-    return {"hydra": {"overrides": {"task": words, "hydra": own}, "job": {"config_name": name}}}
+    rest = {"job": {"config_name": name}, "runtime": {"config_sources": []}}
+    return {"hydra": {"overrides": {"task": words, "hydra": own}, **rest}}
 
 
 def test_words_without_resume_are_kept():

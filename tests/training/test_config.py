@@ -108,7 +108,7 @@ def test_ranges(key: str, value: Any, said: str):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("penalty=l7", "penalty=l7 was given.*There are: .*elastic_net, .*l1, l_half, l2"),
+        ("penalty=l7", "penalty=l7 was given.*There are: .*elastic_net, .*l1, l2, l_half"),
         ("penalty=[l1,temporl]", "temporl was given; close: temporal"),
         ("penalty=l1,l3", "penalty=l3 was given"),
         ("model=tiny", "close: tiny3d"),
@@ -179,7 +179,7 @@ def test_words_that_hydra_takes_are_left_alone():
 )
 def test_a_mapping_of_the_users_own_needs_no_plus(word: str):
     (taken,) = words_for(word)
-    assert composed(taken)["penalty"]["l1"]["factors"] == {"head": 2.0}
+    assert composed(taken)["penalty"]["l1"]["lam_scale"] == {"head": 2.0}
 
 
 def test_settings_of_what_was_not_selected_are_refused_before_hydra_advises_a_plus():

@@ -19,7 +19,7 @@ from regkit.selection.grid import two_digits
 from regkit.training.config import make, register
 from regkit.training.devices import refuse_missing_devices
 from regkit.training.fit import fit
-from regkit.training.resolve_lam import grid, settle
+from regkit.training.resolve_lam import grid, resolve_auto_lam
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = [
@@ -196,7 +196,7 @@ def test_auto_says_where_training_is_too_short_for_it(
     data.prepare_data()
     data.setup()
     net = make(config.model, num_classes=data.num_classes)
-    settle(config, VideoClassifier(net, data.classes, make(config.optimizer)), data)
+    resolve_auto_lam(config, VideoClassifier(net, data.classes, make(config.optimizer)), data)
     shown = capsys.readouterr().out
     assert "l1 takes lam=" in shown
     assert ("does little" in shown) == (said is not None)
