@@ -52,6 +52,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
 
 def train(penalties: Any, make: Make, num_steps: int = 2000) -> nn.Linear:
     x, y = problem()
+    torch.manual_seed(0)
     model = nn.Linear(NUM_INPUTS, 1, bias=False).double()
     optimizer = make(model.parameters())
     scheduler = optim.lr_scheduler.LambdaLR(

@@ -58,13 +58,13 @@ def same(one: Path, two: Path) -> None:
 
 
 def test_cross_validation_goes_on_after_a_kill(tmp_path: Path):
-    """Two folds and a refit; killed within the second job, then within the refit."""
-    words = ["-cn", "cv", "penalty=l1", "lam=1e-3", "data.cv_folds=2", *QUICK]
+    """Two strengths, two folds, a refit; killed within the second job, then within the refit."""
+    words = ["-cn", "cv", "penalty=l1", "lam=1e-3,1e-2", "data.cv_folds=2", *QUICK]
     code, out, err = run(tmp_path, *words, "hydra.sweep.dir=whole")
     assert code == 0, err
     assert "Cross-validation over 2 folds" in out
     runs = summaries(tmp_path / "whole")
-    assert len(runs) == 3
+    assert len(runs) == 5
     refit = next(s for name, s in runs.items() if name.startswith("refit "))
     assert refit["val_accuracy"] is None
     assert refit["num_val"] == 0
@@ -73,10 +73,10 @@ def test_cross_validation_goes_on_after_a_kill(tmp_path: Path):
     done = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cut/*/summary.json")}
     assert len(done) == 1
     killed(tmp_path, "cut/refit*/checkpoints/last.ckpt", "resume=cut")
-    assert len(summaries(tmp_path / "cut")) == 2
+    assert len(summaries(tmp_path / "cut")) == 4
     code, out, err = run(tmp_path, "resume=cut")
     assert code == 0, err
-    assert out.count("done already") == 2
+    assert out.count("done already") == 4
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in done.items())
     same(tmp_path / "whole", tmp_path / "cut")
     one, two = (
