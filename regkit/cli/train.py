@@ -14,7 +14,14 @@ from regkit.sweeps.job import run_job
 from regkit.sweeps.plugins import register_sweepers
 from regkit.sweeps.resume import resumed
 from regkit.training.config import check, register
-from regkit.training.overrides import CONFIGS, checked, composed_run, quote_paths, use_own
+from regkit.training.overrides import (
+    CONFIGS,
+    checked,
+    composed_run,
+    name_several,
+    quote_paths,
+    use_own,
+)
 
 
 def train(words: Sequence[str]) -> int:
@@ -32,7 +39,8 @@ def train(words: Sequence[str]) -> int:
     register_sweepers()
     if not (args.help or args.hydra_help or args.shell_completion):
         args.overrides = checked(args.overrides, name, own, args.multirun)
-        if not (args.multirun or args.cfg or args.info):
+        # Words of several values have passed, so that the configuration is one of a sweep.
+        if not (args.multirun or args.cfg or args.info or name_several(args.overrides)):
             _check_run(composed_run(args.overrides, name, own))
     version.setbase("1.3")
     _run_hydra(args, parser, job, str(CONFIGS), "train")

@@ -53,6 +53,7 @@ SUMMARY_FIELDS: dict[str, str] = {
     "should_wake": "share of the zeros that the averaged gradient says to be none",
     "zeros_cost": "best validation accuracy of this run while it was denser, less that of the end",
     "zeros_cost_noise": "standard error of that difference",
+    "zeros_cost_is_noise": "whether the difference is no more than two of them",
     # What is left
     "density": "share of the penalised weights that are not zero",
     "layers": "the same by the name of the weight",
