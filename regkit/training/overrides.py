@@ -96,7 +96,7 @@ def checked(words: Sequence[str], name: str, own: Path | None, swept: bool) -> l
 
 def name_several(words: Sequence[str]) -> bool:
     """Say whether some word names several values, for a sweep."""
-    return any(o.is_sweep_override() for o in OverridesParser.create().parse_overrides(words))
+    return any(o.is_sweep_override() for o in OverridesParser.create().parse_overrides([*words]))
 
 
 def composed_run(words: Sequence[str], name: str, own: Path | None) -> Any:
