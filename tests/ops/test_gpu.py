@@ -26,7 +26,7 @@ MOST = {
     "adamw elastic, full": (96, 0, 60),
     "amsgrad decay box, full": (128, 0, 56),
     "adamw mcp root": (128, 0, 64),
-    "sgd elastic": (64, 0, 32),
+    "sgd elastic": (80, 0, 32),
     "scad root": (96, 0, 64),
     "bfloat16": (112, 0, 56),
     "tile 16 x 128 adamw root": (128, 0, None),
