@@ -291,6 +291,13 @@ def test_settled_zeros_stay_and_say_that_they_should_wake():
     assert report.should_wake > 0.2
 
 
+def test_nothing_wakes_in_the_last_step():
+    """Gates open after ten steps, unless training ends there."""
+    for num_steps, woke in ((SAMPLE_INTERVAL, -1), (SAMPLE_INTERVAL + 1, SAMPLE_INTERVAL - 1)):
+        model, optimizer, _ = fresh(MAKERS["sgd"], L1(LAM), num_steps=num_steps)
+        assert walk(model, optimizer, torch.full((6, 8), 2 * LAM), num_steps) == woke
+
+
 def test_flips_and_overlap_by_hand():
     model, optimizer, reg = fresh(MAKERS["sgd"], L1(LAM), holds_zeros=False)
     before = torch.zeros(6, 8, dtype=torch.bool)
