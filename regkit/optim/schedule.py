@@ -117,7 +117,7 @@ class Schedule:
         return settled or self.is_debiasing(progress)
 
     def wanted_density(self, progress: float) -> float:
-        """Return the density that training should have come down to."""
+        """Return the density that training should have come down to at a progress from 0 to 1."""
         assert self.target_density is not None
         return 1 - (1 - self.target_density) * self._risen(progress, "cubic")
 

@@ -95,7 +95,10 @@ class WeightPenalty(Penalty):
         object.__setattr__(self, "lam_scale", _pairs(who, self.lam_scale))
 
     def scaled(self, strength: float) -> "WeightPenalty":
-        """Return the penalty with `lam` times this; constraints and decoupled ones as they are."""
+        """Return the penalty with `strength` times its `lam`.
+
+        Constraints and decoupled ones are returned as they are.
+        """
         if strength == 1.0 or self.constraint or self.decoupled:
             return self
         return replace(self, lam=self.lam * strength)
@@ -120,7 +123,7 @@ class WeightPenalty(Penalty):
 
     @abstractmethod
     def value(self, rows: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-        """Return what the penalty adds to the objective, `lam` included."""
+        """Return what the penalty on these rows of weights adds to the objective, with `lam`."""
 
     @abstractmethod
     def prox(self, rows: Float[Tensor, "*shape"], step: Step) -> Float[Tensor, "*shape"]:
@@ -161,7 +164,7 @@ class GroupPenalty(WeightPenalty):
 
     @abstractmethod
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
-        """Return what the penalty adds to the objective, `lam` included."""
+        """Return what the penalty on these rows, a group each, adds to the objective, with `lam`."""
 
     @abstractmethod
     def prox(self, rows: Float[Tensor, "groups size"], step: Step) -> Float[Tensor, "groups size"]:
@@ -204,7 +207,7 @@ class ActivationPenalty(Penalty):
 
     @abstractmethod
     def value(self, frames: Float[Tensor, "batch frames dim"]) -> Float[Tensor, ""]:
-        """Return what the penalty adds to the objective, `lam` included."""
+        """Return what the penalty on these embeddings of frames adds to the loss, with `lam`."""
 
 
 def _pairs(who: str, scales: object) -> tuple[tuple[Selector, float], ...]:

@@ -147,7 +147,10 @@ class Regularizer:
         self._steps, self._listens = [], False
 
     def set_progress(self, share: float) -> None:
-        """Say how far training will be after the coming step, from 0 to 1; it never goes back."""
+        """Say which share of training, from 0 to 1, will be done after the coming step.
+
+        It never goes back: a smaller share than before changes nothing.
+        """
         self.progress.reach(share)
 
     @property

@@ -1,8 +1,9 @@
 """How settled the zeros of a training are, with and without the rule that holds them.
 
 python tests/benchmarks/support.py [--runs FOLDER] [--only NAME ...] [--picture FILE] [--out FILE]
+    [--name NAME -- data=folder data.root=... model=cnn_gru ...]
 
-Each case trains with both, over seeds (first weights and order of the videos) and numbers of
+Words of train.py are a case of their own, of that name, in place of those below. Each case trains with both, over seeds (first weights and order of the videos) and numbers of
 threads (another order of sums), by train.py; runs that are in the folder already are taken as they
 are. The picture is of the case `l1`, seed 0.
 """
@@ -33,6 +34,11 @@ CASES: dict[str, list[str]] = {
     "group_lasso, channel": ["penalty=group_lasso", "lam=1e-3", CHANNEL.format("group_lasso")],
     "group_l0, filter": ["penalty=group_l0", "lam=1e-3"],
     "mcp": ["penalty=mcp", "lam=1e-4"],
+    **{
+        f"l1, lam {lam}": ["penalty=l1", f"lam={lam}"]
+        for lam in ("1e-5", "3e-5", "3e-4", "1e-3", "3e-3")
+    },
+    "l1, sgd, twice as long": ["penalty=l1", "lam=1e-4", "optimizer=sgd", "trainer.max_epochs=80"],
 }
 MORE_THREADS = ("l1",)
 KEYS = ("density", "objective", "test_accuracy", "flips", "jaccard", "should_wake")
@@ -80,11 +86,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/support"))
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--name", help="of the case that the words make")
+    parser.add_argument("words", nargs="*", help="of train.py")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    if asked.words:
+        CASES[asked.name or " ".join(asked.words)] = asked.words
+        asked.only = [asked.name or " ".join(asked.words)]
     rows = []
     for case in asked.only:
         for seed in asked.seeds:

@@ -1,6 +1,7 @@
 """Laws that every penalty keeps. The folder configs/penalty is the list of penalties."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ units = st.one_of(st.floats(-4, 4), st.sampled_from([0.0, 1.0, -1.0]))
 few = settings(max_examples=15)
 
 
+@cache
+def plug(name: str) -> Any:
+    return OmegaConf.load(CONFIGS / f"{name}.yaml")
+
+
 def make(name: str, lam: float, **options: Any) -> Penalty:
-    config = OmegaConf.merge({"lam": lam}, OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    config = OmegaConf.merge({"lam": lam}, plug(name))
     return hydra.utils.instantiate(OmegaConf.select(config, name), _convert_="all", **options)
 
 
