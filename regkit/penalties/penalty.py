@@ -164,7 +164,7 @@ class GroupPenalty(WeightPenalty):
 
     @abstractmethod
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
-        """Return what the penalty on these rows, a group each, adds to the objective, with `lam`."""
+        """Return what the penalty on these rows, each a group, adds to F, with `lam`."""
 
     @abstractmethod
     def prox(self, rows: Float[Tensor, "groups size"], step: Step) -> Float[Tensor, "groups size"]:

@@ -3,9 +3,10 @@
 python tests/benchmarks/support.py [--runs FOLDER] [--only NAME ...] [--picture FILE] [--out FILE]
     [--name NAME -- data=folder data.root=... model=cnn_gru ...]
 
-Words of train.py are a case of their own, of that name, in place of those below. Each case trains with both, over seeds (first weights and order of the videos) and numbers of
-threads (another order of sums), by train.py; runs that are in the folder already are taken as they
-are. The picture is of the case `l1`, seed 0.
+Words of train.py are a case of their own, of that name, in place of those below. Each case trains
+with both, over seeds (first weights and order of the videos) and numbers of threads (another order
+of sums), by train.py; runs that are in the folder already are taken as they are. The picture is of
+the case `l1`, seed 0.
 """
 
 import argparse
@@ -81,6 +82,22 @@ def draw(folders: dict[bool, Path], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run what is missing and print a line a run."""
+    rows = []
+    for case in asked.only:
+        for seed in asked.seeds:
+            for threads in asked.threads if case in MORE_THREADS else [1]:
+                for holds in RULES:
+                    name = f"{case.replace(', ', '_')}_{seed}_{threads}_{holds}"
+                    found = train(case, seed, threads, holds, asked.runs / name)
+                    rows.append({"case": case, "seed": seed, "threads": threads, "holds": holds})
+                    rows[-1] |= found
+                    shown = "  ".join(f"{key} {found[key]:.4g}" for key in KEYS)
+                    print(f"{case}, seed {seed}, {threads} threads, {RULES[holds]}: {shown}")
+    return rows
+
+
 def main() -> None:
     """Run what is missing, print a table, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,17 +113,7 @@ def main() -> None:
     if asked.words:
         CASES[asked.name or " ".join(asked.words)] = asked.words
         asked.only = [asked.name or " ".join(asked.words)]
-    rows = []
-    for case in asked.only:
-        for seed in asked.seeds:
-            for threads in asked.threads if case in MORE_THREADS else [1]:
-                for holds in RULES:
-                    name = f"{case.replace(', ', '_')}_{seed}_{threads}_{holds}"
-                    found = train(case, seed, threads, holds, asked.runs / name)
-                    rows.append({"case": case, "seed": seed, "threads": threads, "holds": holds})
-                    rows[-1] |= found
-                    shown = "  ".join(f"{key} {found[key]:.4g}" for key in KEYS)
-                    print(f"{case}, seed {seed}, {threads} threads, {RULES[holds]}: {shown}")
+    rows = run(asked)
     for case in asked.only:
         for holds, words in RULES.items():
             some = [row for row in rows if (row["case"], row["holds"]) == (case, holds)]
