@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from regkit.optim.schedule import Schedule
     from regkit.pruning.density import density
     from regkit.pruning.remaining import remaining
+    from regkit.pruning.resize import load_shrunk, save_shrunk
     from regkit.pruning.shrink import shrink
     from regkit.regularizer.regularizer import Regularizer
 
@@ -21,8 +22,10 @@ __all__ = [
     "RegularizerCallback",
     "Schedule",
     "density",
+    "load_shrunk",
     "penalties",
     "remaining",
+    "save_shrunk",
     "shrink",
 ]
 
@@ -33,7 +36,9 @@ _HOMES = {
     "RegularizerCallback": "regkit.lightning.callback",
     "Schedule": "regkit.optim.schedule",
     "density": "regkit.pruning.density",
+    "load_shrunk": "regkit.pruning.resize",
     "remaining": "regkit.pruning.remaining",
+    "save_shrunk": "regkit.pruning.resize",
     "shrink": "regkit.pruning.shrink",
 }
 

@@ -1,7 +1,7 @@
 """A smaller model with equal outputs: all that the zeros make superfluous is cut out."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,6 +13,7 @@ from regkit.pruning.counts import num_bytes, num_flops, num_parameters
 from regkit.pruning.dead_channels import find_dead_channels
 from regkit.pruning.latency import latency
 from regkit.pruning.latency_search import fastest as fastest_widths
+from regkit.pruning.low_rank import split_low_rank
 from regkit.structure.channels import Coupling
 from regkit.structure.coupling import couple
 from regkit.structure.removal import remove_channels
@@ -44,6 +45,7 @@ class ShrinkReport:
     """What `shrink` did.
 
     channels: (left, all) by the name of the set.
+    ranks: (left, full) by the name of each layer that was written as two thin ones.
     max_difference: between outputs of both models, the largest.
     max_output: the largest output.
     num_inputs: how many inputs both were compared on.
@@ -56,10 +58,12 @@ class ShrinkReport:
     max_difference: float
     max_output: float
     num_inputs: int
+    ranks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [(name, f"{left:,} of {whole:,}") for name, (left, whole) in self.channels.items()]
+        rows += [(f"{name}, rank", f"{r:,} of {full:,}") for name, (r, full) in self.ranks.items()]
         a, b = self.after, self.before
         rows += [
             ("parameters", _ratio(a.parameters, b.parameters, f"{a.parameters:,}")),
@@ -91,7 +95,8 @@ def shrink(
     Removed are coupled channels (`couple`) that nothing reads or nothing writes, hidden units of
     recurrent layers and attention heads among them, and dead filters whose batch norm emits a
     constant, where the next layer can take that into its bias. What cannot go is in the notes.
-    One channel of each set stays. The model itself stays as it is.
+    One channel of each set stays. Then layers of low rank (`penalty=nuclear`) are written as two
+    thin ones, where that is faster. The model itself stays as it is.
 
     The outputs of the copy are compared with the model's on the example, on random inputs of its
     shape and on `inputs`.
@@ -101,7 +106,8 @@ def shrink(
     tolerance: the largest difference of outputs allowed, relative to the largest output.
     fastest: measure widths at and above the number of live channels, and keep the fastest: dead
         channels stay where they make the model faster. Takes a minute or more.
-    timed: measure the latency before and after.
+    timed: measure the latency before and after, and which layers of low rank are faster as two;
+        False splits those that then compute less.
     coupling: of this model, from `couple`, where it is known already.
     Returns: the copy, and what was removed, which prints as a table.
     Raises: InputError when the model cannot be copied, does not run on the example, or the outputs
@@ -119,6 +125,7 @@ def shrink(
     if fastest:
         dead = fastest_widths(small, dead, example)
     remove_channels(small, dead)
+    ranks, kept_whole = split_low_rank(small, example, timed)
     found = [_difference(whole, small, x) for x in _all_inputs(example, inputs)]
     worst, largest = max(d for d, _ in found), max(size for _, size in found)
     if not worst <= tolerance * max(largest, 1e-30):
@@ -140,7 +147,8 @@ def shrink(
         max_difference=worst,
         max_output=largest,
         num_inputs=len(found),
-        notes=(*coupling.notes, *stay),
+        ranks=ranks,
+        notes=(*coupling.notes, *stay, *kept_whole),
     )
     return cast(Model, small), report
 
