@@ -17,6 +17,7 @@ from regkit import Regularizer
 from regkit.penalties import L1, L2, ElasticNet, WeightPenalty
 
 LAM = 0.1
+QUICK, SLOW = ("sgd momentum", "adamw"), pytest.mark.slow
 NUM_SAMPLES, NUM_INPUTS = 120, 30
 
 Make = Callable[[Any], optim.Optimizer]
@@ -81,8 +82,8 @@ def gap(w: np.ndarray, best: np.ndarray, penalty: WeightPenalty) -> float:
 @pytest.mark.parametrize(
     ("name", "penalty"),
     [
-        *((name, L1(LAM)) for name in OPTIMIZERS),
-        *((name, ElasticNet(LAM, l1_ratio=0.7)) for name in ("sgd momentum", "adamw")),
+        *(pytest.param(n, L1(LAM), marks=[] if n in QUICK else SLOW) for n in OPTIMIZERS),
+        *(pytest.param(n, ElasticNet(LAM, l1_ratio=0.7), marks=SLOW) for n in QUICK),
     ],
 )
 def test_reaches_the_optimum_and_support_of_scikit_learn(name: str, penalty: WeightPenalty):

@@ -24,6 +24,8 @@ from regkit.penalties import (
     WeightPenalty,
 )
 
+pytestmark = pytest.mark.slow
+
 NUM_SAMPLES, NUM_INPUTS, NUM_OUTPUTS = 100, 20, 3
 LAM = 0.15
 

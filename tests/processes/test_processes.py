@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 SCRIPTS = ["compiled.py", "interpreted.py", "two_processes.py", "sharded_groups.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ends_as_the_plain_run(script: str, tmp_path: Path):
     if script == "interpreted.py":
