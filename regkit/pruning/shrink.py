@@ -13,6 +13,7 @@ from regkit.pruning.counts import num_bytes, num_flops, num_parameters
 from regkit.pruning.dead_channels import find_dead_channels
 from regkit.pruning.latency import latency
 from regkit.pruning.latency_search import fastest as fastest_widths
+from regkit.pruning.remove import rounded
 from regkit.structure.channels import Coupling
 from regkit.structure.coupling import couple
 from regkit.structure.removal import remove_channels
@@ -84,6 +85,7 @@ def shrink(
     tolerance: float = TOLERANCE,
     fastest: bool = False,
     timed: bool = True,
+    multiple_of: int = 1,
     coupling: Coupling | None = None,
 ) -> tuple[Model, ShrinkReport]:
     """Copy the model, in eval mode, without the channels that its zeros make useless.
@@ -102,6 +104,7 @@ def shrink(
     fastest: measure widths at and above the number of live channels, and keep the fastest: dead
         channels stay where they make the model faster. Takes a minute or more.
     timed: measure the latency before and after.
+    multiple_of: dead channels stay, so that widths are multiples of it, for the sake of hardware.
     coupling: of this model, from `couple`, where it is known already.
     Returns: the copy, and what was removed, which prints as a table.
     Raises: InputError when the model cannot be copied, does not run on the example, or the outputs
@@ -109,6 +112,8 @@ def shrink(
     """
     if not 0 < tolerance < 1:
         raise InputError(f"shrink got tolerance={tolerance}; give a share of the largest output.")
+    if multiple_of < 1:
+        raise InputError(f"shrink got multiple_of={multiple_of}; give 1 or more.")
     inner = unwrapped(model)
     whole = replica(inner)
     check_runs(whole, example, "shrink")
@@ -118,6 +123,7 @@ def shrink(
     dead, stay = find_dead_channels(small, example, coupling)
     if fastest:
         dead = fastest_widths(small, dead, example)
+    dead = rounded(dead, multiple_of)
     remove_channels(small, dead)
     found = [_difference(whole, small, x) for x in _all_inputs(example, inputs)]
     worst, largest = max(d for d, _ in found), max(size for _, size in found)
