@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -51,7 +53,8 @@ def budget_of(
     example = _beside(model, example)
     coupling = couple(model, example)
     sets = _sets(coupling, [part for part in parts if part.penalty.sparsifies], target)
-    cost = replace(COSTS[target.kind](model, example, coupling), multiple_of=schedule.multiple_of)
+    cost = _of_first_rank(COSTS[target.kind](model, example, coupling))
+    cost = replace(cost, multiple_of=schedule.multiple_of)
     budget = Budget(target.share(cost.whole), cost, sets, {})
     _check_reach(budget, parts, target)
     return replace(budget, lam_scale=_by_cost(budget, parts)) if schedule.by_cost else budget
@@ -73,6 +76,15 @@ def measured_share(kind: str, model: nn.Module, example: Any, multiple_of: int) 
         return num_flops(small, example) / num_flops(whole, example)
     times = latency({"whole": whole, "small": small}, example)
     return times["small"].median / times["whole"].median
+
+
+def _of_first_rank(cost: WidthCost) -> WidthCost:
+    """Return what the first of several processes has measured: all have to aim at the same."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return cost
+    shared = [cost]
+    torch.distributed.broadcast_object_list(shared)
+    return shared[0]
 
 
 def _beside(model: nn.Module, example: Any) -> Any:
