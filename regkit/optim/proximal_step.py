@@ -393,7 +393,24 @@ class ProximalStep:
             # Which zeros may wake depends on the strength, and now each has to be met exactly.
             self._open_by_evidence(factors, moves, opens=True)
         self._apply(context, moves, factors)
-        return self.counted.densities()
+        alive = self.counted.alive()
+        if dead := self.counted.dead_parts(alive):
+            self._keep_one_group(dead, start)
+            alive = self.counted.alive()
+        return self.counted.densities(alive)
+
+    def _keep_one_group(self, parts: Sequence[Part], start: Mapping[nn.Parameter, Tensor]) -> None:
+        """Put back the largest group of each part, as it was before the prox.
+
+        Without its last channel a net hands nothing on, and a cut one keeps it anyhow.
+        """
+        for part in parts:
+            if all(p in start for p in part.parameters):
+                before, rows = part.group_set.rows(start.__getitem__), part.group_set.rows().clone()
+                largest = torch.linalg.vector_norm(before, dim=1).argmax()
+                rows[largest] = before[largest]
+                part.group_set.write(rows)
+                self.support.record_outside_writes(part.parameters)
 
     def _apply(
         self, context: StepContext, moves: Moves, factors: Factors, plan: StepPlan | None = None

@@ -111,17 +111,34 @@ class CountedWeights:
         shares = self._budget.even_shares(self._budget.sets)
         return {GLOBAL: self._mean(shares), **shares}
 
-    def densities(self) -> dict[str, float]:
+    def alive(self) -> dict[str, int]:
+        """Count the channels of each set of a budget that are not zero; empty without a budget."""
+        if self._budget is None:
+            return {}
+        return self._budget.alive(whole_rows([(p.key, p.group_set) for p in self._budgeted()]))
+
+    def dead_parts(self, alive: Mapping[str, int]) -> list[Part]:
+        """Return the parts of a budget that have no channel left."""
+        sets = {} if self._budget is None else self._budget.sets
+        return [part for part in self._budgeted() if alive[sets[part.key]] == 0]
+
+    def _budgeted(self) -> list[Part]:
+        sets = {} if self._budget is None else self._budget.sets
+        return [part for part in self._parts if part.key in sets]
+
+    def densities(self, alive: Mapping[str, int] | None = None) -> dict[str, float]:
         """Return the share of non-zero entries, under GLOBAL; with `layerwise` by layer too.
 
         Of a budget: the share of it that is used; with `layerwise`, shares of channels.
         A collective where weights are sharded; waits for a GPU once (twice with groups by layer).
+
+        alive: what `alive` has counted, where it is known.
         """
         members = self.parameters()
         if not members:
             return {GLOBAL: 1.0}
         if self._budget is not None:
-            alive = self._alive(self._budget)
+            alive = self.alive() if alive is None else alive
             if not self._schedule.layerwise:
                 return {GLOBAL: self._budget.used(alive)}
             shares = self._budget.shares(alive)
@@ -137,11 +154,6 @@ class CountedWeights:
             if shares:
                 found |= dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
         return found
-
-    def _alive(self, budget: Budget) -> dict[str, int]:
-        """Count the channels of each set that are not zero."""
-        every = [(part.key, part.group_set) for part in self._parts if part.key in budget.sets]
-        return budget.alive(whole_rows(every))
 
     def _mean(self, shares: Mapping[str, float]) -> float:
         """Return the mean of shares of channels, by key, over all channels."""
@@ -179,7 +191,7 @@ class CountedWeights:
 
     def _compared(self, target: Target) -> TargetResult:
         if self._budget is not None:
-            used = self._budget.used(self._alive(self._budget))
+            used = self._budget.used(self.alive())
             cost = self._budget.cost
             slack = self._budget.one_channel + cost.error
             share = self._budget.share

@@ -132,6 +132,12 @@ class Regularizer:
                 "call set_progress(0.0) now and set_progress(share) before each step."
             )
         self._weights.rebind()
+        sharded = [p for p in self._weights.penalised() if hasattr(p, "placements")]
+        if self._budget is not None and sharded:
+            raise InputError(
+                "attach: a budget counts channels on one process, and the weights are sharded. "
+                "Give target_density, or train with DDP."
+            )
         if self._weights.penalised():
             step = ProximalStep(
                 optimizer,
