@@ -23,12 +23,15 @@ class Budget:
     sets: Mapping[str, str]
     lam_scale: Mapping[str, float]
 
-    @property
-    def one_channel(self) -> float:
-        """The share that the dearest channel costs: no budget is met more closely."""
-        costs = self.cost.channel_costs()
-        step = self.cost.multiple_of
-        return step * max(costs[name] for name in self.sets.values())
+    def one_channel(self, alive: Mapping[str, int]) -> float:
+        """Return the share that one channel more, of the dearest set, costs beside so many.
+
+        No budget is met more closely. Of widths that are multiples, so many channels.
+        """
+        step, used = self.cost.multiple_of, self.used(alive)
+        more = (self.used({**alive, name: alive[name] + step}) - used for name in alive)
+        fewer = (used - self.used({**alive, name: alive[name] - step}) for name in alive)
+        return max(*more, *fewer)
 
     def even_shares(self, keys: Iterable[str]) -> dict[str, float]:
         """Return the share of channels that each part keeps when all keep the same, by key."""

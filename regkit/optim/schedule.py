@@ -62,8 +62,9 @@ class Schedule:
         (from a table of widths that is measured before training). For groups that can be removed.
     layerwise: every layer (or set of channels) comes down to the target by a strength of its own;
         all keep the same share of their channels.
-    by_cost: of a budget: `lam` of each set of channels times what one of its weights costs there,
-        so that a channel goes by what it gives for what it costs.
+    by_cost: of a budget without `layerwise`: `lam` of each set of channels times what one of its
+        weights costs, so that a channel goes by what it gives for what it costs. False: one `lam`
+        for all, which strips the layers whose weights are small of nearly all their channels.
     multiple_of: of a budget: widths count as the next multiple; give it to `regkit.shrink` too.
     settle: share of training from which zeros stay zero, while the penalty stays on.
     debias: share of training from which the penalty is off and zeros stay zero, so that what is
@@ -84,7 +85,7 @@ class Schedule:
     target_parameters: float | None = None
     target_latency: float | None = None
     layerwise: bool = False
-    by_cost: bool = False
+    by_cost: bool = True
     multiple_of: int = 1
     settle: float | None = None
     debias: float | None = None
@@ -131,16 +132,10 @@ class Schedule:
             )
         if not isinstance(self.multiple_of, int) or self.multiple_of < 1:
             raise InputError(f"Schedule got multiple_of={self.multiple_of!r}; give 1 or more.")
-        if (self.by_cost or self.multiple_of > 1) and (target is None or not target.is_budget):
-            option = "by_cost" if self.by_cost else "multiple_of"
+        if self.multiple_of > 1 and (target is None or not target.is_budget):
             raise InputError(
-                f"Schedule got {option}={getattr(self, option)} without a budget. Give "
+                f"Schedule got multiple_of={self.multiple_of} without a budget. Give "
                 "target_flops, target_parameters or target_latency too."
-            )
-        if self.by_cost and self.layerwise:
-            raise InputError(
-                "Schedule got by_cost and layerwise, under which no layer is dearer than another. "
-                "Give one."
             )
 
     def _check_order(self) -> None:

@@ -191,9 +191,8 @@ class CountedWeights:
 
     def _compared(self, target: Target) -> TargetResult:
         if self._budget is not None:
-            used = self._budget.used(self.alive())
-            cost = self._budget.cost
-            slack = self._budget.one_channel + cost.error
+            alive, cost = self.alive(), self._budget.cost
+            used, slack = self._budget.used(alive), self._budget.one_channel(alive) + cost.error
             share = self._budget.share
             return TargetResult(share, used, kind=target.kind, whole=cost.whole, slack=slack)
         found = self.densities()

@@ -26,8 +26,8 @@ NUM_CHECKS = 3
 # Seconds in which one of the widths is measured beside the whole net.
 BUDGET_S = 0.4
 
-Measure = Callable[[nn.Module], float]
-Widths = Mapping[str, float]
+Measure = Callable[[nn.Module], int | float]
+Widths = Mapping[str, int | float]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class WidthCost:
     def _width(self, place: int, widths: Widths) -> float:
         count, step = self.channels[place], self.multiple_of
         width = max(widths.get(name, count) for name in self.units[place])
-        return min(max(math.ceil(width / step - 1e-9) * step if step > 1 else width, 1), count)
+        width = math.ceil(width / step - 1e-9) * step if step > 1 else width
+        return float(min(max(width, 1), count))
 
     def channel_costs(self) -> dict[str, float]:
         """Return what one channel of each set costs in the whole net, as a share of it."""
@@ -92,15 +93,16 @@ class WidthCost:
             low, high = (low, middle) if above else (middle, high)
         exact = {p: low * self.channels[p] for p in units}
         step = self.multiple_of
-        widths = {p: max(int(exact[p] + 1e-9) // step * step, 1) for p in units}
+        least = {p: min(step, self.channels[p]) for p in units}
+        widths = {p: max(int(exact[p] + 1e-9) // step * step, least[p]) for p in units}
         tried = [widths]
         for p in sorted(units, key=lambda p: (widths[p] - exact[p]) / self.channels[p]):
-            wider = min(widths[p] + step if widths[p] >= step else step, self.channels[p])
-            tried.append(widths := widths | {p: wider})
+            widths = widths | {p: min(widths[p] + step, self.channels[p])}
+            tried.append(widths)
         best = min(tried, key=lambda each: abs(self.share(self._named(each)) - share))
         return {name: int(width) for name, width in self._named(best).items()}
 
-    def _named(self, widths: Mapping[int, float]) -> dict[str, float]:
+    def _named(self, widths: Mapping[int, int | float]) -> dict[str, int | float]:
         return {name: width for p, width in widths.items() for name in self.units[p]}
 
 
@@ -145,7 +147,7 @@ def latency_cost(model: nn.Module, example: Any, coupling: Coupling) -> WidthCos
 def _counted(net: nn.Module, coupling: Coupling, measure: Measure, what: str) -> WidthCost:
     design = _Design(coupling)
     points, checks = design.points(), design.checks()
-    whole = measure(net)
+    whole = float(measure(net))
     counts = np.array([design.measured(net, point, measure) for point in points]) / whole
     factors = np.linalg.solve(design.matrix(points), counts)
     told = np.array([design.measured(net, point, measure) for point in checks]) / whole
@@ -243,11 +245,24 @@ def _on_meta(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
     return shadow, empty
 
 
-def _non_negative(matrix: np.ndarray, wanted: np.ndarray, rounds: int = 2000) -> np.ndarray:
-    """Return argmin_x ||matrix x - wanted||^2 over x >= 0, by coordinate descent."""
-    gram, right = matrix.T @ matrix, matrix.T @ wanted
-    x = np.zeros(len(right))
-    for _ in range(rounds):
-        for j in range(len(x)):
-            x[j] = max(0.0, x[j] + (right[j] - gram[j] @ x) / gram[j, j])
+def _non_negative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return argmin_x ||matrix x - wanted||^2 over x >= 0.
+
+    Source: Lawson and Hanson, Solving Least Squares Problems (1974), algorithm 23.10.
+    """
+    x, free = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], dtype=bool)
+    for _ in range(3 * len(x)):
+        slope = np.where(free, 0.0, matrix.T @ (wanted - matrix @ x))
+        if slope.max() <= ROUNDING:
+            break
+        free[slope.argmax()] = True
+        while True:
+            best = np.zeros(len(x))
+            best[free] = np.linalg.lstsq(matrix[:, free], wanted)[0]
+            low = free & (best <= 0)
+            if not low.any():
+                break
+            x = x + (x[low] / (x[low] - best[low])).min() * (best - x)
+            free &= x > ROUNDING
+        x = best
     return x

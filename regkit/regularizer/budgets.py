@@ -57,7 +57,8 @@ def budget_of(
     cost = replace(cost, multiple_of=schedule.multiple_of)
     budget = Budget(target.share(cost.whole), cost, sets, {})
     _check_reach(budget, parts, target)
-    return replace(budget, lam_scale=_by_cost(budget, parts)) if schedule.by_cost else budget
+    weighed = schedule.by_cost and not schedule.layerwise
+    return replace(budget, lam_scale=_by_cost(budget, parts)) if weighed else budget
 
 
 def measured_share(kind: str, model: nn.Module, example: Any, multiple_of: int) -> float:

@@ -39,7 +39,7 @@ class StrengthConfig:
     target_parameters: float | None = None
     target_latency: float | None = None
     layerwise: bool = False
-    by_cost: bool = False
+    by_cost: bool = True
     multiple_of: int = 1
     settle: float | None = None
     debias: float | None = None
