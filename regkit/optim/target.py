@@ -126,22 +126,22 @@ class CountedWeights:
         sets = {} if self._budget is None else self._budget.sets
         return [part for part in self._parts if part.key in sets]
 
-    def densities(self, alive: Mapping[str, int] | None = None) -> dict[str, float]:
+    def densities(self, channels: Mapping[str, int] | None = None) -> dict[str, float]:
         """Return the share of non-zero entries, under GLOBAL; with `layerwise` by layer too.
 
         Of a budget: the share of it that is used; with `layerwise`, shares of channels.
         A collective where weights are sharded; waits for a GPU once (twice with groups by layer).
 
-        alive: what `alive` has counted, where it is known.
+        channels: of each set that are not zero, where `alive` has counted them already.
         """
         members = self.parameters()
         if not members:
             return {GLOBAL: 1.0}
         if self._budget is not None:
-            alive = self.alive() if alive is None else alive
+            channels = self.alive() if channels is None else channels
             if not self._schedule.layerwise:
-                return {GLOBAL: self._budget.used(alive)}
-            shares = self._budget.shares(alive)
+                return {GLOBAL: self._budget.used(channels)}
+            shares = self._budget.shares(channels)
             return {GLOBAL: self._mean(shares), **shares}
         counts = torch.stack([torch.count_nonzero(local(p.detach())) for p in members])
         alive = dict(zip(members, all_reduce_counts(counts, members).tolist(), strict=True))
