@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor, nn
 
@@ -139,3 +141,11 @@ def test_a_noisy_latency_never_falls_with_a_width(mixed: Any, monkeypatch: pytes
     assert cost.error > 0.01
     assert cost.share({}) == pytest.approx(1.0)
     assert all(factor >= 0 for _, factor in cost.terms)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_fit_is_the_least_squares_of_no_negative_terms(seed: int):
+    draw = np.random.default_rng(seed)
+    matrix, wanted = draw.uniform(0, 1, (9, 6)), draw.normal(1, 1, 9)
+    expected, _ = scipy.optimize.nnls(matrix, wanted)
+    np.testing.assert_allclose(width_cost._non_negative(matrix, wanted), expected, atol=1e-9)
