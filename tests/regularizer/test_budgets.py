@@ -100,7 +100,7 @@ def test_even_is_even_and_the_budget_is_met_before_debiasing():
 
 
 def test_widths_are_multiples_and_cost_what_they_may():
-    model, reg = trained(lasso(), target_flops=0.4, layerwise=True, multiple_of=4)
+    model, reg = trained(lasso(), target_flops=0.4, multiple_of=4)
     (result,) = reg.target_results()
     assert result.reached == left(model, "flops", multiple_of=4)
     assert result.is_met
