@@ -193,7 +193,7 @@ def test_top_k_is_the_nearest_in_the_metric(groups: int, keep: float, k: int):
 
 def test_top_k_ranks_tiny_and_huge_weights():
     for size, step in ((1e-38, 0.1), (1e30, 1e-12)):
-        v = size * torch.tensor([[1.0], [3.0], [2.0], [0.1]])
+        v = size * torch.tensor([[1.0], [3.0], [2.0], [0.1]]).expand(4, 3)
         x = TopK(1.0, keep=0.5).prox(v, step)
         assert torch.equal(x, v * torch.tensor([[0.0], [1.0], [1.0], [0.0]]))
 
