@@ -6,10 +6,13 @@ that is several times faster than a float32 SVD, and closer.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from regkit.ops.broadcast import as_tensor
+
+# Singular values below this share of the largest are what float32 makes of zero.
+RESOLUTION = 1e-6
 
 
 def singular_values(matrix: Float[Tensor, "out rest"]) -> Float[Tensor, " rank"]:
@@ -41,6 +44,34 @@ def shrink_singular_values(
     keep = ((vectors * share) @ vectors.mT).to(matrix.dtype)
     shrunk = keep @ matrix if matrix.shape[0] <= matrix.shape[1] else matrix @ keep
     return torch.where(threshold > 0, shrunk, matrix)
+
+
+def numerical_rank(matrix: Float[Tensor, "out rest"]) -> Int[Tensor, ""]:
+    """Count the singular values above RESOLUTION times the largest; 0 where it is not finite."""
+    values = singular_values(matrix)
+    if not len(values):
+        return values.new_zeros((), dtype=torch.long)
+    return (values > RESOLUTION * values.max()).sum()
+
+
+def truncate_rank(
+    matrix: Float[Tensor, "out rest"], rank: int, step: float | Float[Tensor, ""] = 1.0
+) -> Float[Tensor, "out rest"]:
+    """Return the nearest matrix of at most this rank: the largest singular values alone.
+
+    step: 0 changes nothing. A matrix of that rank is returned as it is, one that is not finite
+    becomes NaN altogether. The eigenvalue solver waits for the device.
+    Source: Eckart and Young, Psychometrika 1 (1936), 211-218.
+    """
+    if rank >= min(matrix.shape):
+        return matrix
+    values, vectors, _ = _spectrum(matrix)
+    fits = (values > RESOLUTION * values.max()).sum() <= rank
+    fits = (fits & values.isfinite().all()) | (as_tensor(step, matrix) == 0)
+    top = vectors[:, len(values) - rank :]
+    keep = (top @ top.mT + torch.where(values.isfinite().all(), 0.0, torch.nan)).to(matrix.dtype)
+    cut = keep @ matrix if matrix.shape[0] <= matrix.shape[1] else matrix @ keep
+    return torch.where(fits, matrix, cut)
 
 
 def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -217,8 +217,8 @@ def row_batches(
     A group set in one parameter is stacked upon others of its kind whose groups have equal size; a
     group set in several is by itself. Left out where a parameter did not move.
 
-    group_sets: each with its kind, comparable, whether its rows are one matrix (joint), and the
-        gates of its groups.
+    group_sets: each with its kind, comparable, whether its rows are seen all at once (joint), and
+        the gates of its groups.
     read: gives the values that are seen and written to; by default this rank's own.
     """
     stacks: dict[Any, list[Slice]] = defaultdict(list)

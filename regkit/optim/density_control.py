@@ -53,10 +53,14 @@ class DensityController:
     log(lam) follows the excess of the density over the wanted course by a proportional and an
     integral term. No step may end below the target: a channel that is all zero gets no gradient,
     and cannot come back. In the closing phase the strength of every step is solved for.
+
+    targets: what densities come down to, by name; GLOBAL for those that are not named. By default
+        the target density of the schedule.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, targets: Densities | None = None) -> None:
         self._schedule = schedule
+        self._targets = {GLOBAL: schedule.target_density or 0.0} if targets is None else targets
         self._feedbacks: dict[str, _Feedback] = {GLOBAL: _Feedback()}
         self._observed: float | None = None
         self._last: Densities = {}
@@ -113,7 +117,8 @@ class DensityController:
         whole = densities[GLOBAL]
         layers = {name: share for name, share in densities.items() if name != GLOBAL}
         self._last = layers if self._schedule.layerwise else {GLOBAL: whole}
-        self._feedbacks[GLOBAL].follow(whole - self._schedule.wanted_density(progress), passed)
+        wanted = self._schedule.wanted(progress, self._targets[GLOBAL])
+        self._feedbacks[GLOBAL].follow(whole - wanted, passed)
         for name, share in layers.items():
             self._feedbacks.setdefault(name, _Feedback()).follow(share - whole, passed)
 
@@ -124,16 +129,15 @@ class DensityController:
         names: of what has a factor now.
         """
         begin, end = self._schedule.closing
-        target = self._schedule.target_density
-        assert target is not None
+        targets = {n: self._targets.get(n, self._targets[GLOBAL]) for n in names}
         if progress <= begin:
-            return dict.fromkeys(names, (target, 1.0))
+            return {name: (target, 1.0) for name, target in targets.items()}
         # Down to the target in the first half of the closing phase; at it in the second, and in
         # any case in the last step before its end.
         left = max(2 * (end - progress) / (end - begin) - 1, 0.0)
         left = 0.0 if progress + stride > end else left
         entered = self._entered or self._last
-        wanted = {n: target + left * (entered.get(n, target) - target) for n in names}
+        wanted = {n: t + left * (entered.get(n, t) - t) for n, t in targets.items()}
         return {name: (share, share) for name, share in wanted.items()}
 
     def adopt(self, factors: Mapping[str, float], closing: bool) -> None:

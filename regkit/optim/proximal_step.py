@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from regkit.errors import InputError
 from regkit.optim.batching import entry_batches
+from regkit.optim.budget import Budget
 from regkit.optim.density_control import (
     FIRST_TRIALS,
     GLOBAL,
@@ -99,6 +100,7 @@ class ProximalStep:
     schedule: how strong they are; None: always as they say.
     progress: of training, given by whoever knows it.
     others: of other optimizers in the same training, which may have stopped when this one ends.
+    budget: that the schedule asks for, if it is none of density.
     Raises: InputError when the optimizer holds none of these parameters, and none is frozen that it
         may be given later; or when it has a step already.
     """
@@ -111,6 +113,7 @@ class ProximalStep:
         schedule: Schedule | None = None,
         progress: Progress | None = None,
         others: Sequence["ProximalStep"] = (),
+        budget: Budget | None = None,
     ) -> None:
         self.optimizer, self.chains, self.parts = optimizer, chains, parts
         self.others = others
@@ -123,9 +126,10 @@ class ProximalStep:
         self.step_size = step_size_or_warning(optimizer)
         self.state = ProxState(factors=Factors(self.schedule.strength(0.0)))
         self.history = MoveHistory(optimizer, self.members)
-        self.counted = CountedWeights(chains, parts, self.schedule, self.history)
-        has_target = self.schedule.target_density is not None
-        self.control = DensityController(self.schedule) if has_target else None
+        self.counted = CountedWeights(chains, parts, self.schedule, self.history, budget)
+        self.targets = self.counted.targets()
+        has_target = self.schedule.target is not None
+        self.control = DensityController(self.schedule, self.targets) if has_target else None
         average_of = AVERAGES.get(self.step_size, gradient)
         self.averages = GradientAverages(average_of)
         self.support = Support(holds=self.schedule.holds_zeros and average_of is not None)
@@ -353,8 +357,8 @@ class ProximalStep:
         start = {p: p.detach().clone() for p in moves}
         attempt = partial(self._attempt, control, context, moves, start, self.support.snapshot())
         if control.is_new():
-            target = self.schedule.target_density or 0.0
-            wanted = dict.fromkeys(names, (target, (1 + target) / 2))
+            targets = {name: self.targets.get(name, self.targets[GLOBAL]) for name in names}
+            wanted = {name: (share, (1 + share) / 2) for name, share in targets.items()}
             critical = solve(wanted, control.named(names), attempt, FIRST_TRIALS)
             # Where nobody knows yet how long training is, it is taken to be long.
             num_steps = self.schedule.ramp_until / context.stride if context.stride else 1e3
@@ -389,7 +393,24 @@ class ProximalStep:
             # Which zeros may wake depends on the strength, and now each has to be met exactly.
             self._open_by_evidence(factors, moves, opens=True)
         self._apply(context, moves, factors)
-        return self.counted.densities()
+        alive = self.counted.alive()
+        if dead := self.counted.dead_parts(alive):
+            self._keep_one_group(dead, start)
+            alive = self.counted.alive()
+        return self.counted.densities(alive)
+
+    def _keep_one_group(self, parts: Sequence[Part], start: Mapping[nn.Parameter, Tensor]) -> None:
+        """Put back the largest group of each part, as it was before the prox.
+
+        Without its last channel a net hands nothing on, and a cut one keeps it anyhow.
+        """
+        for part in parts:
+            if all(p in start for p in part.parameters):
+                before, rows = part.group_set.rows(start.__getitem__), part.group_set.rows().clone()
+                largest = torch.linalg.vector_norm(before, dim=1).argmax()
+                rows[largest] = before[largest]
+                part.group_set.write(rows)
+                self.support.record_outside_writes(part.parameters)
 
     def _apply(
         self, context: StepContext, moves: Moves, factors: Factors, plan: StepPlan | None = None

@@ -14,6 +14,34 @@ RAMPS: dict[str, Callable[[float], float]] = {
 }
 # Share of training, before it ends or the penalty is taken off, in which a target is met exactly.
 CLOSING = 0.1
+# What a target may be of, "target_" + this; the unit in which it is said, and its size.
+UNITS = {"density": ("of the weights", 1.0), "flops": ("FLOPs", 1.0)}
+UNITS |= {"parameters": ("parameters", 1.0), "latency": ("ms", 1e-3)}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a training is to end with: `kind`, a key of UNITS, and how much of it.
+
+    value: a share of the whole up to 1; above, FLOPs, parameters or milliseconds.
+    """
+
+    kind: str
+    value: float
+
+    @property
+    def name(self) -> str:
+        """Name of the option."""
+        return f"target_{self.kind}"
+
+    @property
+    def is_budget(self) -> bool:
+        """Say whether it counts what is left when channels are cut out, and not single weights."""
+        return self.kind != "density"
+
+    def share(self, whole: float) -> float:
+        """Return the share of a whole cost (FLOPs, parameters or seconds) that it is."""
+        return self.value if self.value <= 1 else self.value * UNITS[self.kind][1] / whole
 
 
 @dataclass(frozen=True)
@@ -24,11 +52,20 @@ class Schedule:
 
     ramp: "linear", "cosine" or "cubic": every `lam` rises from 0 over the first `ramp_until` of
         training.
-    ramp_until: end of a ramp, or of the cubic fall of the density towards `target_density`.
+    ramp_until: end of a ramp, or of the cubic fall of what there is towards a target.
     target_density: share of the weights that are trained and penalised that is not zero in the
         end. The strength of penalties that make zeros is found: their `lam` is only where the
         search starts; weights that others alone choose are not counted.
-    layerwise: every layer (or set of channels) comes down to the target by a strength of its own.
+    target_flops, target_parameters, target_latency: instead, what the net costs once its dead
+        channels are cut out (`regkit.shrink`), met to within a channel: a share of the whole net up
+        to 1, above it FLOPs of one run, parameters, or milliseconds of one run on this device
+        (from a table of widths that is measured before training). For groups that can be removed.
+    layerwise: every layer (or set of channels) comes down to the target by a strength of its own;
+        all keep the same share of their channels.
+    by_cost: of a budget without `layerwise`: `lam` of each set of channels times what one of its
+        weights costs, so that a channel goes by what it gives for what it costs. False: one `lam`
+        for all, which strips the layers whose weights are small of nearly all their channels.
+    multiple_of: of a budget: widths count as the next multiple; give it to `regkit.shrink` too.
     settle: share of training from which zeros stay zero, while the penalty stays on.
     debias: share of training from which the penalty is off and zeros stay zero, so that what is
         left is trained without its pull (Meinshausen, Relaxed Lasso, 2007).
@@ -44,7 +81,12 @@ class Schedule:
     ramp: str | None = None
     ramp_until: float = 0.5
     target_density: float | None = None
+    target_flops: float | None = None
+    target_parameters: float | None = None
+    target_latency: float | None = None
     layerwise: bool = False
+    by_cost: bool = True
+    multiple_of: int = 1
     settle: float | None = None
     debias: float | None = None
     num_steps: int | None = None
@@ -63,22 +105,41 @@ class Schedule:
         self._check_order()
 
     def _check_target(self) -> None:
-        target = self.target_density
-        if target is not None and not 0 < target < 1:
-            raise InputError(f"Schedule got target_density={target}; it lies between 0 and 1.")
-        if self.ramp is not None and target is not None:
+        given = [name for kind in UNITS if getattr(self, name := f"target_{kind}") is not None]
+        if len(given) > 1:
             raise InputError(
-                "Schedule got ramp and target_density; the target finds the strength by itself. "
-                "Leave ramp out."
+                f"Schedule got {' and '.join(given)}; one strength meets one target. Give one."
             )
+        target = self.target
+        if target is not None:
+            most = math.inf if target.is_budget else 1
+            if not (0 < target.value < most and target.value != 1):
+                allowed = "between 0 and 1" + ", or above 1 in its unit" * target.is_budget
+                raise InputError(f"Schedule got {target.name}={target.value}; it lies {allowed}.")
+            if self.ramp is not None:
+                raise InputError(
+                    f"Schedule got ramp and {target.name}; the target finds the strength by "
+                    "itself. Leave ramp out."
+                )
+        self._check_allocation(target)
+
+    def _check_allocation(self, target: Target | None) -> None:
         if self.layerwise and target is None:
             raise InputError(
-                f"Schedule got layerwise={self.layerwise} without target_density, which it shares "
-                "out among the layers. Give both, or `lam_scale` to the penalty."
+                f"Schedule got layerwise={self.layerwise} without a target, such as "
+                "target_density, which it shares out among the layers. Give both, or `lam_scale` "
+                "to the penalty."
+            )
+        if not isinstance(self.multiple_of, int) or self.multiple_of < 1:
+            raise InputError(f"Schedule got multiple_of={self.multiple_of!r}; give 1 or more.")
+        if self.multiple_of > 1 and (target is None or not target.is_budget):
+            raise InputError(
+                f"Schedule got multiple_of={self.multiple_of} without a budget. Give "
+                "target_flops, target_parameters or target_latency too."
             )
 
     def _check_order(self) -> None:
-        rises = self.ramp is not None or self.target_density is not None
+        rises = self.ramp is not None or self.target is not None
         for name in ("settle", "debias"):
             begin = getattr(self, name)
             if begin is not None and rises and begin < self.ramp_until:
@@ -93,11 +154,17 @@ class Schedule:
             )
 
     @property
+    def target(self) -> Target | None:
+        """What training is to end with; None where nothing is asked for."""
+        given = {kind: getattr(self, f"target_{kind}") for kind in UNITS}
+        found = [Target(kind, value) for kind, value in given.items() if value is not None]
+        return found[0] if found else None
+
+    @property
     def depends_on_progress(self) -> bool:
         """Say whether anything changes in the course of training."""
         return any(
-            option is not None
-            for option in (self.ramp, self.target_density, self.settle, self.debias)
+            option is not None for option in (self.ramp, self.target, self.settle, self.debias)
         )
 
     def strength(self, progress: float) -> float:
@@ -116,10 +183,12 @@ class Schedule:
         settled = self.settle is not None and progress > self.settle
         return settled or self.is_debiasing(progress)
 
-    def wanted_density(self, progress: float) -> float:
-        """Return the density that training should have come down to at a progress from 0 to 1."""
-        assert self.target_density is not None
-        return 1 - (1 - self.target_density) * self._risen(progress, "cubic")
+    def wanted(self, progress: float, share: float) -> float:
+        """Return the share that training should have come down to at a progress from 0 to 1.
+
+        share: where it ends.
+        """
+        return 1 - (1 - share) * self._risen(progress, "cubic")
 
     @property
     def closing(self) -> tuple[float, float]:

@@ -68,7 +68,7 @@ def _own_groups(penalty: WeightPenalty, group_set: GroupSet) -> GroupSet | None:
     views = [local_view(p.view, p.parameter) for p in group_set.pieces]
     # With as many rows the parameters are cut at the same groups.
     equal = len({p.parameter.shape[0] for p in group_set.pieces}) == 1
-    if penalty.joint or not equal or any(view is None for view in views):
+    if penalty.joint or penalty.ranks or not equal or any(view is None for view in views):
         return None
     pieces = (replace(p, view=v) for p, v in zip(group_set.pieces, views, strict=True))
     return replace(group_set, pieces=tuple(pieces))
@@ -115,7 +115,11 @@ def _at(
     gates: Mapping[str, Tensor],
 ) -> list[tuple[WeightPenalty, GroupSet, bool, Tensor | None]]:
     active = [(part, now) for part in parts if (now := scale(part)) is not None]
-    return [(now, part.group_set, now.joint, gates.get(part.key)) for part, now in active]
+    whole = [now.joint or now.ranks for _, now in active]
+    return [
+        (now, part.group_set, one, gates.get(part.key))
+        for (part, now), one in zip(active, whole, strict=True)
+    ]
 
 
 def _gathered_batches(

@@ -15,6 +15,7 @@ from regkit.penalties.l1 import L1
 from regkit.penalties.l2 import L2
 from regkit.penalties.l_half import LHalf
 from regkit.penalties.log_sum import LogSum
+from regkit.penalties.max_rank import MaxRank
 from regkit.penalties.mcp import MCP
 from regkit.penalties.n_m import NMSparsity
 from regkit.penalties.nuclear import Nuclear
@@ -23,6 +24,7 @@ from regkit.penalties.scad import SCAD
 from regkit.penalties.sparse_group_lasso import SparseGroupLasso
 from regkit.penalties.temporal import TemporalSmoothness
 from regkit.penalties.temporal_kernel import TemporalKernel
+from regkit.penalties.top_k import TopK
 from regkit.penalties.weight_decay import WeightDecay
 
 __all__ = [
@@ -42,12 +44,14 @@ __all__ = [
     "GroupPenalty",
     "LHalf",
     "LogSum",
+    "MaxRank",
     "NMSparsity",
     "Nuclear",
     "Penalty",
     "SparseGroupLasso",
     "TemporalKernel",
     "TemporalSmoothness",
+    "TopK",
     "WeightDecay",
     "WeightPenalty",
 ]

@@ -68,6 +68,9 @@ class WeightPenalty(Penalty):
     # True where `prox` needs the rows of one parameter together, as a matrix, and the same step
     # for all of them: the move is then taken in a scalar metric.
     joint: ClassVar[bool] = False
+    # True where `prox` needs all rows of one group set, to rank them among each other; each entry
+    # may still have a step of its own.
+    ranks: ClassVar[bool] = False
     # True where the prox of another penalty may follow and the pair is still exact: that prox
     # has to stay within the subdifferential of this one (Yu, NeurIPS 2013, theorem 1).
     composes: ClassVar[bool] = False

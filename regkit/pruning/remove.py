@@ -47,6 +47,16 @@ def removable(coupling: Coupling, dead: Mapping[str, Bool[Tensor, " _"]]) -> Dea
     return [(c, first(mask, _fewest(c, coupling, chosen))) for c, mask in chosen]
 
 
+def rounded(dead: Dead, multiple_of: int) -> Dead:
+    """Return the dead channels that can go so that a multiple of each set stays, or all of it."""
+    return [(c, first(mask, _most(mask, multiple_of))) for c, mask in dead]
+
+
+def _most(mask: Bool[Tensor, " groups"], multiple_of: int) -> int:
+    live = int((~mask).sum())
+    return max(len(mask) - -(-live // multiple_of) * multiple_of, 0)
+
+
 def _fewest(one: Channels, coupling: Coupling, chosen: Dead) -> int:
     """Return how many can go of each of the sets that this one keeps equal in size."""
     counts = {c.name: int(mask.sum()) for c, mask in chosen}

@@ -14,6 +14,7 @@ from regkit.pruning.dead_channels import find_dead_channels
 from regkit.pruning.latency import latency
 from regkit.pruning.latency_search import fastest as fastest_widths
 from regkit.pruning.low_rank import split_low_rank
+from regkit.pruning.remove import rounded
 from regkit.structure.channels import Coupling
 from regkit.structure.coupling import couple
 from regkit.structure.removal import remove_channels
@@ -88,6 +89,7 @@ def shrink(
     tolerance: float = TOLERANCE,
     fastest: bool = False,
     timed: bool = True,
+    multiple_of: int = 1,
     coupling: Coupling | None = None,
 ) -> tuple[Model, ShrinkReport]:
     """Copy the model, in eval mode, without the channels that its zeros make useless.
@@ -108,6 +110,7 @@ def shrink(
         channels stay where they make the model faster. Takes a minute or more.
     timed: measure the latency before and after, and which layers of low rank are faster as two;
         False splits those that then compute less.
+    multiple_of: dead channels stay, so that widths are multiples of it, for the sake of hardware.
     coupling: of this model, from `couple`, where it is known already.
     Returns: the copy, and what was removed, which prints as a table.
     Raises: InputError when the model cannot be copied, does not run on the example, or the outputs
@@ -115,6 +118,8 @@ def shrink(
     """
     if not 0 < tolerance < 1:
         raise InputError(f"shrink got tolerance={tolerance}; give a share of the largest output.")
+    if multiple_of < 1:
+        raise InputError(f"shrink got multiple_of={multiple_of}; give 1 or more.")
     inner = unwrapped(model)
     whole = replica(inner)
     check_runs(whole, example, "shrink")
@@ -124,6 +129,7 @@ def shrink(
     dead, stay = find_dead_channels(small, example, coupling)
     if fastest:
         dead = fastest_widths(small, dead, example)
+    dead = rounded(dead, multiple_of)
     remove_channels(small, dead)
     ranks, kept_whole = split_low_rank(small, example, timed)
     found = [_difference(whole, small, x) for x in _all_inputs(example, inputs)]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,16 @@ class PenaltySet:
     ) -> None:
         self.model = model
         self.bound = {name: bind(model, name, p, example) for name, p in penalties.items()}
+        self.elementwise, self.grouped = _compose(list(self.bound.values()), self.names())
+
+    def scale(self, factors: Mapping[str, float]) -> None:
+        """Multiply `lam` of the parts that have a factor, by their key."""
+        for name, one in self.bound.items():
+            parts = [
+                replace(part, penalty=part.penalty.scaled(factors.get(part.key, 1.0)))
+                for part in one.parts
+            ]
+            self.bound[name] = replace(one, parts=parts)
         self.elementwise, self.grouped = _compose(list(self.bound.values()), self.names())
 
     def names(self) -> dict[nn.Parameter, str]:

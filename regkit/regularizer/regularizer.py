@@ -1,7 +1,8 @@
 """Penalties bound to a model: what is penalised, how much it adds, and the step that acts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
+from regkit.optim.budget import Budget
 from regkit.optim.density_control import Bracket, Factors
 from regkit.optim.parts import Part, Scale
 from regkit.optim.proximal_step import ProximalStep
@@ -20,8 +22,10 @@ from regkit.optim.target import TargetResult
 from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.regularizer.activations import FrameCollector
 from regkit.regularizer.bound_penalty import BoundPenalty, Penalties, named
+from regkit.regularizer.budgets import budget_of, measured_share
 from regkit.regularizer.penalty_set import PenaltySet
 from regkit.structure.distributed import all_reduce_counts, local
+from regkit.structure.groups import COUPLED, Read
 from regkit.structure.selectors import (
     declared_embeddings,
     embedding_module,
@@ -77,7 +81,11 @@ class Regularizer:
         self._saved: list[dict[str, Any]] = []
         if example is None:
             example = getattr(model, "example_input_array", None)
+        self._example = example
         self._weights = PenaltySet(model, self._of_kind(WeightPenalty), example)
+        self._budget = budget_of(self.schedule, model, example, self._weights.grouped)
+        if self._budget is not None:
+            self._weights.scale(self._budget.lam_scale)
         self._collectors: dict[str, FrameCollector] = {}
         self._listens = True
         self._listen()
@@ -124,6 +132,12 @@ class Regularizer:
                 "call set_progress(0.0) now and set_progress(share) before each step."
             )
         self._weights.rebind()
+        sharded = [p for p in self._weights.penalised() if hasattr(p, "placements")]
+        if self._budget is not None and sharded:
+            raise InputError(
+                "attach: a budget counts channels on one process, and the weights are sharded. "
+                "Give target_density, or train with DDP."
+            )
         if self._weights.penalised():
             step = ProximalStep(
                 optimizer,
@@ -132,6 +146,7 @@ class Regularizer:
                 self.schedule,
                 self.progress,
                 self._steps,
+                self._budget,
             )
             self._steps.append(step)
             self._restore(len(self._steps) - 1)
@@ -310,33 +325,50 @@ class Regularizer:
         return report_of([step.support_counts for step in self._steps])
 
     def target_results(self) -> list[TargetResult]:
-        """Compare what each attached optimizer's weights have left with the target density."""
-        found = (step.target_result() for step in self._steps)
-        return [result for result in found if result is not None]
+        """Compare what each attached optimizer's weights have left with the target.
+
+        Of a budget: what the net takes that is cut out of a copy, counted, or measured.
+        """
+        results = [r for step in self._steps if (r := step.target_result()) is not None]
+        target = self.schedule.target
+        if target is None or not target.is_budget or not results:
+            return results
+        multiple = self.schedule.multiple_of
+        cut = measured_share(target.kind, self.model, self._example, multiple)
+        result = replace(results[0], reached=cut)
+        why = result.reason or "what reads or writes nothing but dead channels went with them"
+        return [replace(result, reason="" if result.is_met else why)]
 
     @torch.no_grad()
     def meet_target(self) -> float:
-        """Set to zero what is missing to the target density, and return the density then.
+        """Set to zero what is missing to the target, and return the density, or the share, then.
 
         For a training that ended before its schedule did. What the penalty would zero first goes;
         what is left is not touched, and wants some training with `debias`. Each optimizer's weights
         by themselves, and with `layerwise` each layer.
         Raises: InputError when the schedule has no target, or weights are sharded.
         """
-        target = self.schedule.target_density
+        target, budget = self.schedule.target, self._budget
         if target is None:
-            raise InputError("meet_target: the schedule has no target_density.")
+            raise InputError("meet_target: the schedule has no target, such as target_density.")
         counted = self.counted_parameters()
         if sharded := [name for name, p in counted.items() if hasattr(p, "placements")]:
             raise InputError(
                 f"meet_target: {sharded[0]!r} is sharded over ranks, and what goes first of its "
                 "weights is not known on one. Call it on the whole model, loaded on one process."
             )
+        if budget is not None:
+            parts = self._sparsifying(set(counted.values()))
+            shares = budget.even_shares(budget.sets) if self.schedule.layerwise else {}
+            for some in [[part] for part in parts] if shares else [parts]:
+                wanted = shares[some[0].key] if shares else budget.share
+                _thin(some, wanted, partial(_used, budget, some, bool(shares)))
+            return _used(budget, parts, False)
         trained = [set(record["counted"]) & counted.keys() for record in self._records()]
         for names in trained or [counted.keys()]:
             parts = self._sparsifying({counted[name] for name in names})
             for some in _by_layer(parts) if self.schedule.layerwise else [parts]:
-                _thin(some, target)
+                _thin(some, target.value, partial(_density, some))
         held = list(counted.values())
         counts = torch.stack([torch.count_nonzero(local(p)) for p in held])
         return float(all_reduce_counts(counts, held).sum()) / sum(p.numel() for p in held)
@@ -424,7 +456,7 @@ class Regularizer:
         return scale
 
     def _factors(self, common: float | None, layers: Any = None) -> Factors:
-        return Factors(common, layers, searched=self.schedule.target_density is not None)
+        return Factors(common, layers, searched=self.schedule.target is not None)
 
     def _of_kind(self, kind: type) -> dict[str, Any]:
         return {name: p for name, p in self.penalties.items() if isinstance(p, kind)}
@@ -445,11 +477,20 @@ class Regularizer:
 
 
 def _check_target(schedule: Schedule, penalties: Mapping[str, WeightPenalty]) -> None:
-    target = schedule.target_density
-    if target is not None and not any(p.sparsifies and p.lam > 0 for p in penalties.values()):
+    target = schedule.target
+    acting = {name: p for name, p in penalties.items() if p.sparsifies and p.lam > 0}
+    if target is not None and not acting:
         raise InputError(
-            f"target_density={target} was given, and no penalty here makes more zeros when it is "
-            "stronger. Add one that does, such as L1 or GroupLasso, with lam > 0 to start from."
+            f"{target.name}={target.value:g} was given, and no penalty here makes more zeros when "
+            "it is stronger. Add one that does, such as L1 or GroupLasso, with lam > 0 to start "
+            "from."
+        )
+    coarse = [p for p in acting.values() if p.layout not in COUPLED]
+    if target is not None and target.is_budget and coarse:
+        raise InputError(
+            f"{type(coarse[0]).__name__} got {target.name}={target.value:g}, and what it makes "
+            f"zero ({coarse[0].layout}) cannot be cut out of a net. Give a penalty on groups with "
+            'groups="channel".'
         )
 
 
@@ -469,10 +510,26 @@ def _by_layer(parts: list[Part]) -> list[list[Part]]:
     return list(layers.values())
 
 
-def _thin(parts: list[Part], target: float) -> None:
-    """Zero the entries and groups that the penalties zero first, until the target is met."""
+def _density(parts: Sequence[Part], read: Read) -> float:
+    """Return the share of entries that are not zero, of what these parts act on."""
     held = dict.fromkeys(p for part in parts for p in part.parameters)
-    total = sum(p.numel() for p in held)
+    return sum(int(torch.count_nonzero(read(p))) for p in held) / sum(p.numel() for p in held)
+
+
+def _used(
+    budget: Budget, parts: Sequence[Part], of_channels: bool, read: Read = Tensor.detach
+) -> float:
+    """Return the share of a budget that is used, or of the channels of the first part."""
+    alive = budget.alive((part.key, part.group_set.rows(read)) for part in parts)
+    return budget.shares(alive)[parts[0].key] if of_channels else budget.used(alive)
+
+
+def _thin(parts: list[Part], target: float, share: Callable[[Read], float]) -> None:
+    """Zero the entries and groups that the penalties zero first, until the target is met.
+
+    share: gives what there is of weights that are read so.
+    """
+    held = dict.fromkeys(p for part in parts for p in part.parameters)
 
     def thinned(factor: float) -> dict[nn.Parameter, Tensor]:
         trial = {p: p.detach().clone() for p in held}
@@ -484,8 +541,7 @@ def _thin(parts: list[Part], target: float) -> None:
 
     bracket, factor = Bracket(target, target, 1.0), 1.0
     for _ in range(NUM_TRIALS):
-        alive = sum(int(torch.count_nonzero(values)) for values in thinned(factor).values())
-        bracket.update(alive / total)
+        bracket.update(share(thinned(factor).__getitem__))
         if bracket.is_met:
             break
         factor = bracket.next()

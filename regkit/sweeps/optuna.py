@@ -149,8 +149,8 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
             return self._jobs[number]
         own = [f"{key}={part.word(trial.params[key])}" for key, part in space.items()]
         config = self._context.config_loader.load_sweep_config(self.config, [*fixed, *own])
-        target = OmegaConf.select(config, "strength.target_density")
-        config.name = run_name(config.penalty, config.lam, own, target)
+        strength = OmegaConf.select(config, "strength") or {}
+        config.name = run_name(config.penalty, config.lam, own, strength)
         words = [*fixed, *own, f"name='{config.name}'"]
         self._jobs[number] = _Job(number, words, job_folder(config, number), config.name)
         return self._jobs[number]

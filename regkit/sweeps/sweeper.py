@@ -126,8 +126,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         for job in jobs:
             config = self._loader.load_sweep_config(self._config, job)
             telling = [word for word in job if word not in common]
-            target = config.strength.target_density
-            own = run_name(config.penalty, config.lam, telling, target)
+            own = run_name(config.penalty, config.lam, telling, config.strength)
             if own in named and not config.penalty:  # a strength of nothing
                 continue
             alike = sum(name.rpartition(" (")[0] == own or name == own for name in named)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from regkit.errors import InputError
-from regkit.optim.schedule import Schedule
+from regkit.optim.schedule import UNITS, Schedule
 
 # Parts of a configuration that a run may not change when it continues.
 KEPT = ("data", "model", "penalty", "optimizer", "scheduler", "seed", "strength", "warm_start")
@@ -34,7 +35,12 @@ class StrengthConfig:
     ramp: str | None = None
     ramp_until: float = 0.5
     target_density: float | None = None
+    target_flops: float | None = None
+    target_parameters: float | None = None
+    target_latency: float | None = None
     layerwise: bool = False
+    by_cost: bool = True
+    multiple_of: int = 1
     settle: float | None = None
     debias: float | None = None
     holds_zeros: bool = True
@@ -120,18 +126,19 @@ def run_name(
     penalty: Mapping[str, Any],
     lam: float | int | str,
     overrides: Iterable[str],
-    target_density: float | None = None,
+    strength: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Name a run by its penalties, the strength that acts and whatever else was asked for.
 
     ({"l1": ...}, 1e-4, ["penalty=l1", "seed=1"]) -> "l1 lam=1e-4 seed=1"
 
     lam: what penalties take that have no strength of their own.
-    target_density: with it, the strength is to be found, and where the search starts tells nothing.
+    strength: of the configuration; with a target in it the strength is to be found, and where the
+        search starts tells nothing.
     """
     parts, words = ["+".join(penalty) or "none"], list(overrides)
     leading = leading_penalty(penalty, lam)
-    if leading is not None and target_density is None:
+    if leading is not None and not has_target(strength):
         parts.append(f"lam={short(penalty[leading].get('lam', lam))}")
     elif leading is not None and any(word.startswith("lam=") for word in words):
         parts.append(f"start_lam={short(lam)}")
@@ -143,6 +150,11 @@ def run_name(
         value = Path(value.strip("'\"")).name
         parts.append(f"{key}={short(value)}")
     return re.sub(r"[^\w.+=\[\], -]", "_", " ".join(parts))[:200]
+
+
+def has_target(strength: Mapping[str, Any]) -> bool:
+    """Say whether the strength of a run is found for a target."""
+    return any(strength.get(f"target_{kind}") is not None for kind in UNITS)
 
 
 def leading_penalty(penalty: Mapping[str, Any], lam: float | int | str) -> str | None:

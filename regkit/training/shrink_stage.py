@@ -35,7 +35,9 @@ def shrink_stage(
     device = trainer.strategy.root_device
     device = device if device.type == "cuda" else torch.device("cpu")  # others lack float64
     inputs = (clip.to(device) for clip in clips(data))
-    net, report = shrink(model.net.to(device), data.example().to(device), inputs=inputs)
+    multiple = config.strength.multiple_of
+    example = data.example().to(device)
+    net, report = shrink(model.net.to(device), example, inputs=inputs, multiple_of=multiple)
     small = VideoClassifier(net, model.classes, make(config.optimizer))
     tested = trainer.test(small, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:

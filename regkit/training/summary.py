@@ -45,7 +45,12 @@ SUMMARY_FIELDS: dict[str, str] = {
     "pruned": "whether stop_dominated stopped the run",
     # What was asked of the density
     "target_density": "share of weights that was to be not zero (strength.target_density)",
+    "target_flops": "share of the FLOPs, or above 1 FLOPs, that were to be left",
+    "target_parameters": "share of the parameters, or above 1 parameters, that were to be left",
+    "target_latency": "share of the time, or above 1 milliseconds, that were to be left",
     "target_met": "whether it is; null where a run that went on does not know",
+    "target_share": "of a budget: what was asked for as a share of the whole net",
+    "reached_share": "what the net without its dead channels takes, counted or measured",
     # How settled the zeros are, over about the last 200 steps
     "settled": "whether zeros stay: the next two are within their limits",
     "flips": "share of weights that go to zero or come back in one step",
@@ -112,13 +117,16 @@ def trained(
 
 
 def targets(regularize: RegularizerCallback) -> dict[str, Any]:
-    """Say whether the density that was asked for is there; null where it is not known any more."""
-    target = regularize.schedule.target_density
+    """Say whether the target that was asked for is there; null where it is not known any more."""
+    target = regularize.schedule.target
     if target is None:
         return {}
     results = regularize.target_results
     met = all(result.is_met for result in results) if results else None
-    return {"target_density": target, "target_met": met}
+    found = {target.name: target.value, "target_met": met}
+    if target.is_budget and results:
+        found |= {"target_share": results[0].target, "reached_share": results[0].reached}
+    return found
 
 
 def support(regularize: RegularizerCallback) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The schedule: pure functions of progress, by hand."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_phases_begin_with_the_step_that_leads_beyond_their_share():
 
 
 def test_the_density_falls_by_a_cubic_to_its_target():
-    wanted = Schedule(target_density=0.2, ramp_until=0.8).wanted_density
+    wanted = partial(Schedule(target_density=0.2, ramp_until=0.8).wanted, share=0.2)
     assert wanted(0.0) == 1.0
     assert wanted(0.4) == pytest.approx(1 - 0.8 * 0.875)
     assert wanted(0.8) == wanted(1.0) == pytest.approx(0.2)
@@ -102,7 +103,15 @@ def test_what_changes_in_the_course_of_training_is_known(options: dict[str, Any]
         ({"settle": float("nan")}, "settle=nan; it is a share of training"),
         ({"num_steps": 0}, "1 or more"),
         ({"ramp": "cubic", "target_density": 0.3}, "Leave ramp out"),
-        ({"layerwise": True}, "without target_density"),
+        ({"layerwise": True}, "without a target"),
+        ({"target_density": 0.3, "target_flops": 0.5}, "Give one"),
+        ({"target_density": 2.0}, "between 0 and 1."),
+        ({"target_flops": 1.0}, "between 0 and 1, or above 1 in its unit"),
+        ({"target_latency": float("inf")}, "above 1 in its unit"),
+        ({"ramp": "cubic", "target_latency": 0.3}, "Leave ramp out"),
+        ({"multiple_of": 8}, "multiple_of=8 without a budget"),
+        ({"multiple_of": 0, "target_flops": 0.3}, "give 1 or more"),
+        ({"target_parameters": 0.5, "settle": 0.2}, "Make ramp_until smaller"),
         ({"ramp": "cubic", "debias": 0.2}, "Make ramp_until smaller"),
         ({"target_density": 0.5, "settle": 0.2}, "Make ramp_until smaller"),
         ({"settle": 0.8, "debias": 0.6}, "Leave settle out"),

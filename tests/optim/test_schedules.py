@@ -301,7 +301,7 @@ def test_a_target_that_no_strength_meets_is_told_at_the_last_step():
         optimizer.step()
     (result,) = reg.target_results()
     assert not result.is_met
-    assert result.density == 0.5
+    assert result.reached == 0.5
     assert (model.weight[1] != 0).all()
 
 
@@ -315,5 +315,5 @@ def test_a_training_that_ends_early_can_meet_its_target_after_all():
     after = torch.cat([p.detach()[0] for p in model.parameters()])
     kept = before.abs() >= before.abs().topk(36).values[-1]
     assert torch.equal(after, before * kept)
-    with pytest.raises(InputError, match="no target_density"):
+    with pytest.raises(InputError, match="no target"):
         Regularizer(model, L1(0.1)).meet_target()

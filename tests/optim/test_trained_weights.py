@@ -120,7 +120,7 @@ def test_a_frozen_backbone_counts_nowhere(name: str, layerwise: bool):
         assert density_of(model[2].weight) == pytest.approx(0.3, abs=0.01)
     (result,) = reg.target_results()
     assert result.is_met
-    assert result.density == pytest.approx(0.3, abs=0.01)
+    assert result.reached == pytest.approx(0.3, abs=0.01)
     assert set(reg.counted_parameters()) == {"2.weight", "4.weight"}
     lam = reg.current_lams()["l1"]
     assert lam < 100
@@ -339,7 +339,7 @@ def test_what_ended_early_can_be_finished(kind: str, layerwise: bool):
         assert torch.equal(q, p * (q != 0))
         assert not layerwise or density_of(q) == pytest.approx(0.3, abs=0.026)
     (result,) = reg.target_results()
-    assert result.is_met or abs(result.density - 0.3) > 0.015
+    assert result.is_met or abs(result.reached - 0.3) > 0.015
 
 
 def test_finishing_takes_the_smallest_and_nothing_of_what_is_frozen():
@@ -355,7 +355,7 @@ def test_finishing_takes_the_smallest_and_nothing_of_what_is_frozen():
 
 
 def test_finishing_needs_a_target():
-    with pytest.raises(InputError, match="no target_density"):
+    with pytest.raises(InputError, match="no target"):
         Regularizer(three(), L1(0.1)).meet_target()
 
 

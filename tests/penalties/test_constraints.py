@@ -1,5 +1,6 @@
-"""Box and N:M: projections, against every support and against the definition."""
+"""Box, N:M, top k and rank: projections, against every support and against the definition."""
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkit.errors import InputError
-from regkit.penalties import L1, Box, NMSparsity
+from regkit.penalties import L1, Box, MaxRank, NMSparsity, TopK
 
 
 def project_by_trying(v: np.ndarray, step: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -164,3 +165,83 @@ def test_box_options():
     for low, high in ((0.1, 1.0), (-1.0, -0.1), (float("nan"), 1.0), (-1.0, float("inf"))):
         with pytest.raises(InputError, match=r"Box got (low|high)=.*zeros have to stay allowed"):
             Box(1.0, low=low, high=high)
+
+
+def top_by_trying(v: np.ndarray, step: np.ndarray, k: int) -> np.ndarray:
+    """Return the nearest matrix of at most k rows in the metric 1/step, over every choice."""
+    choices = [np.isin(np.arange(len(v)), rows) for rows in combinations(range(len(v)), k)]
+    costs = [((v / np.sqrt(step))[~kept] ** 2).sum() for kept in choices]
+    return v * choices[int(np.argmin(costs))][:, None]
+
+
+@pytest.mark.parametrize(
+    ("groups", "keep", "k"), [(5, 0.4, 2), (6, 0.5, 3), (7, 0.3, 2), (4, 0.1, 1)]
+)
+def test_top_k_is_the_nearest_in_the_metric(groups: int, keep: float, k: int):
+    penalty = TopK(1.0, keep=keep)
+    assert penalty.most(groups) == k
+    for _ in range(20):
+        v = torch.randn(groups, 3, dtype=torch.float64)
+        step = 10 ** (4 * torch.rand(groups, 3, dtype=torch.float64) - 2)
+        for s in (step, step[:, :1], step[0, 0], 0.3):
+            steps = torch.as_tensor(s, dtype=torch.float64).expand_as(v).numpy()
+            x = penalty.prox(v, s)
+            np.testing.assert_array_equal(x.numpy(), top_by_trying(v.numpy(), steps, k))
+            assert float(penalty.value(x)) == 0.0
+            assert float(penalty.value(v)) == float("inf")
+
+
+def test_top_k_ranks_tiny_and_huge_weights():
+    for size, step in ((1e-38, 0.1), (1e30, 1e-12)):
+        v = size * torch.tensor([[1.0], [3.0], [2.0], [0.1]]).expand(4, 3)
+        x = TopK(1.0, keep=0.5).prox(v, step)
+        assert torch.equal(x, v * torch.tensor([[0.0], [1.0], [1.0], [0.0]]))
+
+
+def test_top_k_keeps_so_many_of_equals_and_what_cannot_move():
+    assert int(TopK(1.0, keep=0.5).prox(torch.ones(6, 2), 0.1).any(1).sum()) == 3
+    v, step = torch.arange(6.0, 0.0, -1.0)[:, None].expand(6, 2), torch.ones(6, 2)
+    step[4, 1] = 0.0
+    x = TopK(1.0, keep=0.2).prox(v, step)
+    assert x.any(1).tolist() == [False, False, False, False, True, False]
+
+
+def test_a_ramp_lets_groups_and_ranks_fall_to_the_budget():
+    """At strength s, 1 - s (1 - keep) of the groups stay; of the ranks, s of the excess goes."""
+    top, rank = TopK(1.0, keep=0.2), MaxRank(1.0, rank=2)
+    assert [top.scaled(s).most(10) for s in (0.0, 0.25, 0.5, 1.0, 2.0)] == [10, 8, 6, 2, 2]
+    assert [rank.scaled(s).most(10) for s in (0.0, 0.25, 0.5, 1.0, 2.0)] == [10, 8, 6, 2, 2]
+    assert TopK(0.0, keep=0.2).most(10) == MaxRank(0.0, rank=2).most(10) == 10
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (3, 40)])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_max_rank_is_the_truncated_svd(shape: tuple[int, int], rank: int, dtype: torch.dtype):
+    v = torch.randn(shape, dtype=dtype)
+    u, s, vt = np.linalg.svd(v.double().numpy(), full_matrices=False)
+    expected = (u[:, :rank] * s[:rank]) @ vt[:rank]
+    penalty = MaxRank(0.3, rank=rank)
+    for step in (0.7, torch.tensor(0.7)):
+        x = penalty.prox(v, step)
+        assert x.dtype == dtype
+        tolerance = 1e-6 if dtype == torch.float64 else 1e-5
+        np.testing.assert_allclose(x.numpy(), expected, atol=tolerance)
+        assert np.linalg.matrix_rank(x.double().numpy(), tol=1e-5 * s[0]) == rank
+        assert float(penalty.value(x)) == 0.0
+        assert float(penalty.value(v)) == (0.0 if rank == min(shape) else float("inf"))
+        assert torch.equal(penalty.prox(x, step), x)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TopK(1.0, keep=1.5), "TopK got keep=1.5"),
+        (lambda: TopK(1.0, tightness=-1.0), "TopK got tightness=-1"),
+        (lambda: MaxRank(1.0, rank=0), "MaxRank got rank=0; rank is a whole number >= 1"),
+        (lambda: MaxRank(1.0, tightness=2.0), "MaxRank got tightness=2"),
+    ],
+)
+def test_budgets_that_are_none_are_refused(make: Callable[[], object], said: str):
+    with pytest.raises(InputError, match=said):
+        make()

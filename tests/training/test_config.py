@@ -224,7 +224,7 @@ def test_run_names_can_be_read():
 )
 def test_a_run_is_named_by_the_strength_that_acts(words: str, name: str):
     config, asked = composed(*words.split()), words.split()
-    target = config["strength"]["target_density"]
+    target = config["strength"]
     assert run_name(config["penalty"], config["lam"], asked, target) == name
 
 

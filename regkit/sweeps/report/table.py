@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from regkit.training.config import only_watches, short
+from regkit.training.config import has_target, only_watches, short
 from regkit.training.runs import SUMMARY, Run
 
 # Overrides of which several are asked for so as to see a spread, beside the seed, and what they are
@@ -232,7 +232,7 @@ def _key(run: Run) -> tuple[str, str, tuple[tuple[str, str], ...]]:
     lam = settings.pop(f"penalty.{penalty}.lam", shared)
     # Where lam is a word (auto), or a density was asked for, seeds may find different strengths,
     # and are still the same.
-    is_found = run.summary.get("target_density") is not None
+    is_found = has_target(run.summary)
     lam = lam if is_found or (lam != "" and not _is_number(lam)) else repr(lam_of(run))
     for key in REPEATS:
         if settings.get(key, "null") not in WHOLE:
