@@ -123,8 +123,9 @@ class _CandidateGroups:
                 held, count = head_slices(name, module), int(module.num_heads)  # type: ignore[arg-type]: a number
                 # Without its rows a head still hands on the shift of the norm that follows.
                 self._take(f"{name}.heads", held, None, count, traced=False, by_writers=False)
-            if isinstance(module, nn.RNNBase) and not module.proj_size:
-                for level, ends in enumerate(suffixes(module)[:-1]):
+            if isinstance(module, nn.RNNBase):
+                traced = suffixes(module) if module.proj_size else suffixes(module)[:-1]
+                for level, ends in enumerate(traced):
                     for direction, end in enumerate(ends):
                         units = torch.arange(module.hidden_size)
                         held = unit_slices(name, module, level, direction, units)

@@ -44,7 +44,7 @@ def unit_slices(
     """Return what holds the given hidden units of one layer and direction.
 
     Their rows of all gates write them. Their columns of the weights that lead to the next time
-    step and to the next layer read them.
+    step and to the next layer read them; with projections, those of the projection alone.
     """
     ends, hidden = suffixes(layer), layer.hidden_size
     end = ends[level][direction]
@@ -57,8 +57,9 @@ def unit_slices(
         for leaf in leaves
         if layer._parameters.get(leaf) is not None
     ]
-    slices.append(Slice(_dotted(name, f"weight_hh{end}"), 1, column, READER))
-    if level + 1 < layer.num_layers:
+    reader = f"weight_hr{end}" if layer.proj_size else f"weight_hh{end}"
+    slices.append(Slice(_dotted(name, reader), 1, column, READER))
+    if level + 1 < layer.num_layers and not layer.proj_size:
         slices += [
             Slice(_dotted(name, f"weight_ih{after}"), 1, column + direction * hidden, READER)
             for after in ends[level + 1]

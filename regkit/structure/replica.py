@@ -62,8 +62,13 @@ def call(model: Callable[..., Any], example: Any) -> Any:
 
 
 def outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    """Return the tensors among what the model returns."""
-    return [leaf for leaf in tree_leaves(call(model, example)) if isinstance(leaf, Tensor)]
+    """Return the tensors among what the model returns; it may overwrite its input, a copy."""
+    return [leaf for leaf in tree_leaves(call(model, copied(example))) if isinstance(leaf, Tensor)]
+
+
+def copied(example: Any) -> Any:
+    """Return an example of the same values in containers and tensors of its own."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
 
 
 def check_runs(model: nn.Module, example: Any, asker: str) -> None:
