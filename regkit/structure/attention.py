@@ -40,6 +40,11 @@ def is_attention(module: nn.Module) -> bool:
     return _known(module) is not None
 
 
+def is_pooled(module: nn.Module) -> bool:
+    """Say whether a module pools the queries and keys of all its heads with the same weights."""
+    return _known(module) == _MVIT_NAME
+
+
 def heads(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequence[str]]:
     """Return the heads of each attention layer, one group set for a layer, and no notes.
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from regkit.errors import InputError
 from regkit.structure.attention import head_slices, is_attention
@@ -18,15 +17,19 @@ from regkit.structure.channels import (
     Channels,
     Coupling,
     LayerSlices,
+    Slice,
     pieces_of,
 )
 from regkit.structure.groups import GroupSet, Piece
-from regkit.structure.layer_slices import IN, OUT, bare_slices, crosses, layer_slices
+from regkit.structure.labels import Axis
+from regkit.structure.layer_slices import widths
 from regkit.structure.recurrent import suffixes, unit_slices
 from regkit.structure.replica import check_runs, replica, unwrapped
-from regkit.structure.selectors import clean_name
-from regkit.structure.trace import Side, TracedGroup, trace
+from regkit.structure.selectors import EMBEDDINGS, NORMS, WEIGHTED, clean_name
+from regkit.structure.trace import TracedGroup, trace
 from regkit.structure.verify import CutVerifier, Unit
+
+LAYERS = (*WEIGHTED, *NORMS, *EMBEDDINGS, nn.PReLU)  # whose channels are called like them
 
 
 def couple(model: nn.Module, example: Any) -> Coupling:
@@ -97,24 +100,20 @@ class _CandidateGroups:
         self._modules = dict(copy.named_modules())
         self._order = {name: place for place, name in enumerate(self._modules)}
         self._tied = _tied(copy)
+        self._buffers = {name for name, _ in copy.named_buffers()}
         self._channels: list[Channels] = []
         self._refused: dict[tuple[str, str], int] = defaultdict(int)
 
     def add(self, found: TracedGroup) -> None:
         """Take channels in, or note why not."""
-        sides = sorted(found.index, key=lambda side: self._place(side.name))
-        writers = [side for side in sides if side.side != IN]
-        if not writers:
+        axes = sorted(found.index, key=lambda axis: self._place(axis.tensor))
+        writers = [a for a in axes if a not in found.reads and a.tensor not in self._buffers]
+        if not writers or self._in_known_attention(axes):
             return
-        name, together = self._name(found, writers)
-        crossed = (crosses(side.name, self._owner(side.name)) for side in sides)
-        held = [self._held(side, found.index[side]) for side in sides]
-        refusals = (h for h in held if isinstance(h, str))
-        why = next(filter(None, crossed), None) or found.why or next(refusals, None)
-        parts = [h for h in held if not isinstance(h, str)]
-        slices = [s for part in parts for s in part[0]]
-        widths = [w for part in parts for w in part[1]]
-        self._take(name, why or (slices, widths), together, len(found.index[sides[0]]))
+        name, together = self._name(writers)
+        held = found.why or self._held(found, axes)
+        count = len(found.index[axes[0]])
+        self._take(name, held, together, count, head=found.head)
 
     def add_inner_layers(self) -> None:
         """Take in what only the same module reads: attention heads, and units of inner layers."""
@@ -163,7 +162,7 @@ class _CandidateGroups:
             self._refused[(name, made)] += count
 
     def _made(self, name: str, held: LayerSlices, together: str | None) -> Channels | str:
-        slices, widths = held
+        slices, counts = held
         if all(s.role != READER for s in slices):
             return "no layer reads it, so it is an output of the network"
         if slices[0].index.shape[0] < 2:
@@ -178,34 +177,50 @@ class _CandidateGroups:
                     return f"its places in {s.tensor} follow no pattern"
                 pieces[s.role] += views
         writers, readers = tuple(pieces[WRITER]), tuple(pieces[READER])
-        return Channels(name, writers, readers, tuple(slices), tuple(widths), together)
+        return Channels(name, writers, readers, tuple(slices), tuple(counts), together)
 
-    def _held(self, side: Side, index: Int[Tensor, "groups size"]) -> LayerSlices | str:
-        module = self._modules.get(side.name)
-        if module is None:
-            return bare_slices(side.name, self._copy.get_parameter(side.name), index)
-        if is_attention(module):
-            return f"passes {side.name}, an attention layer"
-        if isinstance(module, nn.RNNBase) and side.side == OUT and not module.proj_size:
-            if index.shape[1] != 1:
-                return f"its units of {side.name} belong to several channels"
-            direction, units = index[0, 0] // module.hidden_size, index[:, 0] % module.hidden_size
-            return unit_slices(side.name, module, module.num_layers - 1, int(direction), units)
-        return layer_slices(side.name, module, side.side, index)
-
-    def _name(self, found: TracedGroup, writers: list[Side]) -> tuple[str, str | None]:
-        """Return the first layer, and the recurrent layer that these are hidden units of."""
-        for side in writers:
-            module = self._modules.get(side.name)
+    def _held(self, found: TracedGroup, axes: Sequence[Axis]) -> LayerSlices | str:
+        """Return all slices of tensors that belong to the channels, and the numbers of layers."""
+        slices, counts = [], []
+        for axis in axes:
+            index, module = found.index[axis], self._modules.get(axis.tensor)
             if isinstance(module, nn.RNNBase):
-                direction = int(found.index[side][0, 0]) // module.hidden_size
-                end = suffixes(module)[-1][min(direction, len(suffixes(module)[-1]) - 1)]
-                return f"{side.name}.{end[1:]}", _together(side.name, module)
-        return writers[0].name, None
+                if index.shape[1] != 1:
+                    return f"its units of {axis.tensor} belong to several channels"
+                level = module.num_layers - 1
+                held = unit_slices(axis.tensor, module, level, axis.axis, index[:, 0])
+                slices, counts = slices + held[0], counts + held[1]
+                continue
+            role = BUFFER if axis.tensor in self._buffers else WRITER
+            slices.append(
+                Slice(axis.tensor, axis.axis, index, READER if axis in found.reads else role)
+            )
+            owner, _, leaf = axis.tensor.rpartition(".")
+            counts += widths(owner, self._owner(axis.tensor), leaf, axis.axis, index.shape[1])
+        return slices, counts
+
+    def _in_known_attention(self, axes: Sequence[Axis]) -> bool:
+        """Say whether these are heads of a layer whose heads are known without a run."""
+        return any(
+            all(axis.tensor.startswith(f"{name}.") for axis in axes)
+            for name, module in self._modules.items()
+            if is_attention(module)
+        )
+
+    def _name(self, writers: list[Axis]) -> tuple[str, str | None]:
+        """Return the first layer, and the recurrent layer that these are hidden units of."""
+        for axis in writers:
+            module = self._modules.get(axis.tensor)
+            if isinstance(module, nn.RNNBase):
+                end = suffixes(module)[-1][axis.axis]
+                return f"{axis.tensor}.{end[1:]}", _together(axis.tensor, module)
+        first = writers[0].tensor
+        owner = first.rpartition(".")[0].partition(".parametrizations")[0]
+        return (owner if isinstance(self._modules[owner], LAYERS) else first), None
 
     def _owner(self, name: str) -> nn.Module:
-        """Return the module of that name, or the one that holds the parameter of that name."""
-        return self._modules.get(name) or self._copy.get_submodule(name.rpartition(".")[0])
+        """Return the module that holds the tensor of that name."""
+        return self._copy.get_submodule(name.rpartition(".")[0])
 
     def _place(self, name: str) -> tuple[int, str]:
         """Return where the model has a module, or what one holds."""

@@ -25,7 +25,7 @@ from regkit.structure.replica import fixed_seed, outputs, told
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 # Sets that belong together, but are taken for two, fail where different channels of them are cut.
-# Sets of few channels may be cut alike by chance, so these are also tried alone.
+# Sets of few channels may be cut alike by chance, so of these, any one is also cut without the other.
 _FEW = 16
 
 # A weight counts as seen when it changes the outputs by this many times the allowed error.
@@ -52,16 +52,16 @@ class CutVerifier:
 
     def verify(self, units: Sequence[Unit], role: str) -> dict[str, str]:
         """Return, by the name of the set, why channels with all `role` slices zero must stay."""
-        traced = [unit for unit in units if all(c.traced for c in unit)]
-        small = [unit for unit in traced if min(c.num_groups for c in unit) <= _FEW]
-        wrong: dict[str, str] = {}
-        for unit in small:
-            wrong |= self._search([unit], role)
-        return wrong | self._search([u for u in units if u[0].name not in wrong], role)
+        wrong = self._search(units, role)
+        few = [u for u in units if min(c.num_groups for c in u) <= _FEW]
+        for bit in range(len(few).bit_length()):
+            some = [u for place, u in enumerate(few, 1) if place >> bit & 1]
+            wrong |= self._search([u for u in some if u[0].name not in wrong], role)
+        return wrong
 
     def _search(self, units: Sequence[Unit], role: str) -> dict[str, str]:
         """Try all at once; where that fails, each half."""
-        why = self._fault(units, role) if units else None
+        why = self.fault(units, role) if units else None
         if why is None:
             return {}
         if len(units) == 1:
@@ -76,7 +76,8 @@ class CutVerifier:
                 return "its weights hardly change the outputs of the example"
         return None
 
-    def _fault(self, units: Sequence[Unit], role: str) -> str | None:
+    def fault(self, units: Sequence[Unit], role: str) -> str | None:
+        """Cut some channels of all units; return what is wrong with the rest, None where nothing."""
         dead = [pair for unit in units for pair in self._some(unit)]
         model = deepcopy(self._model)
         zero_channels(model, dead, role)
@@ -98,13 +99,18 @@ class CutVerifier:
         return None
 
     def _some(self, unit: Unit) -> list[tuple[Channels, Bool[Tensor, " _"]]]:
-        """Choose channels at random, equally many of each set in the unit."""
-        most = min(channels.num_groups for channels in unit) // 2
+        """Choose channels at random, equally many of each set in the unit.
+
+        The first goes and the last stays: a tensor that wrongly keeps its size would hide behind
+        the loss of its end.
+        """
+        most = max(min(channels.num_groups for channels in unit) // 2, 1)
         count = int(torch.randint(1, most + 1, (), generator=self._draw))
         chosen = []
         for channels in unit:
-            order = torch.randperm(channels.num_groups, generator=self._draw)
-            chosen.append((channels, order < count))
+            others = torch.randperm(channels.num_groups - 2, generator=self._draw) < count - 1
+            mask = torch.cat([torch.ones(1), others, torch.zeros(1)]).bool()
+            chosen.append((channels, mask))
         return chosen
 
     def _gradients(self) -> frozenset[str]:
