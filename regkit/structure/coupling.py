@@ -22,11 +22,12 @@ from regkit.structure.channels import (
 )
 from regkit.structure.groups import GroupSet, Piece
 from regkit.structure.labels import Axis
-from regkit.structure.layer_slices import widths
+from regkit.structure.layer_widths import widths
+from regkit.structure.numbers import counted
 from regkit.structure.recurrent import suffixes, unit_slices
-from regkit.structure.replica import check_runs, replica, unwrapped
+from regkit.structure.replica import check_runs, cut_examples, replica, told, unwrapped
 from regkit.structure.selectors import EMBEDDINGS, NORMS, WEIGHTED, clean_name
-from regkit.structure.trace import TracedGroup, trace
+from regkit.structure.trace import Traced, TracedGroup, trace
 from regkit.structure.verify import CutVerifier, Unit
 
 LAYERS = (*WEIGHTED, *NORMS, *EMBEDDINGS, nn.PReLU)  # whose channels are called like them
@@ -47,18 +48,33 @@ def couple(model: nn.Module, example: Any) -> Coupling:
     """
     inner = unwrapped(model)
     copy = replica(inner)
-    check_runs(copy, example, "couple")
-    found = trace(replica(inner), example)
-    drafts = _CandidateGroups(copy, {clean_name(n): p for n, p in inner.named_parameters()})
-    for one in found:
-        drafts.add(one)
-    drafts.add_inner_layers()
-    channels, notes = drafts.finished()
-    return (
-        _proved(channels, notes, CutVerifier(copy, example))
-        if channels
-        else Coupling((), tuple(notes))
-    )
+    try:
+        found, example = _smallest(copy, example)
+        drafts = _CandidateGroups(copy, {clean_name(n): p for n, p in inner.named_parameters()})
+        for one in found.groups:
+            drafts.add(one)
+        drafts.add_inner_layers()
+        channels, notes = drafts.finished()
+        if not channels:
+            check_runs(copy, example, "couple")
+            return Coupling((), tuple(notes))
+        return _proved(channels, notes, CutVerifier(copy, example))
+    except Exception as error:
+        check_runs(replica(inner), example, "couple")
+        return Coupling((), (f"all channels: their search failed ({told(error)})",))
+
+
+def _smallest(model: nn.Module, example: Any) -> tuple[Traced, Any]:
+    """Trace the model; return the smallest example with which it does the same, for the trials."""
+    found = trace(model, example)
+    for smaller in cut_examples(example):
+        try:
+            other = trace(model, smaller)
+        except Exception:  # Some nets take one size only.
+            continue
+        if found.agrees(other):
+            return found, smaller
+    return found, example
 
 
 def channels(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
@@ -164,7 +180,7 @@ class _CandidateGroups:
     def _made(self, name: str, held: LayerSlices, together: str | None) -> Channels | str:
         slices, counts = held
         if all(s.role != READER for s in slices):
-            return "no layer reads it, so it is an output of the network"
+            return "no weight reads it"
         if slices[0].index.shape[0] < 2:
             return "has one channel only"
         pieces: dict[str, list[Piece]] = {WRITER: [], READER: []}
@@ -233,6 +249,7 @@ def _proved(channels: list[Channels], notes: Iterable[str], trial: CutVerifier) 
     unseen = {c.name: why for c in channels if (why := trial.unseen(c)) is not None}
     lost = {c.together for c in channels if c.name in unseen and c.together is not None}
     seen = [c for c in channels if c.name not in unseen and c.together not in lost]
+    seen = counted(seen, trial.model, lambda one: trial.fault([[one]], READER))
     wrong = trial.verify(_units(seen), READER)
     right = [c for c in seen if c.name not in wrong]
     readers_only = trial.verify(_units([c for c in right if c.by_writers]), WRITER)

@@ -112,6 +112,13 @@ class Channels:
             masks.append(mask[part])
         return masks[0], masks[1], masks[2]
 
+    def used(self) -> set[str]:
+        """Return the names of the tensors that take channels in or make them."""
+        reads, writes, _ = self.seen()
+        seen = reads | writes
+        spans = {a: slice(first, first + self.sizes[a]) for a, first in self.first.items()}
+        return {axis.tensor for axis, span in spans.items() if bool(seen[span].any())}
+
     def refused(self) -> dict[int, str]:
         """Return the first reason against each label that there is one against."""
         why: dict[int, str] = {}

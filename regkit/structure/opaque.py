@@ -1,5 +1,7 @@
 """Layers whose inside is not followed while a model is traced: it is known without."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,16 +12,29 @@ from regkit.structure.attention import is_pooled
 from regkit.structure.labels import Axis, Labels
 
 
-def make_opaque(model: nn.Module, follower: Any) -> None:
-    """Hand the labels of a replica past its recurrent layers, and let them end at pooled attention.
+@contextmanager
+def opaque(model: nn.Module, follower: Any) -> Iterator[None]:
+    """Hand labels past the recurrent layers of a replica, and let them end at pooled attention.
 
-    A bidirectional layer has channels for each direction: Axis("rnn", 0) and Axis("rnn", 1).
+    A recurrent layer has channels for each direction: Axis("rnn", 0) and Axis("rnn", 1).
     """
+    own: dict[nn.Module, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
-            module.forward = _Recurrent(module.forward, name, module, follower)
+            opaque_forward: Any = _Recurrent(module.forward, name, module, follower)
         elif is_pooled(module):
-            module.forward = _Pooled(module.forward, name, follower)
+            opaque_forward = _Pooled(module.forward, name, follower)
+        else:
+            continue
+        own[module] = module.__dict__.get("forward")
+        module.forward = opaque_forward
+    try:
+        yield
+    finally:
+        for module, forward in own.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 class _Recurrent:
@@ -72,7 +87,7 @@ class _Recurrent:
 
 
 class _Pooled:
-    """Attention that pools all heads with the same weights: its heads are known, its stream ends."""
+    """Attention that pools all heads alike: its heads are known, and its stream ends."""
 
     def __init__(self, forward: Any, name: str, follower: Any) -> None:
         self._forward, self._name, self._follower = forward, name, follower

@@ -1,8 +1,8 @@
 """How the labels of channels go through the operations of a network.
 
-An operation that is not named here is taken for one on single entries where the sizes allow it; else
-it ends the labels, with the reason. A wrong guess costs channels and never a wrong cut: what is found
-is tried out (`verify.py`).
+An operation that is not named here is taken for one on single entries where the sizes allow it;
+else it ends the labels, with the reason. A wrong guess costs channels and never a wrong cut: what
+is found is tried out (`verify.py`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -202,7 +202,7 @@ def _entrywise(call: Call, channels: Channels) -> list[Facets]:
 def _mixed(
     facets: Iterable[tuple[Facet, bool]], data: bool, ndim: int, channels: Channels
 ) -> Facets:
-    """Take labels together that meet; of weights, keep what tells the channels of the data apart."""
+    """Take labels together that meet; of weights, keep what tells channels of the data apart."""
     found: Facets = []
     facets = [(lifted(f, ndim), of_data) for f, of_data in facets]
     for f in (f for f, of_data in facets if of_data):
@@ -268,7 +268,8 @@ def _lookup(call: Call, channels: Channels) -> list[Facets]:
 
 def _product(call: Call, channels: Channels) -> list[Facets]:
     """Matrix products of two or more axes, and of vectors; a third tensor is added."""
-    a, b = call.args[-2:] if len(call.args) < 3 else call.args[1:3]
+    at = 0 if len(call.args) < 3 else 1
+    a, b = call.args[at], call.args[at + 1]
     first, second = call.labels_of(a), call.labels_of(b)
     if a.ndim == 1:
         first = _of([f.unsqueeze(0) for f in first.facets], first)
@@ -303,7 +304,7 @@ def contract(a: Labels, b: Labels, channels: Channels) -> Facets:
         for f in facets:
             summed, differs = f.shape[-2] > 1, _varies([*f.shape[:-2], f.shape[-1]])
             if not held.data:
-                _note_role(f, summed, other.data, held is a, channels)
+                _note_role(f, summed, other.data or not other.facets, held is a, channels)
             if summed and differs and a.data and b.data:
                 f = channels.fuse(f, [-2])
                 channels.headed([f])
@@ -314,7 +315,7 @@ def contract(a: Labels, b: Labels, channels: Channels) -> Facets:
 
 
 def _note_role(f: Facet, summed: bool, with_data: bool, first: bool, channels: Channels) -> None:
-    """Note whether weights of a product read channels or write them; of two weights the first reads."""
+    """Note whether weights of a product read or write; of two weights the first reads."""
     if summed and (with_data or first):
         channels.read([f])
     elif summed or with_data:
@@ -347,44 +348,59 @@ def _repeated(facet: Facet, axis: int, count: int) -> Facet:
 def _convolution(call: Call, channels: Channels) -> list[Facets]:
     source, weight, bias = call.args[:3]
     transposed, groups = bool(call.option("transposed")), int(call.option("groups"))
-    x, w = call.labels_of(source), call.labels_of(weight)
-    out_axis, in_axis = (1, 0) if transposed else (0, 1)
-    into = _one(x.facets, 1, channels)
-    reads, writes = _one(w.facets, in_axis, channels), _one(w.facets, out_axis, channels)
-    num_in, num_out = source.shape[1], call.outs[0].shape[1]
-    per = num_out // groups
-    if groups > 1 and num_in == groups:  # each channel has filters of its own
-        if transposed:
-            writes = None if reads is None else reads.repeat_interleave(per)
-        if writes is not None:
-            channels.written([writes])
-            writes = channels.fuse(writes.view(groups, per), [1])[:, 0]
-            if into is not None:
-                channels.unify(writes, into)
-        elif into is not None:
-            writes = into
-        writes = None if writes is None else writes.repeat_interleave(per)
+    held, ndim = call.labels_of(source), source.ndim
+    into = _one(held.facets, 1, channels)
+    facets = call.labels_of(weight).facets
+    first, second = _one(facets, 0, channels), _one(facets, 1, channels)
+    if 1 < groups == source.shape[1]:
+        made = _by_channel(into, first, call.outs[0].shape[1] // groups, transposed, channels)
     else:
-        if reads is not None and x.data:
+        reads, writes = (first, second) if transposed else (second, first)
+        if reads is not None and (held.data or not held.facets):  # or a constant
             channels.read([reads])
-        if into is not None and groups > 1:
-            into = channels.fuse(into.view(groups, -1), [0]).flatten()
-        if reads is not None and groups > 1 and transposed:
-            reads = channels.fuse(reads.view(groups, -1), [0]).flatten()
-        if into is not None and reads is not None:
-            channels.unify(into, reads)
-        if writes is not None:
-            channels.written([writes])
-            if groups > 1 and not transposed:
-                writes = channels.fuse(writes.view(groups, -1), [0]).flatten()
-            writes = writes.repeat(num_out // len(writes))
-    ndim = source.ndim
-    facets = [] if writes is None else [(writes.view(1, -1, *[1] * (ndim - 2)), True)]
-    if bias is not None:
-        shifts = _one(call.labels_of(bias).facets, 0, channels)
-        if shifts is not None:
-            facets.append((shifts.view(1, -1, *[1] * (ndim - 2)), False))
-    return [_mixed(facets, True, ndim, channels)]
+        _read_by_groups(into, reads, groups, channels)
+        made = _written_by_groups(writes, call.outs[0].shape[1], groups, channels)
+    found = [] if made is None else [(made.view(1, -1, *[1] * (ndim - 2)), True)]
+    shifts = _one(call.labels_of(bias).facets, 0, channels)
+    if shifts is not None:
+        found.append((shifts.view(1, -1, *[1] * (ndim - 2)), False))
+    return [_mixed(found, True, ndim, channels)]
+
+
+def _by_channel(
+    into: Facet | None, rows: Facet | None, per: int, transposed: bool, channels: Channels
+) -> Facet | None:
+    """Each channel has `per` filters of its own, which go with it (depthwise)."""
+    if rows is None:
+        return None if into is None else into.repeat_interleave(per)
+    channels.written([rows])
+    if not transposed:  # axis 0 counts the filters, not the channels
+        rows = channels.fuse(rows.view(-1, per), [1])[:, 0]
+    if into is not None:
+        channels.unify(rows, into)
+    return rows.repeat_interleave(per)
+
+
+def _read_by_groups(
+    into: Facet | None, reads: Facet | None, groups: int, channels: Channels
+) -> None:
+    """Each group reads as many channels: those at one place of all groups go together."""
+    parts = [f for f in (into, reads) if f is not None]
+    if parts and groups > 1:
+        size = max(map(len, parts)) // groups
+        parts = [channels.fuse(f.view(-1, size), [0]).flatten() for f in parts]
+    if len(parts) == 2:
+        channels.unify(parts[0], parts[1])
+
+
+def _written_by_groups(
+    writes: Facet | None, count: int, groups: int, channels: Channels
+) -> Facet | None:
+    """Each group writes as many channels: those at one place of all groups go together."""
+    if writes is None:
+        return None
+    channels.written([writes])
+    return channels.fuse(writes.view(-1, count // groups), [0]).flatten().repeat(groups)
 
 
 def _one(facets: Iterable[Facet], axis: int, channels: Channels) -> Facet | None:
@@ -428,8 +444,9 @@ _BY_NAME: dict[Rule, str] = {
     _reduced: "sum mean amax amin var std var_mean std_mean linalg_vector_norm norm logsumexp prod "
     "any all max min argmax argmin median",
     _softmax: "_softmax _log_softmax _safe_softmax",
-    _channel_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-    "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update native_group_norm",
+    _channel_norm: "native_batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm "
+    "_batch_norm_with_update native_group_norm",
     _layer_norm: "native_layer_norm _fused_rms_norm",
     _lookup: "embedding",
     _product: "mm addmm bmm baddbmm mv addmv dot",

@@ -19,6 +19,9 @@ _HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What Fabric hangs on a module; the trainer stays behind by itself.
 _ATTACHED = ("_fabric",)
 
+# Frames and sides of pictures that examples are cut to, where a net runs the same on these.
+_SMALLER = ((4, 32), (10**9, 32), (10**9, 64))
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network within `torch.compile`, DDP and DataParallel."""
@@ -69,6 +72,26 @@ def outputs(model: nn.Module, example: Any) -> list[Tensor]:
 def copied(example: Any) -> Any:
     """Return an example of the same values in containers and tensors of its own."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+
+
+def cut_examples(example: Any) -> Iterator[Any]:
+    """Yield the example with fewer frames and smaller pictures, and with smaller pictures alone."""
+    for frames, side in _SMALLER:
+        cut = tree_map(lambda x, most=(frames, side): _cut(x, *most), example)
+        before, after = _num_entries(example), _num_entries(cut)
+        if 2 * after <= before:
+            yield cut
+
+
+def _cut(leaf: Any, frames: int, side: int) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim < 4:
+        return leaf
+    leaf = leaf[..., :side, :side]
+    return (leaf[:, :, :frames] if leaf.ndim == 5 else leaf).clone()
+
+
+def _num_entries(example: Any) -> int:
+    return sum(x.numel() for x in tree_leaves(example) if isinstance(x, Tensor))
 
 
 def check_runs(model: nn.Module, example: Any, asker: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regkit.structure.labels import Axis, Channels, Facet, Labels, compact
-from regkit.structure.opaque import make_opaque
+from regkit.structure.opaque import opaque
 from regkit.structure.operations import Call, follow, replayed
-from regkit.structure.replica import copied, fixed_seed, outputs
+from regkit.structure.replica import call, copied, fixed_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,32 +35,68 @@ class TracedGroup:
     why: str | None = None
 
 
-def trace(model: nn.Module, example: Any) -> list[TracedGroup]:
-    """Run a replica, which is spent afterwards, and return its channels.
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What one run says of the channels.
+
+    operations: by name, in the order of the run in eval mode.
+    """
+
+    groups: list[TracedGroup]
+    operations: tuple[str, ...]
+
+    def agrees(self, other: "Traced") -> bool:
+        """Say whether another run did the same and found the very same channels."""
+        return (
+            self.operations == other.operations
+            and len(self.groups) == len(other.groups)
+            and all(
+                (a.reads, a.head, a.why) == (b.reads, b.head, b.why)
+                and a.index.keys() == b.index.keys()
+                and all(torch.equal(places, b.index[axis]) for axis, places in a.index.items())
+                for a, b in zip(self.groups, other.groups, strict=True)
+            )
+        )
+
+
+def trace(model: nn.Module, example: Any) -> Traced:
+    """Run a replica and find its channels; layers that run in training alone count too.
 
     What is found is a proposal: operations that are not known count as ones on single entries.
     """
     channels = Channels()
     follower = _Follower(channels)
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in tensors:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point():
             follower.label(name, tensor)
-    make_opaque(model, follower)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # Whole layers would be one operation.
+    _follow(follower, model, example)
+    operations = tuple(follower.operations)
+    if not channels.used() >= {name for name, p in model.named_parameters() if p.numel() > 1}:
+        with suppress(
+            Exception
+        ):  # One clip is too few for some batch norms: then there is no such run.
+            _follow(follower, model.train(), example)
+        model.eval()
+    return Traced(_grouped(channels), operations)
+
+
+def _follow(follower: "_Follower", model: nn.Module, example: Any) -> None:
+    """Run the model, and let labels follow; those of its outputs must stay."""
     example = copied(example)
     for x in tree_leaves(example):
         if isinstance(x, Tensor):
             follower.labels[x] = Labels(data=True)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # Whole layers would be one operation.
     try:
-        with torch.no_grad(), fixed_seed(model), follower:
-            found = outputs(model, example)
+        with torch.no_grad(), fixed_seed(model), opaque(model, follower), follower:
+            found = [x for x in tree_leaves(call(model, example)) if isinstance(x, Tensor)]
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    if not any(x.is_floating_point() for x in found):
+        raise ValueError("the model returned no tensor of floating point numbers")
     for x in found:
-        channels.refuse(follower.labels_of(x).facets, "is an output of the network")
-    return _grouped(channels)
+        follower.channels.refuse(follower.labels_of(x).facets, "is an output of the network")
 
 
 class _Follower(TorchDispatchMode):
@@ -69,6 +106,7 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         self.channels = channels
         self.labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.operations: list[str] = []
         self.resting = False
         self._names: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._origin: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -85,7 +123,7 @@ class _Follower(TorchDispatchMode):
 
     def labels_of(self, x: Any) -> Labels:
         """Return the labels of a tensor, none of a constant."""
-        return self.labels.get(x, Labels()) if isinstance(x, Tensor) else Labels()
+        return self.labels.get(x) or Labels() if isinstance(x, Tensor) else Labels()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -95,6 +133,7 @@ class _Follower(TorchDispatchMode):
         if not self.resting:
             outs = [x for x in tree_leaves(made) if isinstance(x, Tensor)]
             name = func._schema.name.partition("::")[2]
+            self.operations.append(name)
             call = Call(name, func, tuple(args), kwargs or {}, outs, self.labels_of, self._name_of)
             self._note(call)
         return made
@@ -128,7 +167,7 @@ class _Follower(TorchDispatchMode):
             view = whole
 
     def _name_of(self, x: Any) -> str:
-        return self._names.get(x, "") if isinstance(x, Tensor) else ""
+        return self._names.get(x) or "" if isinstance(x, Tensor) else ""
 
 
 def _grouped(channels: Channels) -> list[TracedGroup]:
@@ -154,7 +193,11 @@ def _grouped(channels: Channels) -> list[TracedGroup]:
     for label, held in members.items():
         shape = tuple((axis, len(places)) for axis, places in held.items())
         alike[(shape, label in heads, why.get(label))].append(held)
-    is_read = {axis for axis, first in channels.first.items() if bool(reads[first : first + channels.sizes[axis]].any())}
+    is_read = {
+        axis
+        for axis, first in channels.first.items()
+        if bool(reads[first : first + channels.sizes[axis]].any())
+    }
     return [
         TracedGroup(
             {axis: torch.tensor([held[axis] for held in sets]) for axis in sets[0]},

@@ -25,7 +25,7 @@ from regkit.structure.replica import fixed_seed, outputs, told
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 # Sets that belong together, but are taken for two, fail where different channels of them are cut.
-# Sets of few channels may be cut alike by chance, so of these, any one is also cut without the other.
+# Sets of few channels may be cut alike by chance: of these, any one is also cut without any other.
 _FEW = 16
 
 # A weight counts as seen when it changes the outputs by this many times the allowed error.
@@ -42,9 +42,10 @@ class CutVerifier:
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
+        """Take over a replica, whose weights are overwritten."""
         self._draw = torch.Generator().manual_seed(0)
-        self._model, self._example, self._dtype = _in_doubles(model, example)
-        _randomise(self._model, self._draw)
+        self.model, self._example, self._dtype = _in_doubles(model, example)
+        _randomise(self.model, self._draw)
         self.unreached: frozenset[str] = frozenset()
         self._reached = self._gradients()
         # Layers that run in training alone may read a channel too: there, cut models must run.
@@ -77,9 +78,11 @@ class CutVerifier:
         return None
 
     def fault(self, units: Sequence[Unit], role: str) -> str | None:
-        """Cut some channels of all units; return what is wrong with the rest, None where nothing."""
+        """Cut some channels of all units; return what is then wrong, None where nothing is."""
         dead = [pair for unit in units for pair in self._some(unit)]
-        model = deepcopy(self._model)
+        changed = {s.tensor for c, _ in dead for s in c.slices if s.role == role}
+        named = self.model.named_parameters(remove_duplicate=False)
+        model = deepcopy(self.model, {id(p): p for n, p in named if n not in changed})
         zero_channels(model, dead, role)
         try:
             return self._differs(model, dead)
@@ -115,7 +118,7 @@ class CutVerifier:
 
     def _gradients(self) -> frozenset[str]:
         """Return the parameters that the outputs depend on, to first order; keep the others."""
-        model = self._model.requires_grad_(True)
+        model = self.model.requires_grad_(True)
         recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
         # cuDNN's recurrent layers have no backward in eval mode.
         plain = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
@@ -146,16 +149,16 @@ class CutVerifier:
 
     def _runs_in_training(self) -> bool:
         try:
-            self._run(deepcopy(self._model).train())
+            self._run(deepcopy(self.model).train())
         except Exception:  # One clip is too few for some batch norms: then there is no such check.
             return False
         return True
 
 
 def _in_doubles(model: nn.Module, example: Any) -> tuple[nn.Module, Any, torch.dtype]:
-    """Return the model and an example of random numbers, in float64 if it runs so."""
+    """Return the model, cast in place, and random numbers to run it on: float64 if it can."""
     for dtype in (torch.float64, torch.float32):
-        cast = deepcopy(model).to(dtype)
+        cast = model.to(dtype)
         try:
             with torch.no_grad(), fixed_seed(cast):
                 drawn = tree_map(lambda x, dtype=dtype: _drawn(x, dtype), example)

@@ -300,7 +300,6 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
         lambda: Twist(lambda m, x: m.more(x).relu(), 5, more=weight_norm(nn.Conv3d(8, 5, 1))),
         {"conv1", "more", "conv2"},
         {"conv1", "more"},  # a norm over all inputs; that of a zero filter divides by zero
-
     ),
     "flattened": (lambda: Flattened(last=False), {"conv", "fc1"}, set()),
     "flattened_last": (lambda: Flattened(last=True), {"conv", "fc1"}, set()),
@@ -308,7 +307,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
     "dense": (Dense, {"a", "b", "mix"}, set()),
     "cell": (Cell, {"project"}, set()),
     "single": (Single, {"conv", "rnn.l0"}, set()),
-    "auxiliary": (Auxiliary, {"inner"}, set()),
+    "auxiliary": (Auxiliary, {"conv", "inner"}, set()),
     "shared": (lambda: Shared(tied=False), {"stem"}, set()),
     "tied": (lambda: Shared(tied=True), set(), set()),
     "returns": (Returns, {"inner"}, set()),
@@ -326,6 +325,10 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
         {"project", "rnn.l0", "rnn.l0_reverse"},
         set(),
     ),
-    "lstm_projected": (lambda: Recurrent(nn.LSTM, "outputs", proj_size=5), {"project", "rnn.l0"}, set()),
+    "lstm_projected": (
+        lambda: Recurrent(nn.LSTM, "outputs", proj_size=5),
+        {"project", "rnn.l0"},
+        set(),
+    ),
     "gru_started": (lambda: Recurrent(nn.GRU, "outputs", start=True), {"project"}, set()),
 }

@@ -74,6 +74,5 @@ def test_reasons_are_given():
     assert "conv1 (8): passes a softmax over the channels" in notes["softmax"]
     assert "conv1: not removable by zero writers" in notes["sigmoid"]
     assert "which several layers share" in notes["tied"]
-    assert "conv: without some channels the model fails" in notes["auxiliary"]
     assert "aux: the outputs do not depend on it in eval mode" in notes["auxiliary"]
     assert "conv (8): is an output of the network" in notes["returns"]

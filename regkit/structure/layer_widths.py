@@ -20,11 +20,10 @@ def widths(name: str, module: nn.Module, leaf: str, axis: int, per: int) -> list
         found = (("num_parameters", per),)
     elif isinstance(module, nn.Embedding) and axis == 1:
         found = (("embedding_dim", per),)
-    elif isinstance(module, nn.RNNBase | nn.RNNCellBase) and leaf.startswith("weight_ih"):
-        gates = module.weight_ih.shape[0] // module.hidden_size if axis == 0 else 1  # type: ignore[union-attr]: a cell's
-        found = (("hidden_size", per // gates),) if axis == 0 else (("input_size", per),)
-        if leaf.endswith("_reverse"):
-            found = ()
+    elif isinstance(module, nn.RNNCellBase) and leaf == "weight_ih" and axis == 0:
+        found = (("hidden_size", 1),)  # a row for each gate
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase) and leaf in ("weight_ih", "weight_ih_l0"):
+        found = (("input_size", per),)
     return [Width(name, attribute, fewer) for attribute, fewer in found]
 
 
