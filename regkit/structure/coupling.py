@@ -24,7 +24,7 @@ from regkit.structure.groups import GroupSet, Piece
 from regkit.structure.labels import Axis
 from regkit.structure.layer_widths import widths
 from regkit.structure.numbers import counted
-from regkit.structure.recurrent import suffixes, unit_slices
+from regkit.structure.recurrent import PROJECTED, suffixes, unit_slices
 from regkit.structure.replica import check_runs, cut_examples, replica, told, unwrapped
 from regkit.structure.selectors import EMBEDDINGS, NORMS, WEIGHTED, clean_name
 from regkit.structure.trace import Traced, TracedGroup, trace
@@ -138,9 +138,10 @@ class _CandidateGroups:
                 held, count = head_slices(name, module), int(module.num_heads)  # type: ignore[arg-type]: a number
                 # Without its rows a head still hands on the shift of the norm that follows.
                 self._take(f"{name}.heads", held, None, count, traced=False, by_writers=False)
-            if isinstance(module, nn.RNNBase):
-                traced = suffixes(module) if module.proj_size else suffixes(module)[:-1]
-                for level, ends in enumerate(traced):
+            if isinstance(module, nn.RNNBase) and module.proj_size:
+                self._refused[(name, PROJECTED)] += module.hidden_size
+            elif isinstance(module, nn.RNNBase):
+                for level, ends in enumerate(suffixes(module)[:-1]):
                     for direction, end in enumerate(ends):
                         units = torch.arange(module.hidden_size)
                         held = unit_slices(name, module, level, direction, units)

@@ -299,6 +299,8 @@ def contract(a: Labels, b: Labels, channels: Channels) -> Facets:
         for g in right:
             if f.shape[-2] > 1 and g.shape[-2] > 1:
                 channels.unify(f, g)
+                if a.data and b.data and not (_heads(f) or _heads(g)):
+                    channels.refuse([f], "is read by a product of activations, without weights")
     found: Facets = []
     for held, other, facets in ((a, b, left), (b, a, right)):
         for f in facets:
@@ -420,6 +422,11 @@ def _fits(facet: Facet, out: Tensor) -> bool:
         return False
     sizes = zip(lifted(facet, out.ndim).shape, out.shape, strict=True)
     return all(size in (1, whole) for size, whole in sizes)
+
+
+def _heads(facet: Facet) -> bool:
+    """Say whether the factor of a product differs along the axes in front of its own three."""
+    return _varies(facet.shape[:-3])
 
 
 def _varies(sizes: Iterable[int]) -> bool:

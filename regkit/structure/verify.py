@@ -6,8 +6,8 @@ with them cut out. With weights at random an error can hide only by an unlikely 
 could behind zeros of an initialisation or of a sparse model.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -27,6 +27,10 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Sets that belong together, but are taken for two, fail where different channels of them are cut.
 # Sets of few channels may be cut alike by chance: of these, any one is also cut without any other.
 _FEW = 16
+
+# Large weights saturate a softmax, which then hides what goes into it: cuts are tried at this scale
+# too.
+_SMALL = 0.4
 
 # A weight counts as seen when it changes the outputs by this many times the allowed error.
 _SEEN = 1000
@@ -53,7 +57,10 @@ class CutVerifier:
 
     def verify(self, units: Sequence[Unit], role: str) -> dict[str, str]:
         """Return, by the name of the set, why channels with all `role` slices zero must stay."""
-        wrong = self._search(units, role)
+        wrong: dict[str, str] = {}
+        with _scaled(self.model, _SMALL):
+            wrong |= self._search(units, role)
+        wrong |= self._search([u for u in units if u[0].name not in wrong], role)
         few = [u for u in units if min(c.num_groups for c in u) <= _FEW]
         for bit in range(len(few).bit_length()):
             some = [u for place, u in enumerate(few, 1) if place >> bit & 1]
@@ -80,14 +87,14 @@ class CutVerifier:
     def fault(self, units: Sequence[Unit], role: str) -> str | None:
         """Cut some channels of all units; return what is then wrong, None where nothing is."""
         dead = [pair for unit in units for pair in self._some(unit)]
-        changed = {s.tensor for c, _ in dead for s in c.slices if s.role == role}
-        named = self.model.named_parameters(remove_duplicate=False)
-        model = deepcopy(self.model, {id(p): p for n, p in named if n not in changed})
-        zero_channels(model, dead, role)
-        try:
-            return self._differs(model, dead)
-        except Exception as error:
-            return f"without some channels the model fails ({told(error)})"
+        with _restored(self.model, dead, self._trains):
+            zero_channels(self.model, dead, role)
+            try:
+                return self._differs(self.model, dead)
+            except Exception as error:
+                return f"without some channels the model fails ({told(error)})"
+            finally:
+                self.model.eval()
 
     def _differs(self, model: nn.Module, dead: Dead) -> str | None:
         whole = self._run(model)
@@ -153,6 +160,52 @@ class CutVerifier:
         except Exception:  # One clip is too few for some batch norms: then there is no such check.
             return False
         return True
+
+
+@contextmanager
+def _restored(model: nn.Module, dead: Dead, buffers_too: bool) -> Iterator[None]:
+    """Let a model be cut, with weights of its own, and be as before afterwards."""
+    names = {s.tensor for c, _ in dead for s in c.slices}
+    if buffers_too:
+        names |= {name for name, _ in model.named_buffers()}
+    numbers = {(w.module, w.attribute) for c, _ in dead for w in c.widths}
+    held = {name: _get(model, name) for name in names}
+    kept = {key: getattr(model.get_submodule(key[0]), key[1]) for key in numbers}
+    for name, tensor in held.items():
+        _set(model, name, deepcopy(tensor))
+    try:
+        yield
+    finally:
+        for name, tensor in held.items():
+            _set(model, name, tensor)
+        for (name, attribute), number in kept.items():
+            setattr(model.get_submodule(name), attribute, number)
+
+
+@contextmanager
+def _scaled(model: nn.Module, scale: float) -> Iterator[None]:
+    """Multiply the weights of a model, biases and norms aside, and divide them afterwards."""
+    weights = [p for p in model.parameters() if p.ndim > 1 and p.is_floating_point()]
+    kept = [p.detach().clone() for p in weights]
+    with torch.no_grad():
+        for p in weights:
+            p.mul_(scale)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, before in zip(weights, kept, strict=True):
+                p.copy_(before)
+
+
+def _get(model: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(owner), leaf)
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, tensor)
 
 
 def _in_doubles(model: nn.Module, example: Any) -> tuple[nn.Module, Any, torch.dtype]:

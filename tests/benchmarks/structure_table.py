@@ -31,7 +31,7 @@ from regkit.structure.coupling import couple
 from regkit.structure.replica import fixed_seed, outputs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "structure"))
-from own_nets import OWN, example_of  # noqa: E402
+from own_nets import OWN, example_of
 
 Make = Callable[[], tuple[nn.Module, Any]]
 
@@ -166,7 +166,9 @@ def clip(frames: int = 4, side: int = 32) -> Tensor:
 def torchvision_nets() -> Iterator[tuple[str, Make]]:
     from torchvision import models
 
-    plain = "alexnet vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 googlenet"
+    plain = (
+        "alexnet vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 googlenet"
+    )
     plain += " squeezenet1_1 mobilenet_v2 mobilenet_v3_small shufflenet_v2_x1_0 mnasnet0_5"
     plain += " efficientnet_b0 efficientnet_v2_s regnet_y_400mf regnet_x_400mf convnext_tiny"
     for name in plain.split():
@@ -177,7 +179,7 @@ def torchvision_nets() -> Iterator[tuple[str, Make]]:
     yield "swin_t", lambda: (models.swin_t(), image())
     yield "swin_v2_t", lambda: (models.swin_v2_t(), image())
     yield "maxvit_t", lambda: (models.maxvit_t(input_size=(224, 224)), image(224))
-    for name in "r3d_18 mc3_18 r2plus1d_18 swin3d_t".split():
+    for name in ["r3d_18", "mc3_18", "r2plus1d_18", "swin3d_t"]:
         yield name, lambda n=name: (getattr(models.video, n)(), clip())
     yield "s3d", lambda: (models.video.s3d(), clip(16, 224))
     seg = models.segmentation
@@ -190,13 +192,19 @@ def torchvision_nets() -> Iterator[tuple[str, Make]]:
 def timm_nets() -> Iterator[tuple[str, Make]]:
     import timm
 
-    names = "resnet26d res2net50_26w_4s resnest14d seresnet18 skresnet18 ecaresnet26t hrnet_w18_small"
+    names = (
+        "resnet26d res2net50_26w_4s resnest14d seresnet18 skresnet18 ecaresnet26t hrnet_w18_small"
+    )
     names += " dpn48b dla34 vovnet39a ghostnet_100 tf_efficientnet_b0 mobilenetv4_conv_small"
     names += " regnety_002 convnextv2_atto repvgg_a0 cspresnet50 nfnet_f0 xception41 inception_v4"
-    names += " rexnet_100 mixnet_s hardcorenas_a lcnet_050 fbnetc_100 poolformer_s12 edgenext_xx_small"
+    names += (
+        " rexnet_100 mixnet_s hardcorenas_a lcnet_050 fbnetc_100 poolformer_s12 edgenext_xx_small"
+    )
     for name in names.split():
         yield name, lambda n=name: (timm.create_model(n, num_classes=10), image())
-    sized = "vit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 eva02_tiny_patch14_224"
+    sized = (
+        "vit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 eva02_tiny_patch14_224"
+    )
     sized += " mixer_s32_224 gmixer_24_224 cait_xxs24_224 levit_128s coat_lite_tiny pit_ti_224"
     sized += " swinv2_cr_tiny_224 xcit_nano_12_p16_224 mvitv2_tiny maxvit_rmlp_pico_rw_256"
     for name in sized.split():
@@ -303,12 +311,15 @@ def transformers_nets() -> Iterator[tuple[str, Make]]:
 def pytorchvideo_nets() -> Iterator[tuple[str, Make]]:
     from pytorchvideo.models import hub
 
-    for name in "slow_r50 c2d_r50 i3d_r50 csn_r101 r2plus1d_r50 x3d_xs x3d_s".split():
+    for name in ["slow_r50", "c2d_r50", "i3d_r50", "csn_r101", "r2plus1d_r50", "x3d_xs", "x3d_s"]:
         frames, side = (4, 182) if name.startswith("x3d") else (8, 224)
         frames = 13 if name == "x3d_s" else frames
         made = {"pretrained": False, "progress": False}
         yield name, lambda n=name, f=frames, s=side, o=made: (getattr(hub, n)(**o), clip(f, s))
-    yield "slowfast_r50", lambda: (hub.slowfast_r50(pretrained=False), [[clip(8, 224), clip(32, 224)]])
+    yield (
+        "slowfast_r50",
+        lambda: (hub.slowfast_r50(pretrained=False), [[clip(8, 224), clip(32, 224)]]),
+    )
     yield "efficient_x3d_xs", lambda: (hub.efficient_x3d_xs(pretrained=False), clip(4, 160))
 
 
@@ -321,9 +332,12 @@ def monai_nets() -> Iterator[tuple[str, Make]]:
     yield "monai UNet", lambda: (nets.UNet(**shape, **widths, norm="batch"), volume)
     yield "monai UNet res", lambda: (nets.UNet(**shape, **widths, num_res_units=2), volume)
     yield "monai SegResNet", lambda: (nets.SegResNet(3, 8, 1, 2), volume)
-    yield "monai DynUNet", lambda: (
-        nets.DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], norm_name="batch"),
-        volume,
+    yield (
+        "monai DynUNet",
+        lambda: (
+            nets.DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], norm_name="batch"),
+            volume,
+        ),
     )
     yield "monai AttentionUnet", lambda: (nets.AttentionUnet(**shape, **widths), volume)
 
@@ -331,7 +345,16 @@ def monai_nets() -> Iterator[tuple[str, Make]]:
 def segmentation_nets() -> Iterator[tuple[str, Make]]:
     import segmentation_models_pytorch as smp
 
-    for name in "Unet UnetPlusPlus FPN PSPNet DeepLabV3Plus PAN Linknet MAnet".split():
+    for name in [
+        "Unet",
+        "UnetPlusPlus",
+        "FPN",
+        "PSPNet",
+        "DeepLabV3Plus",
+        "PAN",
+        "Linknet",
+        "MAnet",
+    ]:
         bare = {"encoder_name": "resnet18", "encoder_weights": None, "classes": 2}
         yield f"smp {name}", lambda n=name, o=bare: (getattr(smp, n)(**o), image())
 

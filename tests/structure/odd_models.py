@@ -199,6 +199,11 @@ def gram(_: nn.Module, x: Tensor) -> Tensor:
     return ((flat @ flat.transpose(1, 2)).softmax(-1) @ flat).view_as(x)
 
 
+def attended(_: nn.Module, x: Tensor) -> Tensor:
+    flat = 30 * x.flatten(2).transpose(1, 2)  # so large that the softmax hides what goes in
+    return ((flat @ flat.mT).softmax(-1) @ flat).transpose(1, 2).view_as(x)
+
+
 def folded(_: nn.Module, x: Tensor) -> Tensor:
     return x.unflatten(1, (2, -1)).sum(1)
 
@@ -238,6 +243,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
     "flipped": (lambda: Twist(lambda m, x: x.flip(1)), {"conv2"}, set()),
     "rolled": (lambda: Twist(lambda m, x: x.roll(1, 1)), {"conv2"}, set()),
     "gram": (lambda: Twist(gram), {"conv2"}, set()),
+    "attended": (lambda: Twist(attended), {"conv2"}, set()),
     "folded": (lambda: Twist(folded, between=4), {"conv1", "conv2"}, set()),
     "shuffled": (lambda: Twist(shuffled), {"conv2"}, set()),
     "gated": (lambda: Twist(gated, between=4), {"conv1", "conv2"}, set()),
@@ -327,7 +333,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
     ),
     "lstm_projected": (
         lambda: Recurrent(nn.LSTM, "outputs", proj_size=5),
-        {"project", "rnn.l0"},
+        {"project"},
         set(),
     ),
     "gru_started": (lambda: Recurrent(nn.GRU, "outputs", start=True), {"project"}, set()),

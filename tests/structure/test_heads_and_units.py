@@ -7,6 +7,9 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.models.video.mvit import MultiscaleAttention
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
+import regkit
+from regkit.errors import InputError
+from regkit.penalties import GroupLasso
 from regkit.structure.attention import heads
 from regkit.structure.channels import assert_disjoint
 from regkit.structure.groups import GroupSet
@@ -142,10 +145,11 @@ def test_units_of_a_cell(kind: type[nn.RNNCellBase]):
     assert (state[0] if isinstance(state, tuple) else state)[:, 1].abs().max() == 0
 
 
-def test_a_projection_keeps_its_own_rows():
-    (group_set,), _ = units(nn.LSTM(5, 4, proj_size=2))
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    assert [p.name for p in group_set.pieces] == [f"{kind}_l0" for kind in kinds]
+def test_units_with_projections_are_refused_at_the_door():
+    net = nn.Sequential(nn.LSTM(5, 4, proj_size=2))
+    assert units(net)[0] == []
+    with pytest.raises(InputError, match=r"0: has projections, and torch runs no LSTM"):
+        regkit.Regularizer(net, GroupLasso(1e-3, groups="hidden_unit"))
 
 
 def test_shared_layers_count_once():
@@ -158,4 +162,4 @@ def test_shared_layers_count_once():
 
 
 def test_a_model_without_either():
-    assert heads(nn.Linear(2, 2)) == units(nn.Linear(2, 2)) == ([], ())
+    assert not any([*heads(nn.Linear(2, 2)), *units(nn.Linear(2, 2))])

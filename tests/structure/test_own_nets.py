@@ -43,7 +43,7 @@ WHY = {
     "shuffle": r"stem.0 \(4\): its places in mix.0.weight follow no pattern",
     "shift": "one.0: without some channels the outputs change",
     "gated": r"left.0 \(4\): passes a mean over the channels",
-    "non_local": r"theta \(4\): no weight reads it",
+    "non_local": r"theta \(4\): is read by a product of activations",
     "attention_packed": r"embed \(10\): passes norm, a LayerNorm: its statistics run over",
 }
 

@@ -45,10 +45,12 @@ class Drawn(nn.Module):
         self.head = nn.Linear(size, 3)
 
     @staticmethod
-    def _layer(kind: str, number: int, size: int, widths: list[int]) -> tuple[nn.Module, int] | None:
+    def _layer(
+        kind: str, number: int, size: int, widths: list[int]
+    ) -> tuple[nn.Module, int] | None:
         """Return the layer of a step, and how many channels it makes; None where it does not fit."""
         other = widths[number % len(widths)]
-        if kind in ("shuffle", "halves", "grouped", "group_norm") and size % 2:
+        if kind in ("shuffle", "halves", "first", "grouped", "group_norm") and size % 4:
             return None
         if (kind in ("add", "again") and other != size) or size > 24:
             return None
