@@ -10,6 +10,7 @@ from torch import nn
 
 from regkit.errors import InputError
 from regkit.structure.attention import head_slices, is_attention
+from regkit.structure.attention import heads as known_heads
 from regkit.structure.channels import (
     BUFFER,
     READER,
@@ -88,6 +89,36 @@ def channels(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequen
 def readers(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
     """Return all that reads each channel, and what is none; errors as of `channels`."""
     return _bundles(model, example, "channel_inputs")
+
+
+def heads(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
+    """Return the heads of all attention layers: those that are known, others by a run.
+
+    A head is what writes its queries, keys and values, and what reads it; heads that share keys are
+    one. Without an example, attention that is not known is left out, with a note.
+    Raises: InputError as of `channels`, when there is an example and such attention.
+    """
+    known = known_heads(model)
+    modules = dict(model.named_modules())
+    inside = tuple(f"{name}." for name, module in modules.items() if is_attention(module))
+    others = [
+        name
+        for name, module in modules.items()
+        if "attention" in type(module).__name__.lower()
+        and not is_attention(module)
+        and not name.startswith(inside)
+    ]
+    if not others:
+        return known, ()
+    if example is None:
+        kind = type(modules[others[0]]).__name__
+        return known, (
+            f"{others[0]}: the heads of {kind} are found by running the model: give example=<a "
+            "clip as in training, batch of 1>, or set model.example_input_array",
+        )
+    coupling = couple(model, example)
+    found = [GroupSet(c.name, c.writers + c.readers) for c in coupling.channels if c.head]
+    return [*known, *found], coupling.notes
 
 
 def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[GroupSet], Sequence[str]]:

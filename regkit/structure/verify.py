@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from regkit.structure.channels import READER, WRITER, Channels
 from regkit.structure.removal import Dead, remove_channels, zero_channels
@@ -48,6 +49,7 @@ class CutVerifier:
     def __init__(self, model: nn.Module, example: Any) -> None:
         """Take over a replica, whose weights are overwritten."""
         self._draw = torch.Generator().manual_seed(0)
+        self._bar = tqdm(desc="channels", unit=" cuts", delay=3, leave=False, disable=None)
         self.model, self._example, self._dtype = _in_doubles(model, example)
         _randomise(self.model, self._draw)
         self.unreached: frozenset[str] = frozenset()
@@ -86,6 +88,7 @@ class CutVerifier:
 
     def fault(self, units: Sequence[Unit], role: str) -> str | None:
         """Cut some channels of all units; return what is then wrong, None where nothing is."""
+        self._bar.update()
         dead = [pair for unit in units for pair in self._some(unit)]
         with _restored(self.model, dead, self._trains):
             zero_channels(self.model, dead, role)

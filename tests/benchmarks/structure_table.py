@@ -2,8 +2,8 @@
 
 `python tests/benchmarks/structure_table.py [--json FILE] [PART OF A NAME ...]`: a line a net, and a
 JSON file with all of it. Libraries that are not installed are left out. Weights are random, inputs
-small. Each net is cut twice, without random channels whose writers, and whose readers, are zero; the
-difference of the outputs is relative to the largest. Seconds are of the CPU, to find the channels.
+small. Each net is cut twice, without random channels whose writers, and whose readers, are zero;
+the difference of the outputs is relative to the largest. Seconds are of the CPU, to find channels.
 """
 
 import argparse

@@ -48,7 +48,7 @@ class Drawn(nn.Module):
     def _layer(
         kind: str, number: int, size: int, widths: list[int]
     ) -> tuple[nn.Module, int] | None:
-        """Return the layer of a step, and how many channels it makes; None where it does not fit."""
+        """Return the layer of a step and its number of channels; None where it does not fit."""
         other = widths[number % len(widths)]
         if kind in ("shuffle", "halves", "first", "grouped", "group_norm") and size % 4:
             return None
@@ -128,7 +128,7 @@ def looped(layer: nn.Module, x: Tensor, width: int) -> Tensor:
     return h
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(steps=st.lists(STEPS, min_size=2, max_size=8), seed=st.integers(0, 99))
 def test_zeroed_sets_shrink_with_equal_outputs_or_are_refused(
     steps: list[tuple[str, int]], seed: int
@@ -147,6 +147,6 @@ def test_zeroed_sets_shrink_with_equal_outputs_or_are_refused(
         mask = torch.rand(group_set.num_groups) < 0.4
         dead += int(mask[1:].sum())
         group_set.write(group_set.rows().masked_fill(mask[:, None], 0))
-    small, report = regkit.shrink(model, clip, coupling=coupling, tolerance=1e-9, timed=False)
+    _, report = regkit.shrink(model, clip, coupling=coupling, tolerance=1e-9, timed=False)
     assert torch.equal(clip, before)
     assert report.after.parameters < report.before.parameters or not dead
