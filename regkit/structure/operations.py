@@ -164,9 +164,9 @@ def _reduced(call: Call, channels: Channels) -> list[Facets]:
     kept: Facets = []
     for f in facets:
         over = [a for a in axes if f.shape[a] > 1]
-        if over and call.name in _STATISTICS:
-            channels.refuse([f], f"passes a {call.name.strip('_')} over the channels: {_OTHERS}")
         if over and all(f.shape[a] == 1 for a in range(f.ndim) if a not in over):
+            if call.name in _STATISTICS:
+                channels.refuse([f], f"passes a {call.name} over the channels: {_OTHERS}")
             continue
         f = channels.fuse(f, over)
         kept.append(f if call.option("keepdim") else f.squeeze(tuple(axes)))
@@ -208,11 +208,19 @@ def _mixed(
     for f in (f for f, of_data in facets if of_data):
         _merge(found, f, channels)
     for f in (f for f, of_data in facets if not of_data):
-        if not data or any(meets(f, g) for g in found):
-            if data:
-                channels.written([f])
-            _merge(found, f, channels, within_weight=not data)
+        if not data:
+            _merge(found, f, channels, within_weight=True)
+        elif any(meets(f, g) for g in found) and not any(_shared(f, g) for g in found):
+            channels.written([f])
+            _merge(found, f, channels)
     return found
+
+
+def _shared(weight: Facet, data: Facet) -> bool:
+    """Say whether a weight is the same for all heads of the data, and so belongs to none."""
+    apart = any(m > 1 and n == 1 for m, n in zip(weight.shape, data.shape, strict=True))
+    more = any(m == 1 and n > 1 for m, n in zip(weight.shape, data.shape, strict=True))
+    return meets(weight, data) and more and not apart
 
 
 def _merge(found: Facets, facet: Facet, channels: Channels, within_weight: bool = False) -> None:
@@ -245,10 +253,13 @@ def _channel_norm(call: Call, channels: Channels) -> list[Facets]:
 
 
 def _layer_norm(call: Call, channels: Channels) -> list[Facets]:
-    axes = len(call.args[1])
-    crossing = [f for f in call.labels_of(call.args[0]).facets if _varies(f.shape[-axes:])]
+    axes, facets = len(call.args[1]), call.labels_of(call.args[0]).facets
     kind = "RMSNorm" if "rms" in call.name else "LayerNorm"
-    channels.refuse(crossing, f"passes {_who(call, kind)}: {_NORM}")
+    for f in (f for f in facets if _varies(f.shape[-axes:])):
+        if _varies(f.shape[:-axes]):  # of each head for itself
+            channels.fuse(f, range(f.ndim - axes, f.ndim))
+        else:
+            channels.refuse([f], f"passes {_who(call, kind)}: {_NORM}")
     return _entrywise(call, channels)
 
 

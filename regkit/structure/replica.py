@@ -16,6 +16,9 @@ from regkit.errors import InputError
 # Hooks belong to others, may hold what they caught, and must not see the runs of a copy.
 _HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+# What transformers notes of hooks of its own, which it sets again where the note is missing.
+_NOTE_OF_HOOKS = "_output_capturing_hooks_installed"
+
 # What Fabric hangs on a module; the trainer stays behind by itself.
 _ATTACHED = ("_fabric",)
 
@@ -54,6 +57,8 @@ def replica(model: nn.Module) -> nn.Module:
             "on a copy. Give the nn.Module that copy.deepcopy takes, such as the network within."
         ) from error
     _uncompile(copy)
+    for module in copy.modules():
+        module.__dict__.pop(_NOTE_OF_HOOKS, None)
     return copy.eval()
 
 

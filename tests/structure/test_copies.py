@@ -1,7 +1,6 @@
 """The user's model stays as it is, however it is wrapped, and errors say what to do."""
 
 from copy import deepcopy
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -185,6 +184,7 @@ def test_a_count_that_fails_loses_no_run(caplog: pytest.LogCaptureFixture):
         def forward(self, clip: Tensor) -> Tensor:
             raise IndexError("no such frame")
 
-    found = without_dead_channels(SimpleNamespace(net=Breaks()), torch.randn(CLIP))
+    lit = VideoClassifier(Breaks(), ["a", "b"], torch.optim.SGD)
+    found = without_dead_channels(lit, torch.randn(CLIP))
     assert set(found.values()) == {None}
     assert "what would remain is not known, because" in caplog.text
