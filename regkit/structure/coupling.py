@@ -281,8 +281,8 @@ def _proved(channels: list[Channels], notes: Iterable[str], trial: CutVerifier) 
     unseen = {c.name: why for c in channels if (why := trial.unseen(c)) is not None}
     lost = {c.together for c in channels if c.name in unseen and c.together is not None}
     seen = [c for c in channels if c.name not in unseen and c.together not in lost]
-    seen = counted(seen, trial.model, lambda one: trial.fault([[one]], READER))
-    wrong = trial.verify(_units(seen), READER)
+    seen, wrong = counted(seen, trial.model, lambda one: trial.fault([[one]], READER))
+    wrong |= trial.verify(_units(seen), READER)
     right = [c for c in seen if c.name not in wrong]
     readers_only = trial.verify(_units([c for c in right if c.by_writers]), WRITER)
     idle = {clean_name(name.rpartition(".")[0] or name) for name in trial.unreached}

@@ -37,7 +37,7 @@ class Axis:
 
 
 @dataclass
-class Channels:
+class LabelStore:
     """All labels, which of them are one channel, and what was seen of them.
 
     first: the label of place 0, by axis.

@@ -5,8 +5,10 @@ Which of a module's numbers count channels cannot be read off, but with the righ
 a cut model gives the right outputs.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -16,30 +18,48 @@ Fault = Callable[[Channels], str | None]
 _Kind = tuple[str, str, int]
 
 
-def counted(sets: Sequence[Channels], model: nn.Module, fault: Fault) -> list[Channels]:
-    """Return the sets, with the numbers that their removal lowers.
+def counted(
+    sets: Sequence[Channels], model: nn.Module, fault: Fault
+) -> tuple[list[Channels], dict[str, str]]:
+    """Return the sets with the numbers that their removal lowers; by name, why others cannot go.
 
-    fault: tries to cut some channels, and returns what is then wrong. Modules of one class do
-        alike, so that it is asked for one of them.
+    fault: tries to cut some channels, and returns what is then wrong. What lies in layers of like
+        names, within modules of like classes, does alike: it is asked for the first of these.
     """
-    known: dict[frozenset[_Kind], frozenset[_Kind]] = {}
-    made = []
+    known: dict[Any, frozenset[_Kind] | str] = {}
+    made, refused = [], {}
     for one in sets:
         numbers = (
             {_kind(w, model): w for w in _candidates(one, model)} if one.together is None else {}
         )
-        kinds = frozenset(numbers)
-        if kinds and kinds not in known:
-            tried = (
-                some for some in _choices(list(numbers)) if not fault(_with(one, some, numbers))
-            )
-            found = next(tried, None)
-            if found is None:
-                made.append(one)
-                continue
-            known[kinds] = found
-        made.append(_with(one, known[kinds], numbers) if kinds else one)
-    return made
+        if not numbers:
+            made.append(one)
+            continue
+        key = frozenset(numbers), frozenset((_place(s.tensor), s.axis, s.role) for s in one.slices)
+        if key not in known:
+            known[key] = _found(one, numbers, fault)
+        found = known[key]
+        if isinstance(found, str):
+            refused[one.name] = found
+        else:
+            made.append(_with(one, found, numbers))
+    return made, refused
+
+
+def _found(one: Channels, numbers: dict[_Kind, Width], fault: Fault) -> frozenset[_Kind] | str:
+    """Return the numbers with which some channels can be cut, or what is wrong without any."""
+    first = None
+    for some in _choices(list(numbers)):
+        why = fault(_with(one, some, numbers))
+        if why is None:
+            return some
+        first = first or why
+    return first or "no numbers were tried"
+
+
+def _place(tensor: str) -> str:
+    """Return the name of a tensor without the numbers of its layers."""
+    return re.sub(r"\d+", "#", tensor)
 
 
 def _candidates(channels: Channels, model: nn.Module) -> Iterator[Width]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regkit.structure.labels import Channels, Facet, Labels, compact, lifted, meets
+from regkit.structure.labels import Facet, Labels, LabelStore, compact, lifted, meets
 
 _OTHERS = "without one the others change"
 _NORM = "its statistics run over the channels, so that without one the others change"
@@ -53,10 +53,10 @@ class Call:
 
 
 Facets = list[Facet]
-Rule = Callable[[Call, Channels], "list[Facets]"]
+Rule = Callable[[Call, LabelStore], "list[Facets]"]
 
 
-def follow(call: Call, channels: Channels) -> list[Labels]:
+def follow(call: Call, channels: LabelStore) -> list[Labels]:
     """Return the labels of what the operation returned; note what they say of the channels."""
     rule = _RULES.get(call.name) or _RULES.get(call.name.rstrip("_"), _entrywise)
     if any(call.labels_of(x).facets for x in call.tensors):
@@ -82,11 +82,11 @@ def replayed(call: Call, source: Facet, shape: Sequence[int]) -> list[Facet]:
     return [x for x in tree_leaves(call.func(full, *rest, **call.kwargs)) if isinstance(x, Tensor)]
 
 
-def _same(call: Call, channels: Channels) -> list[Facets]:
+def _same(call: Call, channels: LabelStore) -> list[Facets]:
     return [list(call.labels_of(call.args[0]).facets)]
 
 
-def _moved(call: Call, channels: Channels) -> list[Facets]:
+def _moved(call: Call, channels: LabelStore) -> list[Facets]:
     """Entries change their places."""
     source = call.args[0]
     found: list[Facets] = [[] for _ in call.outs]
@@ -96,13 +96,13 @@ def _moved(call: Call, channels: Channels) -> list[Facets]:
     return found
 
 
-def _padded(call: Call, channels: Channels) -> list[Facets]:
+def _padded(call: Call, channels: LabelStore) -> list[Facets]:
     source, pad = call.args[0], call.args[1]
     full = (f.expand(source.shape) for f in call.labels_of(source).facets)
     return [[compact(torch.constant_pad_nd(f, pad, 0)) for f in full]]
 
 
-def _put(call: Call, channels: Channels) -> list[Facets]:
+def _put(call: Call, channels: LabelStore) -> list[Facets]:
     """Write entries into some places of another tensor."""
     target, indices, values = call.args[:3]
     places = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, indices)
@@ -115,16 +115,16 @@ def _put(call: Call, channels: Channels) -> list[Facets]:
     return [found]
 
 
-def _copied(call: Call, channels: Channels) -> list[Facets]:
+def _copied(call: Call, channels: LabelStore) -> list[Facets]:
     target, source = call.args[:2]
     return [[lifted(f, target.ndim) for f in call.labels_of(source).facets]]
 
 
-def _nothing(call: Call, channels: Channels) -> list[Facets]:
+def _nothing(call: Call, channels: LabelStore) -> list[Facets]:
     return [[] for _ in call.outs]
 
 
-def _joined(call: Call, channels: Channels) -> list[Facets]:
+def _joined(call: Call, channels: LabelStore) -> list[Facets]:
     """Put tensors side by side along an axis: what differs along others is the same in all."""
     out, axis = call.outs[0], int(call.option("dim", 0)) % call.outs[0].ndim
     across: Facets = []
@@ -154,7 +154,7 @@ def _joined(call: Call, channels: Channels) -> list[Facets]:
     return [across]
 
 
-def _reduced(call: Call, channels: Channels) -> list[Facets]:
+def _reduced(call: Call, channels: LabelStore) -> list[Facets]:
     """Sum, average or compare along axes, which go."""
     source = call.args[0]
     facets = call.labels_of(source).facets
@@ -173,7 +173,7 @@ def _reduced(call: Call, channels: Channels) -> list[Facets]:
     return [[f for f in kept if _fits(f, out)] for out in call.outs]
 
 
-def _softmax(call: Call, channels: Channels) -> list[Facets]:
+def _softmax(call: Call, channels: LabelStore) -> list[Facets]:
     source, axis = call.args[0], int(call.args[1])
     facets = call.labels_of(source).facets
     channels.refuse(
@@ -182,7 +182,7 @@ def _softmax(call: Call, channels: Channels) -> list[Facets]:
     return [list(facets)]
 
 
-def _entrywise(call: Call, channels: Channels) -> list[Facets]:
+def _entrywise(call: Call, channels: LabelStore) -> list[Facets]:
     """Entries at one place of all tensors make the entry at that place, as far as sizes agree."""
     out = call.outs[0] if call.outs else None
     if out is None:
@@ -200,7 +200,7 @@ def _entrywise(call: Call, channels: Channels) -> list[Facets]:
 
 
 def _mixed(
-    facets: Iterable[tuple[Facet, bool]], data: bool, ndim: int, channels: Channels
+    facets: Iterable[tuple[Facet, bool]], data: bool, ndim: int, channels: LabelStore
 ) -> Facets:
     """Take labels together that meet; of weights, keep what tells channels of the data apart."""
     found: Facets = []
@@ -223,7 +223,7 @@ def _shared(weight: Facet, data: Facet) -> bool:
     return meets(weight, data) and more and not apart
 
 
-def _merge(found: Facets, facet: Facet, channels: Channels, within_weight: bool = False) -> None:
+def _merge(found: Facets, facet: Facet, channels: LabelStore, within_weight: bool = False) -> None:
     """Add a facet, as one with those that tell channels apart along an axis of its own."""
     for place, other in enumerate(found):
         if meets(facet, other):
@@ -235,7 +235,7 @@ def _merge(found: Facets, facet: Facet, channels: Channels, within_weight: bool 
     found.append(facet)
 
 
-def _channel_norm(call: Call, channels: Channels) -> list[Facets]:
+def _channel_norm(call: Call, channels: LabelStore) -> list[Facets]:
     """Batch norm, and group norm: its weights lie along axis 1."""
     source = call.args[0]
     ndim = source.ndim
@@ -252,7 +252,7 @@ def _channel_norm(call: Call, channels: Channels) -> list[Facets]:
     return [_mixed(facets, call.data, ndim, channels), *[[] for _ in call.outs[1:]]]
 
 
-def _layer_norm(call: Call, channels: Channels) -> list[Facets]:
+def _layer_norm(call: Call, channels: LabelStore) -> list[Facets]:
     axes, facets = len(call.args[1]), call.labels_of(call.args[0]).facets
     kind = "RMSNorm" if "rms" in call.name else "LayerNorm"
     for f in (f for f in facets if _varies(f.shape[-axes:])):
@@ -269,7 +269,7 @@ def _who(call: Call, kind: str) -> str:
     return f"{name.rpartition('.')[0]}, a {kind}" if name else f"a {kind}"
 
 
-def _lookup(call: Call, channels: Channels) -> list[Facets]:
+def _lookup(call: Call, channels: LabelStore) -> list[Facets]:
     """Rows of a table (embedding)."""
     table, places = call.args[:2]
     columns = [f for f in call.labels_of(table).facets if f.shape[1] > 1 and f.shape[0] == 1]
@@ -277,7 +277,7 @@ def _lookup(call: Call, channels: Channels) -> list[Facets]:
     return [[lifted(f, places.ndim + 1) for f in columns]]
 
 
-def _product(call: Call, channels: Channels) -> list[Facets]:
+def _product(call: Call, channels: LabelStore) -> list[Facets]:
     """Matrix products of two or more axes, and of vectors; a third tensor is added."""
     at = 0 if len(call.args) < 3 else 1
     a, b = call.args[at], call.args[at + 1]
@@ -298,7 +298,7 @@ def _product(call: Call, channels: Channels) -> list[Facets]:
     return [found]
 
 
-def contract(a: Labels, b: Labels, channels: Channels) -> Facets:
+def contract(a: Labels, b: Labels, channels: LabelStore) -> Facets:
     """Return the labels of a product of matrices (..., i, k) and (..., k, j).
 
     Along k both name the same channels; weights read them. What differs along the axes in front of
@@ -327,7 +327,7 @@ def contract(a: Labels, b: Labels, channels: Channels) -> Facets:
     return found
 
 
-def _note_role(f: Facet, summed: bool, with_data: bool, first: bool, channels: Channels) -> None:
+def _note_role(f: Facet, summed: bool, with_data: bool, first: bool, channels: LabelStore) -> None:
     """Note whether weights of a product read or write; of two weights the first reads."""
     if summed and (with_data or first):
         channels.read([f])
@@ -335,7 +335,7 @@ def _note_role(f: Facet, summed: bool, with_data: bool, first: bool, channels: C
         channels.written([f])
 
 
-def _attention(call: Call, channels: Channels) -> list[Facets]:
+def _attention(call: Call, channels: LabelStore) -> list[Facets]:
     """Attention in one operation: a product of queries and keys, and one with values."""
     q, k, v = (call.labels_of(x) for x in call.args[:3])
     num_heads = call.args[0].shape[1] if call.args[0].ndim > 3 else 1
@@ -358,7 +358,7 @@ def _repeated(facet: Facet, axis: int, count: int) -> Facet:
     return facet.repeat_interleave(count // size, axis) if 1 < size < count else facet
 
 
-def _convolution(call: Call, channels: Channels) -> list[Facets]:
+def _convolution(call: Call, channels: LabelStore) -> list[Facets]:
     source, weight, bias = call.args[:3]
     transposed, groups = bool(call.option("transposed")), int(call.option("groups"))
     held, ndim = call.labels_of(source), source.ndim
@@ -381,7 +381,7 @@ def _convolution(call: Call, channels: Channels) -> list[Facets]:
 
 
 def _by_channel(
-    into: Facet | None, rows: Facet | None, per: int, transposed: bool, channels: Channels
+    into: Facet | None, rows: Facet | None, per: int, transposed: bool, channels: LabelStore
 ) -> Facet | None:
     """Each channel has `per` filters of its own, which go with it (depthwise)."""
     if rows is None:
@@ -395,7 +395,7 @@ def _by_channel(
 
 
 def _read_by_groups(
-    into: Facet | None, reads: Facet | None, groups: int, channels: Channels
+    into: Facet | None, reads: Facet | None, groups: int, channels: LabelStore
 ) -> None:
     """Each group reads as many channels: those at one place of all groups go together."""
     parts = [f for f in (into, reads) if f is not None]
@@ -407,7 +407,7 @@ def _read_by_groups(
 
 
 def _written_by_groups(
-    writes: Facet | None, count: int, groups: int, channels: Channels
+    writes: Facet | None, count: int, groups: int, channels: LabelStore
 ) -> Facet | None:
     """Each group writes as many channels: those at one place of all groups go together."""
     if writes is None:
@@ -416,7 +416,7 @@ def _written_by_groups(
     return channels.fuse(writes.view(-1, count // groups), [0]).flatten().repeat(groups)
 
 
-def _one(facets: Iterable[Facet], axis: int, channels: Channels) -> Facet | None:
+def _one(facets: Iterable[Facet], axis: int, channels: LabelStore) -> Facet | None:
     """Return the labels along one axis, all others of the facet taken together."""
     for f in facets:
         if f.shape[axis] > 1:

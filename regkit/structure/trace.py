@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from regkit.structure.labels import Axis, Channels, Facet, Labels, compact
+from regkit.structure.labels import Axis, Facet, Labels, LabelStore, compact
 from regkit.structure.opaque import opaque
 from regkit.structure.operations import Call, follow, replayed
 from regkit.structure.replica import call, copied, fixed_seed
@@ -64,7 +64,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
 
     What is found is a proposal: operations that are not known count as ones on single entries.
     """
-    channels = Channels()
+    channels = LabelStore()
     follower = _Follower(channels)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point():
@@ -102,7 +102,7 @@ def _follow(follower: "_Follower", model: nn.Module, example: Any) -> None:
 class _Follower(TorchDispatchMode):
     """Keep the labels of all tensors while a model runs."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: LabelStore) -> None:
         super().__init__()
         self.channels = channels
         self.labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -170,7 +170,7 @@ class _Follower(TorchDispatchMode):
         return self._names.get(x) or "" if isinstance(x, Tensor) else ""
 
 
-def _grouped(channels: Channels) -> list[TracedGroup]:
+def _grouped(channels: LabelStore) -> list[TracedGroup]:
     """Return the channels, alike ones together, in the order of the weights that hold them."""
     root = channels.roots().tolist()
     reads, writes, headed = channels.seen()
