@@ -62,8 +62,8 @@ def _written_by_constants(channels: Channels, model: nn.Module) -> Bool[Tensor, 
         owner, _, leaf = s.tensor.rpartition(".")
         module, weight = model.get_submodule(owner), model.get_parameter(s.tensor)
         makes = isinstance(module, _ConvNd | nn.Linear | nn.RNNBase | nn.Embedding)
-        alone = isinstance(module, _ConvNd) and module.groups > 1  # hands its own channel on
-        if makes and not alone and leaf.startswith("weight"):
+        alone = isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels
+        if makes and not alone and leaf.startswith("weight"):  # alone: hands its own channel on
             used = (weight != 0).movedim(s.axis, 0).flatten(1).any(1).cpu()
             dead &= ~used[s.index].any(1)
     return dead
@@ -99,6 +99,8 @@ def _reader(s: Slice, model: nn.Module) -> str | None:
     owner, _, leaf = s.tensor.rpartition(".")
     module = model.get_submodule(owner)
     plain = isinstance(module, _ConvNd | nn.Linear) and leaf == "weight"
+    if isinstance(module, _ConvNd) and module.groups > 1:  # its columns stand for several channels
+        return None
     first = isinstance(module, nn.RNNBase) and leaf in ("weight_ih_l0", "weight_ih_l0_reverse")
     return owner if plain or (first and module.bias) else None
 

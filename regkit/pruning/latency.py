@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from regkit.structure.replica import call
+from regkit.structure.replica import call, copied
 from regkit.timing import Quartiles, seconds, take_turns
 
 ROUNDS = 5, 200  # at least and at most
@@ -32,9 +32,10 @@ def latency(
     """
     runners = [_Runner(name, model) for name, model in models.items()]
     devices = {x.device for x in tree_leaves(example) if isinstance(x, Tensor)}
+    example = copied(example)
 
     def clock(runner: _Runner, _: int) -> float:
-        return seconds(lambda: call(runner.model, example), devices)
+        return seconds(lambda: call(runner.model, tree_map(lambda x: x, example)), devices)
 
     with torch.inference_mode():
         for runner in runners:

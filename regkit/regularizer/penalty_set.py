@@ -72,21 +72,23 @@ def _compose(
 ) -> tuple[dict[nn.Parameter, Chain], list[Part]]:
     """Return the element-wise penalties of each parameter, in order, and the group penalties.
 
-    Penalties without strength are left out: they change nothing, and may meet any other.
+    Penalties without strength are left out: they change nothing, and may meet any other. The groups
+    of one penalty are disjoint slices, so on each parameter it counts once.
     Raises: InputError when no order of the proxes on some parameter is exact.
     """
-    met: dict[nn.Parameter, list[Part]] = defaultdict(list)
+    met: dict[nn.Parameter, dict[str, Part]] = defaultdict(dict)
     grouped: list[Part] = []
     for one in bound:
         for part in one.parts:
             if part.penalty.lam == 0:
                 continue
             for parameter in part.parameters:
-                met[parameter].append(part)
+                met[parameter].setdefault(one.name, part)
             if part.is_grouped:
                 grouped.append(part)
     chains = {}
-    for parameter, parts in met.items():
+    for parameter, by_name in met.items():
+        parts = list(by_name.values())
         _check([part.penalty for part in parts], names[parameter])
         alone = [part for part in parts if not part.is_grouped]
         if alone:

@@ -1,6 +1,6 @@
 """Heads of attention layers: what belongs to one alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,8 +40,13 @@ def is_attention(module: nn.Module) -> bool:
     return _known(module) is not None
 
 
-def heads(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequence[str]]:
-    """Return the heads of each attention layer, one group set for a layer, and no notes.
+def is_pooled(module: nn.Module) -> bool:
+    """Say whether a module pools the queries and keys of all its heads with the same weights."""
+    return _known(module) == _MVIT_NAME
+
+
+def heads(model: nn.Module) -> list[GroupSet]:
+    """Return the heads of each attention layer that is known, one group set for a layer.
 
     A head is its rows of query, key and value with their biases, and the columns of the last
     projection that read it; in Swin its column of the relative position biases too. With its
@@ -50,7 +55,7 @@ def heads(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequen
     relative positions.
 
     Known layers: torch's MultiheadAttention, torchvision's Swin and MViT. Of others the order of
-    the rows is not known, and they are left out.
+    the rows is not known.
     """
     group_sets = []
     seen: set[nn.Parameter] = set()
@@ -60,7 +65,7 @@ def heads(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequen
             seen |= {p.parameter for p in pieces}
             if pieces:
                 group_sets.append(GroupSet(clean_name(name), pieces))
-    return group_sets, ()
+    return group_sets
 
 
 def head_slices(name: str, module: Any) -> LayerSlices | str:

@@ -49,7 +49,8 @@ class Channels:
     together: sets of one recurrent layer, which keeps a single hidden size, have this name in
         common and lose equally many channels.
     by_writers: whether the outputs are the same without a channel whose writers are all zero.
-    traced: whether the graph of a run said so; else the layer is known.
+    traced: whether a run said so; else the layer is known.
+    head: whether they are heads of attention.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Channels:
     together: str | None = None
     by_writers: bool = True
     traced: bool = True
+    head: bool = False
 
     @property
     def num_groups(self) -> int:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from regkit.errors import InputError
 from regkit.structure.attention import head_slices, is_attention
+from regkit.structure.attention import heads as known_heads
 from regkit.structure.channels import (
     BUFFER,
     READER,
@@ -18,15 +18,20 @@ from regkit.structure.channels import (
     Channels,
     Coupling,
     LayerSlices,
+    Slice,
     pieces_of,
 )
 from regkit.structure.groups import GroupSet, Piece
-from regkit.structure.layer_slices import IN, OUT, bare_slices, crosses, layer_slices
-from regkit.structure.recurrent import suffixes, unit_slices
-from regkit.structure.replica import check_runs, replica, unwrapped
-from regkit.structure.selectors import clean_name
-from regkit.structure.trace import Side, TracedGroup, trace
+from regkit.structure.labels import Axis
+from regkit.structure.layer_widths import widths
+from regkit.structure.numbers import counted
+from regkit.structure.recurrent import PROJECTED, suffixes, unit_slices
+from regkit.structure.replica import check_runs, cut_examples, replica, told, unwrapped
+from regkit.structure.selectors import EMBEDDINGS, NORMS, WEIGHTED, clean_name
+from regkit.structure.trace import Traced, TracedGroup, trace
 from regkit.structure.verify import CutVerifier, Unit
+
+LAYERS = (*WEIGHTED, *NORMS, *EMBEDDINGS, nn.PReLU)  # whose channels are called like them
 
 
 def couple(model: nn.Module, example: Any) -> Coupling:
@@ -44,18 +49,33 @@ def couple(model: nn.Module, example: Any) -> Coupling:
     """
     inner = unwrapped(model)
     copy = replica(inner)
-    check_runs(copy, example, "couple")
-    found = trace(replica(inner), example)
-    drafts = _CandidateGroups(copy, {clean_name(n): p for n, p in inner.named_parameters()})
-    for one in found:
-        drafts.add(one)
-    drafts.add_inner_layers()
-    channels, notes = drafts.finished()
-    return (
-        _proved(channels, notes, CutVerifier(copy, example))
-        if channels
-        else Coupling((), tuple(notes))
-    )
+    try:
+        found, example = _smallest(copy, example)
+        drafts = _CandidateGroups(copy, {clean_name(n): p for n, p in inner.named_parameters()})
+        for one in found.groups:
+            drafts.add(one)
+        drafts.add_inner_layers()
+        channels, notes = drafts.finished()
+        if not channels:
+            check_runs(copy, example, "couple")
+            return Coupling((), tuple(notes))
+        return _proved(channels, notes, CutVerifier(copy, example))
+    except Exception as error:
+        check_runs(replica(inner), example, "couple")
+        return Coupling((), (f"all channels: their search failed ({told(error)})",))
+
+
+def _smallest(model: nn.Module, example: Any) -> tuple[Traced, Any]:
+    """Trace the model; return the smallest example with which it does the same, for the trials."""
+    found = trace(model, example)
+    for smaller in cut_examples(example):
+        try:
+            other = trace(model, smaller)
+        except Exception:  # Some nets take one size only.
+            continue
+        if found.agrees(other):
+            return found, smaller
+    return found, example
 
 
 def channels(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
@@ -69,6 +89,36 @@ def channels(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequen
 def readers(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
     """Return all that reads each channel, and what is none; errors as of `channels`."""
     return _bundles(model, example, "channel_inputs")
+
+
+def heads(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
+    """Return the heads of all attention layers: those that are known, others by a run.
+
+    A head is what writes its queries, keys and values, and what reads it; heads that share keys are
+    one. Without an example, attention that is not known is left out, with a note.
+    Raises: InputError as of `channels`, when there is an example and such attention.
+    """
+    known = known_heads(model)
+    modules = dict(model.named_modules())
+    inside = tuple(f"{name}." for name, module in modules.items() if is_attention(module))
+    others = [
+        name
+        for name, module in modules.items()
+        if "attention" in type(module).__name__.lower()
+        and not is_attention(module)
+        and not name.startswith(inside)
+    ]
+    if not others:
+        return known, ()
+    if example is None:
+        kind = type(modules[others[0]]).__name__
+        return known, (
+            f"{others[0]}: the heads of {kind} are found by running the model: give example=<a "
+            "clip as in training, batch of 1>, or set model.example_input_array",
+        )
+    coupling = couple(model, example)
+    found = [GroupSet(c.name, c.writers + c.readers) for c in coupling.channels if c.head]
+    return [*known, *found], coupling.notes
 
 
 def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[GroupSet], Sequence[str]]:
@@ -97,24 +147,20 @@ class _CandidateGroups:
         self._modules = dict(copy.named_modules())
         self._order = {name: place for place, name in enumerate(self._modules)}
         self._tied = _tied(copy)
+        self._buffers = {name for name, _ in copy.named_buffers()}
         self._channels: list[Channels] = []
         self._refused: dict[tuple[str, str], int] = defaultdict(int)
 
     def add(self, found: TracedGroup) -> None:
         """Take channels in, or note why not."""
-        sides = sorted(found.index, key=lambda side: self._place(side.name))
-        writers = [side for side in sides if side.side != IN]
-        if not writers:
+        axes = sorted(found.index, key=lambda axis: self._place(axis.tensor))
+        writers = [a for a in axes if a not in found.reads and a.tensor not in self._buffers]
+        if not writers or self._in_known_attention(axes):
             return
-        name, together = self._name(found, writers)
-        crossed = (crosses(side.name, self._owner(side.name)) for side in sides)
-        held = [self._held(side, found.index[side]) for side in sides]
-        refusals = (h for h in held if isinstance(h, str))
-        why = next(filter(None, crossed), None) or found.why or next(refusals, None)
-        parts = [h for h in held if not isinstance(h, str)]
-        slices = [s for part in parts for s in part[0]]
-        widths = [w for part in parts for w in part[1]]
-        self._take(name, why or (slices, widths), together, len(found.index[sides[0]]))
+        name, together = self._name(writers)
+        held = found.why or self._held(found, axes)
+        count = len(found.index[axes[0]])
+        self._take(name, held, together, count, head=found.head)
 
     def add_inner_layers(self) -> None:
         """Take in what only the same module reads: attention heads, and units of inner layers."""
@@ -123,7 +169,9 @@ class _CandidateGroups:
                 held, count = head_slices(name, module), int(module.num_heads)  # type: ignore[arg-type]: a number
                 # Without its rows a head still hands on the shift of the norm that follows.
                 self._take(f"{name}.heads", held, None, count, traced=False, by_writers=False)
-            if isinstance(module, nn.RNNBase) and not module.proj_size:
+            if isinstance(module, nn.RNNBase) and module.proj_size:
+                self._refused[(name, PROJECTED)] += module.hidden_size
+            elif isinstance(module, nn.RNNBase):
                 for level, ends in enumerate(suffixes(module)[:-1]):
                     for direction, end in enumerate(ends):
                         units = torch.arange(module.hidden_size)
@@ -162,9 +210,9 @@ class _CandidateGroups:
             self._refused[(name, made)] += count
 
     def _made(self, name: str, held: LayerSlices, together: str | None) -> Channels | str:
-        slices, widths = held
+        slices, counts = held
         if all(s.role != READER for s in slices):
-            return "no layer reads it, so it is an output of the network"
+            return "no weight reads it"
         if slices[0].index.shape[0] < 2:
             return "has one channel only"
         pieces: dict[str, list[Piece]] = {WRITER: [], READER: []}
@@ -177,34 +225,50 @@ class _CandidateGroups:
                     return f"its places in {s.tensor} follow no pattern"
                 pieces[s.role] += views
         writers, readers = tuple(pieces[WRITER]), tuple(pieces[READER])
-        return Channels(name, writers, readers, tuple(slices), tuple(widths), together)
+        return Channels(name, writers, readers, tuple(slices), tuple(counts), together)
 
-    def _held(self, side: Side, index: Int[Tensor, "groups size"]) -> LayerSlices | str:
-        module = self._modules.get(side.name)
-        if module is None:
-            return bare_slices(side.name, self._copy.get_parameter(side.name), index)
-        if is_attention(module):
-            return f"passes {side.name}, an attention layer"
-        if isinstance(module, nn.RNNBase) and side.side == OUT and not module.proj_size:
-            if index.shape[1] != 1:
-                return f"its units of {side.name} belong to several channels"
-            direction, units = index[0, 0] // module.hidden_size, index[:, 0] % module.hidden_size
-            return unit_slices(side.name, module, module.num_layers - 1, int(direction), units)
-        return layer_slices(side.name, module, side.side, index)
-
-    def _name(self, found: TracedGroup, writers: list[Side]) -> tuple[str, str | None]:
-        """Return the first layer, and the recurrent layer that these are hidden units of."""
-        for side in writers:
-            module = self._modules.get(side.name)
+    def _held(self, found: TracedGroup, axes: Sequence[Axis]) -> LayerSlices | str:
+        """Return all slices of tensors that belong to the channels, and the numbers of layers."""
+        slices, counts = [], []
+        for axis in axes:
+            index, module = found.index[axis], self._modules.get(axis.tensor)
             if isinstance(module, nn.RNNBase):
-                direction = int(found.index[side][0, 0]) // module.hidden_size
-                end = suffixes(module)[-1][min(direction, len(suffixes(module)[-1]) - 1)]
-                return f"{side.name}.{end[1:]}", _together(side.name, module)
-        return writers[0].name, None
+                if index.shape[1] != 1:
+                    return f"its units of {axis.tensor} belong to several channels"
+                level = module.num_layers - 1
+                held = unit_slices(axis.tensor, module, level, axis.axis, index[:, 0])
+                slices, counts = slices + held[0], counts + held[1]
+                continue
+            role = BUFFER if axis.tensor in self._buffers else WRITER
+            slices.append(
+                Slice(axis.tensor, axis.axis, index, READER if axis in found.reads else role)
+            )
+            owner, _, leaf = axis.tensor.rpartition(".")
+            counts += widths(owner, self._owner(axis.tensor), leaf, axis.axis, index.shape[1])
+        return slices, counts
+
+    def _in_known_attention(self, axes: Sequence[Axis]) -> bool:
+        """Say whether these are heads of a layer whose heads are known without a run."""
+        return any(
+            all(axis.tensor.startswith(f"{name}.") for axis in axes)
+            for name, module in self._modules.items()
+            if is_attention(module)
+        )
+
+    def _name(self, writers: list[Axis]) -> tuple[str, str | None]:
+        """Return the first layer, and the recurrent layer that these are hidden units of."""
+        for axis in writers:
+            module = self._modules.get(axis.tensor)
+            if isinstance(module, nn.RNNBase):
+                end = suffixes(module)[-1][axis.axis]
+                return f"{axis.tensor}.{end[1:]}", _together(axis.tensor, module)
+        first = writers[0].tensor
+        owner = first.rpartition(".")[0].partition(".parametrizations")[0]
+        return (owner if isinstance(self._modules[owner], LAYERS) else first), None
 
     def _owner(self, name: str) -> nn.Module:
-        """Return the module of that name, or the one that holds the parameter of that name."""
-        return self._modules.get(name) or self._copy.get_submodule(name.rpartition(".")[0])
+        """Return the module that holds the tensor of that name."""
+        return self._copy.get_submodule(name.rpartition(".")[0])
 
     def _place(self, name: str) -> tuple[int, str]:
         """Return where the model has a module, or what one holds."""
@@ -217,7 +281,8 @@ def _proved(channels: list[Channels], notes: Iterable[str], trial: CutVerifier) 
     unseen = {c.name: why for c in channels if (why := trial.unseen(c)) is not None}
     lost = {c.together for c in channels if c.name in unseen and c.together is not None}
     seen = [c for c in channels if c.name not in unseen and c.together not in lost]
-    wrong = trial.verify(_units(seen), READER)
+    seen, wrong = counted(seen, trial.model, lambda one: trial.fault([[one]], READER))
+    wrong |= trial.verify(_units(seen), READER)
     right = [c for c in seen if c.name not in wrong]
     readers_only = trial.verify(_units([c for c in right if c.by_writers]), WRITER)
     idle = {clean_name(name.rpartition(".")[0] or name) for name in trial.unreached}

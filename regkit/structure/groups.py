@@ -203,7 +203,7 @@ SINGLE: dict[str, ViewOf] = {
 # imported, for those modules build on this one.
 COUPLED: dict[str, str] = {
     "hidden_unit": "regkit.structure.recurrent:units",
-    "head": "regkit.structure.attention:heads",
+    "head": "regkit.structure.coupling:heads",
     "channel": "regkit.structure.coupling:channels",
     "channel_inputs": "regkit.structure.coupling:readers",
 }

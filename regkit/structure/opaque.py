@@ -1,88 +1,107 @@
-"""Layers that stand in the graph as one operation: their insides are known without it."""
+"""Layers whose inside is not followed while a model is traced: it is known without."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
-from torch_pruning.pruner.function import BasePruningFunc
+from torch.utils._pytree import tree_leaves
 
-from regkit.structure.attention import is_attention
-
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+from regkit.structure.attention import is_pooled
+from regkit.structure.labels import Axis, Labels
 
 
-def make_opaque(model: nn.Module) -> list[nn.Module]:
-    """Make each recurrent and attention layer of a replica one operation of the graph."""
-    sealed = [m for m in model.modules() if isinstance(m, _RECURRENT) or is_attention(m)]
-    for module in sealed:
-        module.forward = _Sealed(module.forward)
-    return sealed
+@contextmanager
+def opaque(model: nn.Module, follower: Any) -> Iterator[None]:
+    """Hand labels past the recurrent layers of a replica, and let them end at pooled attention.
+
+    A recurrent layer has channels for each direction: Axis("rnn", 0) and Axis("rnn", 1).
+    """
+    own: dict[nn.Module, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            opaque_forward: Any = _Recurrent(module.forward, name, module, follower)
+        elif is_pooled(module):
+            opaque_forward = _Pooled(module.forward, name, follower)
+        else:
+            continue
+        own[module] = module.__dict__.get("forward")
+        module.forward = opaque_forward
+    try:
+        yield
+    finally:
+        for module, forward in own.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
-def opaque_pruners(sealed: list[nn.Module]) -> dict[type[nn.Module], BasePruningFunc]:
-    """Return what tells the tracer how many channels each kind of sealed layer has."""
-    return {type(module): _Opaque() for module in sealed}
+class _Recurrent:
+    """A recurrent layer: its weights read the last axis of its input, its units write."""
+
+    def __init__(self, forward: Any, name: str, layer: nn.RNNBase, follower: Any) -> None:
+        self._forward, self._name, self._layer, self._follower = forward, name, layer, follower
+
+    def __call__(self, x: Any, state: Any = None) -> Any:
+        follower, layer, channels = self._follower, self._layer, self._follower.channels
+        follower.resting = True
+        try:
+            made = self._forward(x, state)
+        finally:
+            follower.resting = False
+        given = x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x
+        for facet in follower.labels_of(given).facets:
+            if facet.shape[-1] > 1:
+                places = channels.fuse(facet, range(facet.ndim - 1)).flatten()
+                for end in ("", "_reverse") if layer.bidirectional else ("",):
+                    leaf = f"{self._name}.weight_ih_l0{end}" if self._name else f"weight_ih_l0{end}"
+                    own = channels.new(Axis(leaf, 1), layer.input_size)
+                    channels.unify(own, places)
+                    channels.read([own])
+        for begun in tree_leaves(state):
+            why = f"is the first state of {self._name}"
+            channels.refuse(follower.labels_of(begun).facets, why)
+        self._label(made)
+        return made
+
+    def _label(self, made: Any) -> None:
+        """Label the outputs, and the last state of the last layer."""
+        layer, channels = self._layer, self._follower.channels
+        directions = 2 if layer.bidirectional else 1
+        width = layer.proj_size or layer.hidden_size
+        units = [channels.new(Axis(self._name, d), width) for d in range(directions)]
+        channels.written(units)
+        if layer.proj_size:
+            channels.refuse(units, f"passes {self._name}, a recurrent layer with projections")
+        found, state = made
+        found = found.data if isinstance(found, nn.utils.rnn.PackedSequence) else found
+        joined = torch.cat(units).view([1] * (found.ndim - 1) + [-1])
+        self._follower.labels[found] = Labels((joined,), data=True)
+        for last in tree_leaves(state):
+            if last.shape[-1] == width:
+                levels = torch.zeros(len(last), width, dtype=torch.long)
+                levels[-directions:] = torch.stack(units)
+                facet = levels.view(len(last), *[1] * (last.ndim - 2), width)
+                self._follower.labels[last] = Labels((facet,), data=True)
 
 
-class _Sealed:
-    """A forward whose outputs depend on its inputs by one operation."""
+class _Pooled:
+    """Attention that pools all heads alike: its heads are known, and its stream ends."""
 
-    def __init__(self, forward: Any) -> None:
-        self._forward = forward
+    def __init__(self, forward: Any, name: str, follower: Any) -> None:
+        self._forward, self._name, self._follower = forward, name, follower
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            leaves, spec = tree_flatten(self._forward(*args, **kwargs))
-        at = [place for place, leaf in enumerate(leaves) if _is_real(leaf)]
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if _is_real(leaf)]
-        sealed = _Seal.apply(len(at), *(leaves[place] for place in at), *inputs)
-        for place, tensor in zip(at, sealed, strict=True):
-            leaves[place] = tensor
-        return tree_unflatten(leaves, spec)
-
-
-class _Seal(torch.autograd.Function):
-    """Hand the first tensors on, as if they came from the others."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.clone() for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise AssertionError("the graph is only read, never run backward")
-
-
-class _Opaque(BasePruningFunc):
-    """The numbers of channels of a sealed layer; the tracer is not asked to cut it."""
-
-    TARGET_MODULES = nn.Module
-
-    def prune_out_channels(self, layer: nn.Module, idxs: Any) -> nn.Module:
-        return layer
-
-    def prune_in_channels(self, layer: nn.Module, idxs: Any) -> nn.Module:
-        return layer
-
-    def get_out_channels(self, layer: Any) -> int:
-        if isinstance(layer, nn.RNNBase):
-            width = layer.proj_size or layer.hidden_size
-            return width * (2 if layer.bidirectional else 1)
-        if isinstance(layer, nn.RNNCellBase):
-            return layer.hidden_size
-        if isinstance(layer, nn.MultiheadAttention):
-            return layer.embed_dim
-        last = layer.proj if hasattr(layer, "proj") else layer.project[0]
-        return last.out_features
-
-    def get_in_channels(self, layer: Any) -> int:
-        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
-            return layer.input_size
-        if isinstance(layer, nn.MultiheadAttention):
-            return layer.embed_dim
-        return layer.qkv.in_features
-
-
-def _is_real(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+        self._follower.resting = True
+        try:
+            made = self._forward(*args, **kwargs)
+        finally:
+            self._follower.resting = False
+        for x in tree_leaves((args, kwargs)):
+            why = f"passes {self._name}, an attention layer"
+            self._follower.channels.refuse(self._follower.labels_of(x).facets, why)
+        for x in tree_leaves(made):
+            if isinstance(x, Tensor):
+                self._follower.labels[x] = Labels(data=True)
+        return made

@@ -11,17 +11,24 @@ from regkit.structure.channels import READER, WRITER, Slice, Width
 from regkit.structure.groups import GroupSet, Piece, along
 from regkit.structure.selectors import clean_name
 
+PROJECTED = (
+    "has projections, and torch runs no LSTM whose hidden units are as few as these, so none is cut"
+)
+
 
 def units(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequence[str]]:
-    """Return the hidden units of each recurrent layer and direction, and no notes.
+    """Return the hidden units of each recurrent layer and direction, and what is left out.
 
     A unit is the rows of all its gates in both weights and both biases. With all of them zero it
     stays at its initial state, zero unless the caller gives another (tanh(0) = 0, and the gates
     only mix zeros).
     """
-    group_sets = []
+    group_sets, notes = [], []
     seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and module.proj_size:
+            notes.append(f"{clean_name(name) or 'LSTM'}: {PROJECTED}")
+            continue
         for label, leaves in _layers(module):
             owned = [(leaf, module._parameters.get(leaf)) for leaf in leaves]
             found = [(leaf, p) for leaf, p in owned if p is not None and p not in seen]
@@ -29,7 +36,7 @@ def units(model: nn.Module, example: Any = None) -> tuple[list[GroupSet], Sequen
             pieces = tuple(_rows(name, leaf, p, module) for leaf, p in found)
             if pieces:
                 group_sets.append(GroupSet(_dotted(clean_name(name), label), pieces))
-    return group_sets, ()
+    return group_sets, notes
 
 
 def suffixes(layer: nn.RNNBase) -> list[list[str]]:

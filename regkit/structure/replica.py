@@ -16,8 +16,14 @@ from regkit.errors import InputError
 # Hooks belong to others, may hold what they caught, and must not see the runs of a copy.
 _HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+# What transformers notes of hooks of its own, which it sets again where the note is missing.
+_NOTE_OF_HOOKS = "_output_capturing_hooks_installed"
+
 # What Fabric hangs on a module; the trainer stays behind by itself.
 _ATTACHED = ("_fabric",)
+
+# Frames and sides of pictures that examples are cut to, where a net runs the same on these.
+_SMALLER = ((4, 32), (10**9, 32), (10**9, 64))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -51,6 +57,8 @@ def replica(model: nn.Module) -> nn.Module:
             "on a copy. Give the nn.Module that copy.deepcopy takes, such as the network within."
         ) from error
     _uncompile(copy)
+    for module in copy.modules():
+        module.__dict__.pop(_NOTE_OF_HOOKS, None)
     return copy.eval()
 
 
@@ -62,8 +70,33 @@ def call(model: Callable[..., Any], example: Any) -> Any:
 
 
 def outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    """Return the tensors among what the model returns."""
-    return [leaf for leaf in tree_leaves(call(model, example)) if isinstance(leaf, Tensor)]
+    """Return the tensors among what the model returns; it may overwrite its input, a copy."""
+    return [leaf for leaf in tree_leaves(call(model, copied(example))) if isinstance(leaf, Tensor)]
+
+
+def copied(example: Any) -> Any:
+    """Return an example of the same values in containers and tensors of its own."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+
+
+def cut_examples(example: Any) -> Iterator[Any]:
+    """Yield the example with fewer frames and smaller pictures, and with smaller pictures alone."""
+    for frames, side in _SMALLER:
+        cut = tree_map(lambda x, most=(frames, side): _cut(x, *most), example)
+        before, after = _num_entries(example), _num_entries(cut)
+        if 2 * after <= before:
+            yield cut
+
+
+def _cut(leaf: Any, frames: int, side: int) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim < 4:
+        return leaf
+    leaf = leaf[..., :side, :side]
+    return (leaf[:, :, :frames] if leaf.ndim == 5 else leaf).clone()
+
+
+def _num_entries(example: Any) -> int:
+    return sum(x.numel() for x in tree_leaves(example) if isinstance(x, Tensor))
 
 
 def check_runs(model: nn.Module, example: Any, asker: str) -> None:

@@ -29,6 +29,11 @@ PARAMETRIZED = (
     "lasso)"
 )
 
+SPECTRAL = (
+    "divided by its largest singular value, so that its scale means nothing: a penalty on it would "
+    "shrink it without end and change no output; name it in `params` if it is meant"
+)
+
 # Modules around a module: its name has a part for them, which is left out.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
 
@@ -174,6 +179,8 @@ def _not_a_weight(owner: nn.Module, leaf: str, parameter: nn.Parameter) -> str |
         return "embedding"
     if type(owner).__name__ == "ParametrizationList" or leaf in ("weight_g", "weight_v"):
         return PARAMETRIZED
+    if leaf == "weight_orig" and hasattr(owner, "weight_u"):
+        return SPECTRAL
     is_weight = leaf.startswith("weight") or leaf.endswith("_weight")
     if isinstance(owner, WEIGHTED) and is_weight and parameter.ndim >= 2:
         return None

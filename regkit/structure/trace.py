@@ -1,250 +1,209 @@
-"""Which channels are one and the same, by torch-pruning's graph of one run."""
+"""Which channels are one and the same, by the labels that follow one run of the model."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch_pruning as tp
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch_pruning import ops
-from torch_pruning._helpers import _HybridIndex
-from torch_pruning.dependency import Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from regkit.structure.layer_slices import BOTH, IN, OUT
-from regkit.structure.opaque import make_opaque, opaque_pruners
-from regkit.structure.replica import fixed_seed, outputs
-
-
-@dataclass(frozen=True)
-class Side:
-    """The output, input or both sides of a layer; of a bare parameter, its channels."""
-
-    name: str
-    side: str
+from regkit.structure.labels import Axis, Facet, Labels, LabelStore, compact
+from regkit.structure.opaque import opaque
+from regkit.structure.operations import Call, follow, replayed
+from regkit.structure.replica import call, copied, fixed_seed
 
 
 @dataclass(frozen=True, eq=False)
 class TracedGroup:
-    """Channels that lie in the same places of the same layers.
+    """Channels that lie in the same places of the same tensors.
 
-    index: the places of channel g on each side are index[side][g].
-    why: the reason not to touch them, when the graph gives one.
+    index: the places of channel g along each axis are index[axis][g].
+    reads: those of the axes that take the channels in; the others make them.
+    head: whether they are what attention takes together as one head.
+    why: the reason not to touch them, when the run gives one.
     """
 
-    index: dict[Side, Int[Tensor, "groups size"]]
-    why: str | None
+    index: dict[Axis, Int[Tensor, "groups size"]]
+    reads: frozenset[Axis]
+    head: bool = False
+    why: str | None = None
 
 
-_Handler = Callable[..., Any]
-_Op = tuple[Node, _Handler]
-_Place = tuple[int, int]
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What one run says of the channels.
 
-
-def trace(model: nn.Module, example: Any) -> list[TracedGroup]:
-    """Run a replica, which is spent afterwards, and return its channels.
-
-    What the graph says is a proposal: operations that it does not know count as elementwise.
+    operations: by name, in the order of the run in eval mode.
     """
-    model.requires_grad_(True)
-    _take_out_metrics(model)
-    sealed = make_opaque(model)
-    with torch.enable_grad(), fixed_seed(model):
-        graph = tp.DependencyGraph().build_dependency(
-            model,
-            example,
-            forward_fn=cast(Any, outputs),
-            output_transform=lambda found: [o for o in found if o.grad_fn is not None],
-            customized_pruners=opaque_pruners(sealed),
-            verbose=False,
+
+    groups: list[TracedGroup]
+    operations: tuple[str, ...]
+
+    def agrees(self, other: "Traced") -> bool:
+        """Say whether another run did the same and found the very same channels."""
+        return (
+            self.operations == other.operations
+            and len(self.groups) == len(other.groups)
+            and all(
+                (a.reads, a.head, a.why) == (b.reads, b.head, b.why)
+                and a.index.keys() == b.index.keys()
+                and all(torch.equal(places, b.index[axis]) for axis, places in a.index.items())
+                for a, b in zip(self.groups, other.groups, strict=True)
+            )
         )
-    found = _Closure(graph).found()
-    for node in graph.module2node.values():
-        node.__dict__.clear()  # Nodes point at each other and keep all activations alive.
-    return found
 
 
-def _take_out_metrics(model: nn.Module) -> None:
-    """Replace modules that answer == by something else than yes or no, such as torchmetrics'.
+def trace(model: nn.Module, example: Any) -> Traced:
+    """Run a replica and find its channels; layers that run in training alone count too.
 
-    The graph compares modules, and would take all of them for one of these.
+    What is found is a proposal: operations that are not known count as ones on single entries.
     """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__eq__ is not object.__eq__:
-                parent._modules[name] = nn.Identity()
+    channels = LabelStore()
+    follower = _Follower(channels)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point():
+            follower.label(name, tensor)
+    _follow(follower, model, example)
+    operations = tuple(follower.operations)
+    if not channels.used() >= {name for name, p in model.named_parameters() if p.numel() > 1}:
+        with suppress(
+            Exception
+        ):  # One clip is too few for some batch norms: then there is no such run.
+            _follow(follower, model.train(), example)
+        model.eval()
+    return Traced(_grouped(channels), operations)
 
 
-class _Closure:
-    """All places of a channel, from the links between neighbouring operations.
-
-    Operations whose channels are numbered alike form one space, so that a place is a space and a
-    number in it; links that renumber (concatenation, flattening) join places of two spaces.
-    """
-
-    def __init__(self, graph: tp.DependencyGraph) -> None:
-        self._graph = graph
-        self._ops = [op for node in graph.module2node.values() for op in _sides(graph, node)]
-        self._space = self._number_spaces()
-        self._known: dict[int, set[int]] = defaultdict(set)
-        self._parent: dict[_Place, _Place] = {}
-        self._broken: dict[_Place, str] = {}
-        self._sizes = self._size_spaces()
-        self._link()
-
-    def found(self) -> list[TracedGroup]:
-        """Return the channels, alike ones together, in the order of the layers that write them."""
-        channels: dict[_Place, list[_Place]] = defaultdict(list)
-        for space in sorted(self._known):
-            for number in sorted(self._known[space]):
-                channels[self._root((space, number))].append((space, number))
-        broken = {self._root(place): why for place, why in self._broken.items()}
-        alike: dict[Any, list[list[_Place]]] = defaultdict(list)
-        for root, members in channels.items():
-            alike[(self._signature(members), broken.get(root))].append(members)
-        members_of: dict[int, list[_Op]] = defaultdict(list)
-        for op, space in zip(self._ops, self._space, strict=True):
-            members_of[space].append(op)
-        return [self._one(sets, why, members_of) for (_, why), sets in alike.items()]
-
-    def _one(
-        self, sets: list[list[_Place]], why: str | None, members_of: dict[int, list[_Op]]
-    ) -> TracedGroup:
-        index: dict[Side, Tensor] = {}
-        for space in sorted({space for space, _ in sets[0]}):
-            table = torch.tensor([[n for s, n in members if s == space] for members in sets])
-            for op in members_of[space]:
-                if op[0].type == ops.OPTYPE.OUTPUT:
-                    why = why or "is an output of the network"
-                if (side := self._side(op)) is not None:
-                    index[side] = table
-        return TracedGroup(index, why)
-
-    def _signature(self, members: list[_Place]) -> tuple[Any, ...]:
-        """Return what alike channels have in common: spaces, how often, and directions."""
-        counts: dict[int, int] = defaultdict(int)
-        for space, _ in members:
-            counts[space] += 1
-        directions = [
-            (space, number // self._recurrent[space])
-            for space, number in members
-            if space in self._recurrent
-        ]
-        return (*sorted(counts.items()), *directions)
-
-    def _number_spaces(self) -> list[int]:
-        """Give operations that hand channels on in unchanged order one number."""
-        numbers = {op: place for place, op in enumerate(self._ops)}
-        parent = list(range(len(self._ops)))
-
-        def root(place: int) -> int:
-            while parent[place] != place:
-                parent[place] = place = parent[parent[place]]
-            return place
-
-        for op, other, maps in self._links():
-            if not maps:
-                a, b = sorted((root(numbers[op]), root(numbers[other])))
-                parent[b] = a
-        return [root(place) for place in range(len(self._ops))]
-
-    def _links(self) -> Iterable[tuple[_Op, _Op, list[Any]]]:
-        for node, handler in self._ops:
-            for dep in node.dependencies:
-                if dep.is_triggered_by(handler):
-                    maps = [m for m in dep.index_mapping if m is not None]
-                    yield (node, handler), (dep.target, dep.handler), maps
-
-    def _size_spaces(self) -> dict[int, int]:
-        """Return the number of channels of each space; one with two numbers is broken."""
-        sizes: dict[int, int] = {}
-        self._recurrent: dict[int, int] = {}
-        for (node, handler), space in zip(self._ops, self._space, strict=True):
-            size = self._width(node, handler)
-            if size is None:
-                continue
-            if sizes.setdefault(space, size) != size:
-                self._broken[(space, 0)] = "passes a reshape that was not understood"
-                sizes[space] = max(sizes[space], size)
-            if isinstance(node.module, nn.RNNBase) and self._name_side(node, handler) == OUT:
-                self._recurrent[space] = node.module.hidden_size
-        for space, why in [(place[0], why) for place, why in self._broken.items()]:
-            self._broken |= {(space, number): why for number in range(sizes[space])}
-        return sizes
-
-    def _link(self) -> None:
-        """Join the places that the links between spaces name, until no new place turns up."""
-        space_of = dict(zip(self._ops, self._space, strict=True))
-        links: dict[int, list[tuple[list[Any], int]]] = defaultdict(list)
-        for op, other, maps in self._links():
-            if maps:
-                links[space_of[op]].append((maps, space_of[other]))
-        todo = [(space, list(range(size))) for space, size in self._sizes.items()]
-        for space, numbers in todo:
-            self._known[space].update(numbers)
-        while todo:
-            space, numbers = todo.pop()
-            for maps, other in links[space]:
-                new = self._follow(space, numbers, maps, other)
-                if new:
-                    todo.append((other, new))
-
-    def _follow(self, space: int, numbers: list[int], maps: list[Any], other: int) -> list[int]:
-        mapped = [_HybridIndex(idx=n, root_idx=n) for n in numbers]
-        for renumber in maps:
-            mapped = renumber(mapped)
-        new = []
-        for number, source in mapped:
-            if source is None or not 0 <= number < self._sizes.get(other, number + 1):
-                self._broken |= {(space, n): "passes a renumbering that was lost" for n in numbers}
-                continue
-            if number not in self._known[other]:
-                self._known[other].add(number)
-                new.append(number)
-            a, b = sorted((self._root((space, source)), self._root((other, number))))
-            self._parent[b] = a
-        return new
-
-    def _root(self, place: _Place) -> _Place:
-        while (above := self._parent.get(place, place)) != place:
-            self._parent[place] = self._parent.get(above, above)
-            place = above
-        return place
-
-    def _width(self, node: Node, handler: _Handler) -> int | None:
-        if self._name_side(node, handler) is None:
-            return None
-        outward = handler == _ends(self._graph, node)[0]
-        get = self._graph.get_out_channels if outward else self._graph.get_in_channels
-        return get(node)
-
-    def _side(self, op: _Op) -> Side | None:
-        node, handler = op
-        side = self._name_side(node, handler)
-        if side is None:
-            return None
-        if isinstance(node.module, nn.Parameter):
-            return Side(self._graph._param_to_name[node.module], side)
-        return Side(self._graph._module2name[node.module], side)
-
-    def _name_side(self, node: Node, handler: _Handler) -> str | None:
-        """Return the side of a layer or parameter; None for other operations."""
-        if node.module not in self._graph._module2name:
-            return None
-        out, into = _ends(self._graph, node)
-        if out == into:
-            return BOTH
-        return OUT if handler == out else IN
+def _follow(follower: "_Follower", model: nn.Module, example: Any) -> None:
+    """Run the model, and let labels follow; those of its outputs must stay."""
+    example = copied(example)
+    for x in tree_leaves(example):
+        if isinstance(x, Tensor):
+            follower.labels[x] = Labels(data=True)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # Whole layers would be one operation.
+    try:
+        with torch.no_grad(), fixed_seed(model), opaque(model, follower), follower:
+            found = [x for x in tree_leaves(call(model, example)) if isinstance(x, Tensor)]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    if not any(x.is_floating_point() for x in found):
+        raise ValueError("the model returned no tensor of floating point numbers")
+    for x in found:
+        follower.channels.refuse(follower.labels_of(x).facets, "is an output of the network")
 
 
-def _sides(graph: tp.DependencyGraph, node: Node) -> list[_Op]:
-    out, into = _ends(graph, node)
-    return [(node, out)] if out == into else [(node, out), (node, into)]
+class _Follower(TorchDispatchMode):
+    """Keep the labels of all tensors while a model runs."""
+
+    def __init__(self, channels: LabelStore) -> None:
+        super().__init__()
+        self.channels = channels
+        self.labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.operations: list[str] = []
+        self.resting = False
+        self._names: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._origin: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def label(self, name: str, tensor: Tensor) -> None:
+        """Give a weight a label for each place along each axis."""
+        facets = []
+        for axis, size in enumerate(tensor.shape):
+            if size > 1:
+                shape = [size if a == axis else 1 for a in range(tensor.ndim)]
+                facets.append(self.channels.new(Axis(name, axis), size).view(shape))
+        self.labels[tensor] = Labels(tuple(facets))
+        self._names[tensor] = name
+
+    def labels_of(self, x: Any) -> Labels:
+        """Return the labels of a tensor, none of a constant."""
+        return self.labels.get(x) or Labels() if isinstance(x, Tensor) else Labels()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation, and have the labels follow it."""
+        made = func(*args, **(kwargs or {}))
+        if not self.resting:
+            outs = [x for x in tree_leaves(made) if isinstance(x, Tensor)]
+            name = func._schema.name.partition("::")[2]
+            self.operations.append(name)
+            call = Call(name, func, tuple(args), kwargs or {}, outs, self.labels_of, self._name_of)
+            self._note(call)
+        return made
+
+    def _note(self, call: Call) -> None:
+        found = follow(call, self.channels)
+        for place, (out, labels) in enumerate(zip(call.outs, found, strict=True)):
+            self.labels[out] = labels
+            if call.args and out is call.args[0]:
+                self._write_through(out, labels)
+            elif call.func.is_view:
+                # A call that held the view itself would keep it alive.
+                shapes = [x.new_empty(x.shape, device="meta") for x in call.outs]
+                self._origin[out] = (call.args[0], replace(call, outs=shapes), place)
+
+    def _write_through(self, view: Tensor, labels: Labels) -> None:
+        """Label the places of a tensor that an operation wrote through a view of it."""
+        while view in self._origin:
+            whole, call, place = self._origin[view]
+            held = self.labels_of(whole)
+            facets: list[Facet] = []
+            for at in range(max(len(held.facets), len(labels.facets))):
+                full = torch.zeros(whole.shape, dtype=torch.long)
+                if at < len(held.facets):
+                    full += held.facets[at]
+                seen = replayed(call, full, whole.shape)[place]
+                seen.copy_(labels.facets[at] if at < len(labels.facets) else torch.zeros(()))
+                facets.append(compact(full))
+            labels = Labels(tuple(facets), held.data or labels.data)
+            self.labels[whole] = labels
+            view = whole
+
+    def _name_of(self, x: Any) -> str:
+        return self._names.get(x) or "" if isinstance(x, Tensor) else ""
 
 
-def _ends(graph: tp.DependencyGraph, node: Node) -> tuple[_Handler, _Handler]:
-    """Return what the graph knows the outputs and the inputs of an operation by."""
-    pruner: Any = graph.get_pruner_of_module(node.module)
-    return pruner.prune_out_channels, pruner.prune_in_channels
+def _grouped(channels: LabelStore) -> list[TracedGroup]:
+    """Return the channels, alike ones together, in the order of the weights that hold them."""
+    root = channels.roots().tolist()
+    reads, writes, headed = channels.seen()
+    used = {root[label] for label in (reads | writes).nonzero().flatten().tolist()}
+    why: dict[int, str] = {}
+    for label, reason in channels.refused().items():
+        why.setdefault(root[label], reason)
+    heads = {root[label] for label in headed.nonzero().flatten().tolist()}
+    members: dict[int, dict[Axis, list[int]]] = defaultdict(lambda: defaultdict(list))
+    both: dict[int, Axis] = {}
+    for axis, first in channels.first.items():
+        for place in range(channels.sizes[axis]):
+            if root[first + place] in used:
+                members[root[first + place]][axis].append(place)
+        span = slice(first, first + channels.sizes[axis])
+        if bool(reads[span].any() and writes[span].any()):
+            both |= {root[label]: axis for label in range(span.start, span.stop)}
+    why |= {r: f"passes {axis.tensor}, which both makes and reads it" for r, axis in both.items()}
+    alike: dict[Any, list[dict[Axis, list[int]]]] = defaultdict(list)
+    for label, held in members.items():
+        shape = tuple((axis, len(places)) for axis, places in held.items())
+        alike[(shape, label in heads, why.get(label))].append(held)
+    is_read = {
+        axis
+        for axis, first in channels.first.items()
+        if bool(reads[first : first + channels.sizes[axis]].any())
+    }
+    return [
+        TracedGroup(
+            {axis: torch.tensor([held[axis] for held in sets]) for axis in sets[0]},
+            frozenset(axis for axis in sets[0] if axis in is_read),
+            head,
+            reason,
+        )
+        for (_, head, reason), sets in alike.items()
+    ]

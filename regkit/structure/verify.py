@@ -6,8 +6,8 @@ with them cut out. With weights at random an error can hide only by an unlikely 
 could behind zeros of an initialisation or of a sparse model.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from regkit.structure.channels import READER, WRITER, Channels
 from regkit.structure.removal import Dead, remove_channels, zero_channels
@@ -25,8 +26,12 @@ from regkit.structure.replica import fixed_seed, outputs, told
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 # Sets that belong together, but are taken for two, fail where different channels of them are cut.
-# Sets of few channels may be cut alike by chance, so these are also tried alone.
+# Sets of few channels may be cut alike by chance: of these, any one is also cut without any other.
 _FEW = 16
+
+# Large weights saturate a softmax, which then hides what goes into it: cuts are tried at this scale
+# too.
+_SMALL = 0.4
 
 # A weight counts as seen when it changes the outputs by this many times the allowed error.
 _SEEN = 1000
@@ -42,9 +47,11 @@ class CutVerifier:
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
+        """Take over a replica, whose weights are overwritten."""
         self._draw = torch.Generator().manual_seed(0)
-        self._model, self._example, self._dtype = _in_doubles(model, example)
-        _randomise(self._model, self._draw)
+        self._bar = tqdm(desc="channels", unit=" cuts", delay=3, leave=False, disable=None)
+        self.model, self._example, self._dtype = _in_doubles(model, example)
+        _randomise(self.model, self._draw)
         self.unreached: frozenset[str] = frozenset()
         self._reached = self._gradients()
         # Layers that run in training alone may read a channel too: there, cut models must run.
@@ -52,16 +59,19 @@ class CutVerifier:
 
     def verify(self, units: Sequence[Unit], role: str) -> dict[str, str]:
         """Return, by the name of the set, why channels with all `role` slices zero must stay."""
-        traced = [unit for unit in units if all(c.traced for c in unit)]
-        small = [unit for unit in traced if min(c.num_groups for c in unit) <= _FEW]
         wrong: dict[str, str] = {}
-        for unit in small:
-            wrong |= self._search([unit], role)
-        return wrong | self._search([u for u in units if u[0].name not in wrong], role)
+        with _scaled(self.model, _SMALL):
+            wrong |= self._search(units, role)
+        wrong |= self._search([u for u in units if u[0].name not in wrong], role)
+        few = [u for u in units if min(c.num_groups for c in u) <= _FEW]
+        for bit in range(len(few).bit_length()):
+            some = [u for place, u in enumerate(few, 1) if place >> bit & 1]
+            wrong |= self._search([u for u in some if u[0].name not in wrong], role)
+        return wrong
 
     def _search(self, units: Sequence[Unit], role: str) -> dict[str, str]:
         """Try all at once; where that fails, each half."""
-        why = self._fault(units, role) if units else None
+        why = self.fault(units, role) if units else None
         if why is None:
             return {}
         if len(units) == 1:
@@ -76,14 +86,18 @@ class CutVerifier:
                 return "its weights hardly change the outputs of the example"
         return None
 
-    def _fault(self, units: Sequence[Unit], role: str) -> str | None:
+    def fault(self, units: Sequence[Unit], role: str) -> str | None:
+        """Cut some channels of all units; return what is then wrong, None where nothing is."""
+        self._bar.update()
         dead = [pair for unit in units for pair in self._some(unit)]
-        model = deepcopy(self._model)
-        zero_channels(model, dead, role)
-        try:
-            return self._differs(model, dead)
-        except Exception as error:
-            return f"without some channels the model fails ({told(error)})"
+        with _restored(self.model, dead, self._trains):
+            zero_channels(self.model, dead, role)
+            try:
+                return self._differs(self.model, dead)
+            except Exception as error:
+                return f"without some channels the model fails ({told(error)})"
+            finally:
+                self.model.eval()
 
     def _differs(self, model: nn.Module, dead: Dead) -> str | None:
         whole = self._run(model)
@@ -98,18 +112,23 @@ class CutVerifier:
         return None
 
     def _some(self, unit: Unit) -> list[tuple[Channels, Bool[Tensor, " _"]]]:
-        """Choose channels at random, equally many of each set in the unit."""
-        most = min(channels.num_groups for channels in unit) // 2
+        """Choose channels at random, equally many of each set in the unit.
+
+        The first goes and the last stays: a tensor that wrongly keeps its size would hide behind
+        the loss of its end.
+        """
+        most = max(min(channels.num_groups for channels in unit) // 2, 1)
         count = int(torch.randint(1, most + 1, (), generator=self._draw))
         chosen = []
         for channels in unit:
-            order = torch.randperm(channels.num_groups, generator=self._draw)
-            chosen.append((channels, order < count))
+            others = torch.randperm(channels.num_groups - 2, generator=self._draw) < count - 1
+            mask = torch.cat([torch.ones(1), others, torch.zeros(1)]).bool()
+            chosen.append((channels, mask))
         return chosen
 
     def _gradients(self) -> frozenset[str]:
         """Return the parameters that the outputs depend on, to first order; keep the others."""
-        model = self._model.requires_grad_(True)
+        model = self.model.requires_grad_(True)
         recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
         # cuDNN's recurrent layers have no backward in eval mode.
         plain = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
@@ -140,16 +159,62 @@ class CutVerifier:
 
     def _runs_in_training(self) -> bool:
         try:
-            self._run(deepcopy(self._model).train())
+            self._run(deepcopy(self.model).train())
         except Exception:  # One clip is too few for some batch norms: then there is no such check.
             return False
         return True
 
 
+@contextmanager
+def _restored(model: nn.Module, dead: Dead, buffers_too: bool) -> Iterator[None]:
+    """Let a model be cut, with weights of its own, and be as before afterwards."""
+    names = {s.tensor for c, _ in dead for s in c.slices}
+    if buffers_too:
+        names |= {name for name, _ in model.named_buffers()}
+    numbers = {(w.module, w.attribute) for c, _ in dead for w in c.widths}
+    held = {name: _get(model, name) for name in names}
+    kept = {key: getattr(model.get_submodule(key[0]), key[1]) for key in numbers}
+    for name, tensor in held.items():
+        _set(model, name, deepcopy(tensor))
+    try:
+        yield
+    finally:
+        for name, tensor in held.items():
+            _set(model, name, tensor)
+        for (name, attribute), number in kept.items():
+            setattr(model.get_submodule(name), attribute, number)
+
+
+@contextmanager
+def _scaled(model: nn.Module, scale: float) -> Iterator[None]:
+    """Multiply the weights of a model, biases and norms aside, and divide them afterwards."""
+    weights = [p for p in model.parameters() if p.ndim > 1 and p.is_floating_point()]
+    kept = [p.detach().clone() for p in weights]
+    with torch.no_grad():
+        for p in weights:
+            p.mul_(scale)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, before in zip(weights, kept, strict=True):
+                p.copy_(before)
+
+
+def _get(model: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(owner), leaf)
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, tensor)
+
+
 def _in_doubles(model: nn.Module, example: Any) -> tuple[nn.Module, Any, torch.dtype]:
-    """Return the model and an example of random numbers, in float64 if it runs so."""
+    """Return the model, cast in place, and random numbers to run it on: float64 if it can."""
     for dtype in (torch.float64, torch.float32):
-        cast = deepcopy(model).to(dtype)
+        cast = model.to(dtype)
         try:
             with torch.no_grad(), fixed_seed(cast):
                 drawn = tree_map(lambda x, dtype=dtype: _drawn(x, dtype), example)

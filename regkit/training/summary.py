@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.pruning.density import density
@@ -164,8 +163,8 @@ def without_dead_channels(model: VideoClassifier, example: torch.Tensor) -> dict
     """Say how large the net would be without the channels that are zero."""
     try:
         rest = remaining(model.net, example)
-    except InputError as error:  # a net that cannot be copied is no reason to lose the summary
-        log.warning("no count of what would remain: %s", error)
+    except Exception as error:  # whatever a net does to its count is no reason to lose the summary
+        log.warning("what would remain is not known, because %s: %s", type(error).__name__, error)
         return {"remaining_parameters": None, "remaining_flops": None, "flops": None}
     return {
         "remaining_parameters": rest.parameters,

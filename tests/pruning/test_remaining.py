@@ -56,7 +56,7 @@ def test_tiny3d_by_hand():
     text = str(left)
     assert "features.1.0  20 of 32" in text
     assert f"{left.parameters:,} of {left.all_parameters:,}" in text
-    assert "head.1 (3): no layer reads it" in text
+    assert "head.1 (3): is an output of the network" in text
 
 
 def test_a_shift_above_zero_keeps_a_channel_alive():

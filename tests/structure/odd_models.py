@@ -199,6 +199,11 @@ def gram(_: nn.Module, x: Tensor) -> Tensor:
     return ((flat @ flat.transpose(1, 2)).softmax(-1) @ flat).view_as(x)
 
 
+def attended(_: nn.Module, x: Tensor) -> Tensor:
+    flat = 30 * x.flatten(2).transpose(1, 2)  # so large that the softmax hides what goes in
+    return ((flat @ flat.mT).softmax(-1) @ flat).transpose(1, 2).view_as(x)
+
+
 def folded(_: nn.Module, x: Tensor) -> Tensor:
     return x.unflatten(1, (2, -1)).sum(1)
 
@@ -238,7 +243,8 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
     "flipped": (lambda: Twist(lambda m, x: x.flip(1)), {"conv2"}, set()),
     "rolled": (lambda: Twist(lambda m, x: x.roll(1, 1)), {"conv2"}, set()),
     "gram": (lambda: Twist(gram), {"conv2"}, set()),
-    "folded": (lambda: Twist(folded, between=4), {"conv2"}, set()),
+    "attended": (lambda: Twist(attended), {"conv2"}, set()),
+    "folded": (lambda: Twist(folded, between=4), {"conv1", "conv2"}, set()),
     "shuffled": (lambda: Twist(shuffled), {"conv2"}, set()),
     "gated": (lambda: Twist(gated, between=4), {"conv1", "conv2"}, set()),
     "noisy": (lambda: Twist(noisy), {"conv2"}, set()),
@@ -273,12 +279,12 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
     ),
     "multiplied": (
         lambda: Twist(lambda m, x: m.depth(x), 16, depth=nn.Conv3d(8, 16, 1, groups=8)),
-        {"conv2"},
+        {"conv1", "conv2"},
         set(),
     ),
     "grouped": (
         lambda: Twist(lambda m, x: m.group(x), group=nn.Conv3d(8, 8, 1, groups=2)),
-        {"conv2"},
+        {"conv1", "group", "conv2"},
         set(),
     ),
     "transposed": (
@@ -298,20 +304,20 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
     ),
     "weight_norm": (
         lambda: Twist(lambda m, x: m.more(x).relu(), 5, more=weight_norm(nn.Conv3d(8, 5, 1))),
-        {"conv2"},
-        set(),
+        {"conv1", "more", "conv2"},
+        {"conv1", "more"},  # a norm over all inputs; that of a zero filter divides by zero
     ),
     "flattened": (lambda: Flattened(last=False), {"conv", "fc1"}, set()),
-    "flattened_last": (lambda: Flattened(last=True), {"fc1"}, set()),
+    "flattened_last": (lambda: Flattened(last=True), {"conv", "fc1"}, set()),
     "squeezed": (Squeezed, {"conv", "down"}, set()),
     "dense": (Dense, {"a", "b", "mix"}, set()),
-    "cell": (Cell, set(), set()),
+    "cell": (Cell, {"project"}, set()),
     "single": (Single, {"conv", "rnn.l0"}, set()),
-    "auxiliary": (Auxiliary, {"inner"}, set()),
+    "auxiliary": (Auxiliary, {"conv", "inner"}, set()),
     "shared": (lambda: Shared(tied=False), {"stem"}, set()),
     "tied": (lambda: Shared(tied=True), set(), set()),
     "returns": (Returns, {"inner"}, set()),
-    "bare": (Bare, set(), set()),
+    "bare": (Bare, {"conv", "weight"}, set()),
     "transformer": (Transformer, {"layer.linear1"}, set()),
     "gru": (lambda: Recurrent(nn.GRU, "outputs"), {"project", "rnn.l0"}, set()),
     "lstm_state": (lambda: Recurrent(nn.LSTM, "state"), {"project", "rnn.l0"}, set()),
@@ -325,6 +331,10 @@ ODD: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
         {"project", "rnn.l0", "rnn.l0_reverse"},
         set(),
     ),
-    "lstm_projected": (lambda: Recurrent(nn.LSTM, "outputs", proj_size=5), {"project"}, set()),
+    "lstm_projected": (
+        lambda: Recurrent(nn.LSTM, "outputs", proj_size=5),
+        {"project"},
+        set(),
+    ),
     "gru_started": (lambda: Recurrent(nn.GRU, "outputs", start=True), {"project"}, set()),
 }

@@ -14,7 +14,9 @@ from regkit.models.cnn_lstm import CnnLstm
 from regkit.models.tiny3d import Tiny3D
 from regkit.pruning.remaining import remaining
 from regkit.pruning.remove import remove
+from regkit.structure import coupling
 from regkit.structure.coupling import couple
+from regkit.training.summary import without_dead_channels
 
 CLIP = (1, 3, 4, 16, 16)
 NAMES = ["features.0.0", "features.1.0", "features.2.0"]
@@ -162,3 +164,27 @@ def test_channels_that_are_not_there():
         remove(model, coupling, {"features.9": torch.ones(3, dtype=torch.bool)})
     with pytest.raises(InputError, match=r"3 flags for 'features.0.0', which has 16"):
         remove(model, coupling, {"features.0.0": torch.ones(3, dtype=torch.bool)})
+
+
+def test_a_search_that_fails_is_told_and_loses_nothing(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> None:
+        raise IndexError("index 12 is out of bounds")
+
+    monkeypatch.setattr(coupling, "trace", fails)
+    model, clip = Tiny3D(num_classes=3), torch.randn(CLIP)
+    left = remaining(model, clip)
+    assert left.parameters == left.all_parameters
+    assert left.notes == (
+        "all channels: their search failed (IndexError: index 12 is out of bounds)",
+    )
+
+
+def test_a_count_that_fails_loses_no_run(caplog: pytest.LogCaptureFixture):
+    class Breaks(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            raise IndexError("no such frame")
+
+    lit = VideoClassifier(Breaks(), ["a", "b"], torch.optim.SGD)
+    found = without_dead_channels(lit, torch.randn(CLIP))
+    assert set(found.values()) == {None}
+    assert "what would remain is not known, because" in caplog.text

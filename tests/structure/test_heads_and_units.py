@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from own_nets import CLIP, Attention
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.models.video.mvit import MultiscaleAttention
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
+import regkit
+from regkit.errors import InputError
+from regkit.penalties import GroupLasso
 from regkit.structure.attention import heads
 from regkit.structure.channels import assert_disjoint
+from regkit.structure.coupling import heads as traced_heads
 from regkit.structure.groups import GroupSet
 from regkit.structure.recurrent import units
 
@@ -44,7 +49,7 @@ def kept_heads(weight: Tensor, bias: Tensor, kept: list[int], width: int) -> lis
 def test_a_head_of_torch_attention():
     module = nn.MultiheadAttention(12, 3, batch_first=True)
     nn.init.normal_(module.in_proj_bias)
-    (group_set,), _ = heads(nn.Sequential(module))
+    (group_set,) = heads(nn.Sequential(module))
     assert (group_set.name, group_set.num_groups) == ("0", 3)
     rows = {*range(4, 8), *range(16, 20), *range(28, 32)}
     assert places(group_set, "in_proj_weight", 1) == places(group_set, "in_proj_bias", 1) == rows
@@ -60,7 +65,7 @@ def test_a_head_of_torch_attention():
 
 def test_a_head_with_separate_projections_and_extra_keys():
     module = nn.MultiheadAttention(12, 3, kdim=5, vdim=7, add_bias_kv=True)
-    (group_set,), _ = heads(module)
+    (group_set,) = heads(module)
     for leaf in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         assert places(group_set, leaf, 2) == {8, 9, 10, 11}
     assert (
@@ -76,7 +81,7 @@ def test_a_head_with_separate_projections_and_extra_keys():
 def test_a_head_of_swin():
     """One window holds the whole clip, so that attention runs over all of its tokens."""
     module = ShiftedWindowAttention3d(12, [2, 2, 2], [0, 0, 0], 3)
-    (group_set,), _ = heads(module)
+    (group_set,) = heads(module)
     leaves = {"qkv.weight", "qkv.bias", "proj.weight", "relative_position_bias_table"}
     assert {p.name for p in group_set.pieces} == leaves
     assert places(group_set, "qkv.weight", 2) == {*range(8, 12), *range(20, 24), *range(32, 36)}
@@ -90,7 +95,7 @@ def test_a_head_of_swin():
     last = module.proj.weight.unflatten(1, (3, 4))[:, kept]
     wanted = torch.einsum("htd,ohd->to", attended(q, k, v, bias), last) + module.proj.bias
     torch.testing.assert_close(module(x).reshape(8, 12), wanted)
-    assert len(heads(ShiftedWindowAttention(12, [2, 2], [0, 0], 3))[0]) == 1
+    assert len(heads(ShiftedWindowAttention(12, [2, 2], [0, 0], 3))) == 1
 
 
 def test_a_head_of_mvit_can_be_cut_out():
@@ -100,7 +105,7 @@ def test_a_head_of_mvit_can_be_cut_out():
     module = MultiscaleAttention([2, 4, 4], 12, 12, 3, **pools, **options)
     for norm in (m for m in module.modules() if isinstance(m, nn.LayerNorm)):
         nn.init.normal_(norm.bias)
-    (group_set,), _ = heads(module)
+    (group_set,) = heads(module)
     assert {p.name for p in group_set.pieces} == {"qkv.weight", "qkv.bias", "project.0.weight"}
     zero_channels(group_set, [1])
     x, size = torch.randn(1, 33, 12), (2, 4, 4)
@@ -142,20 +147,35 @@ def test_units_of_a_cell(kind: type[nn.RNNCellBase]):
     assert (state[0] if isinstance(state, tuple) else state)[:, 1].abs().max() == 0
 
 
-def test_a_projection_keeps_its_own_rows():
-    (group_set,), _ = units(nn.LSTM(5, 4, proj_size=2))
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    assert [p.name for p in group_set.pieces] == [f"{kind}_l0" for kind in kinds]
+def test_units_with_projections_are_refused_at_the_door():
+    net = nn.Sequential(nn.LSTM(5, 4, proj_size=2))
+    assert units(net)[0] == []
+    with pytest.raises(InputError, match=r"0: has projections, and torch runs no LSTM"):
+        regkit.Regularizer(net, GroupLasso(1e-3, groups="hidden_unit"))
 
 
 def test_shared_layers_count_once():
     attention, rnn = nn.MultiheadAttention(4, 2), nn.GRU(3, 2)
     model = nn.ModuleList([attention, rnn, attention, rnn])
-    assert (len(heads(model)[0]), len(units(model)[0])) == (1, 1)
+    assert (len(heads(model)), len(units(model)[0])) == (1, 1)
     twin = nn.GRU(3, 2)
     twin.weight_ih_l0 = rnn.weight_ih_l0
     assert_disjoint(units(nn.ModuleList([rnn, twin]))[0])
 
 
 def test_a_model_without_either():
-    assert heads(nn.Linear(2, 2)) == units(nn.Linear(2, 2)) == ([], ())
+    assert not heads(nn.Linear(2, 2))
+    assert units(nn.Linear(2, 2)) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["packed", "apart", "shared"])
+def test_heads_of_attention_that_is_not_known_are_found_by_a_run(kind: str):
+    net, clip = Attention(kind), torch.randn(CLIP)
+    with pytest.raises(InputError, match=r"the heads of Attention are found by running the model"):
+        regkit.Regularizer(nn.Sequential(net), GroupLasso(1e-3, groups="head"))
+    (found,), _ = traced_heads(net, clip)
+    held = [p for name, p in net.named_parameters() if name[0] in "qkv"] + [net.proj.weight]
+    assert found.num_groups == (2 if kind == "shared" else 4)
+    assert found.num_groups * found.size == sum(p.numel() for p in held)
+    wanted = sum(p.detach().square().sum() for p in held)
+    torch.testing.assert_close(found.rows().square().sum(), wanted)

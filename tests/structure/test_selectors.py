@@ -136,3 +136,13 @@ def test_summary_says_what_and_why():
     assert "not in `params`" in lines["stem.1.weight"]
     assert "L1(lam=0.1" in lines["sparse:"]
     assert f"{net.stem[0].weight.numel() + net.head.weight.numel():,} of" in lines["penalised:"]
+
+
+def test_a_weight_without_a_scale_is_left_out_with_the_reason():
+    """Of the old spectral_norm; what torch's pruning masks has a scale, and stays a weight."""
+    net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
+    nn.utils.prune.l1_unstructured(net[1], "weight", 0.5)
+    entries = {e.name: e for e in select_parameters(net)}
+    assert not entries["0.weight_orig"].chosen
+    assert "its scale means nothing" in entries["0.weight_orig"].why
+    assert entries["1.weight_orig"].chosen
