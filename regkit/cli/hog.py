@@ -19,7 +19,7 @@ from regkit.baseline.stream import frames
 from regkit.errors import InputError
 from regkit.files import write_text
 from regkit.timing import cpu_name
-from regkit.training.config import make, short
+from regkit.training.config import key_value, make, short
 from regkit.training.overrides import composed
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     if args.cells < 2:
         raise InputError(f"--cells got {args.cells}; give 2 or more.")
     for word in args.overrides:
-        key = word.lstrip("+~").partition("=")[0]
+        key, _ = key_value(word)
         if key not in ("data", "seed") and not key.startswith("data."):
             raise InputError(f"hog got {word}; it takes words for data, and seed=, alone.")
     config = composed(args.overrides, "hog", args.config_dir)

@@ -111,6 +111,12 @@ WATCHING = (
 )
 
 
+def key_value(word: str) -> tuple[str, str]:
+    """Split a word of a command line: +data.fold=1 gives data.fold and 1."""
+    key, _, value = word.lstrip("+~").partition("=")
+    return key, value
+
+
 def only_watches(key: str) -> bool:
     """Say whether an option changes nothing of what a run comes to."""
     return any(key == one or key.startswith(f"{one}.") for one in WATCHING)
@@ -136,7 +142,7 @@ def run_name(
     elif leading is not None and any(word.startswith("lam=") for word in words):
         parts.append(f"start_lam={short(lam)}")
     for override in words:
-        key, _, value = override.lstrip("+~").partition("=")
+        key, value = key_value(override)
         if key in ("penalty", "lam", f"penalty.{leading}.lam") or only_watches(key):
             continue
         key = key.removeprefix("penalty.") if key.startswith("penalty.") else key.split(".")[-1]

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from regkit.lightning import loggers as plugs
 from regkit.lightning.monitors import scalars
-from regkit.training.config import leading_penalty, make, only_watches
+from regkit.training.config import key_value, leading_penalty, make, only_watches
 from regkit.training.progress import tell
 
 
@@ -64,7 +64,7 @@ def hparams(config: DictConfig) -> dict[str, Any]:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return values
     for word in HydraConfig.get().overrides.task:
-        key, _, value = word.lstrip("+~").partition("=")
+        key, value = key_value(word)
         if not only_watches(key) and key not in ("name", f"penalty.{leading}.lam"):
             values.setdefault(key, _number(value.strip("'\"")))
     return values

@@ -5,7 +5,7 @@ import pytest
 
 from regkit import InputError
 from regkit.selection.stability import Stability
-from regkit.sweeps.stability_picture import draw
+from regkit.sweeps.cross_validation import draw
 
 RNG = np.random.default_rng(0)
 LAMS = [1e-1, 1e-2, 1e-3]

@@ -11,7 +11,8 @@ from PIL import Image
 
 from regkit.errors import InputError
 from regkit.sweeps.ensembles import decomposition
-from regkit.sweeps.ensembles.summary import bias_variance, conclude
+from regkit.sweeps.ensembles.fits import bias_variance
+from regkit.sweeps.ensembles.summary import conclude
 from regkit.training.runs import find_runs
 
 CLASSES = ["clap", "p(x)", "wave, left", "d", "e", "f", "g"]
