@@ -97,7 +97,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         self, *, hydra_context: HydraContext, task_function: Callable[[Any], Any], config: Any
     ) -> None:
         """Take what Hydra gives, and make the launcher."""
-        self.hydra_context = hydra_context
+        self.hydra_context = self._context = hydra_context
         self.config = config
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=LockedTask(task_function), config=config
@@ -131,7 +131,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
                 )
 
     def _search(self, arguments: Sequence[str]) -> None:
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self._context.config_loader)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         space, fixed = search.split(parser.parse_overrides(words))
         if any(word.startswith("name=") for word in fixed):
@@ -164,7 +164,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         if number in self._jobs:
             return self._jobs[number]
         own = [f"{key}={part.word(trial.params[key])}" for key, part in space.items()]
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, [*fixed, *own])
+        config = self._context.config_loader.load_sweep_config(self.config, [*fixed, *own])
         target = OmegaConf.select(config, "strength.target_density")
         config.name = run_name(config.penalty, config.lam, own, target)
         words = [*fixed, *own, f"name='{config.name}'"]

@@ -131,13 +131,15 @@ def open_study(
     Raises: InputError when that one asks for something else.
     """
     import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.study import StudyDirection
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    backend = JournalFileBackend(str(folder / JOURNAL))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
         study_name="sweep",
-        directions=list(objectives.values()),
+        directions=[StudyDirection[way.upper()] for way in objectives.values()],
         load_if_exists=True,
     )
     asked = {
