@@ -31,13 +31,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in UTF-8."""
+    """Write a file whole or not at all, in UTF-8; names of files that are none stay as they are."""
     with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write CSV whole or not at all, in UTF-8; names of files that are none stay as they are."""
+    """Write CSV whole or not at all, as `write_text` does."""
     how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with replacing(path) as draft, draft.open("w", **how) as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from regkit.baseline.features import Features
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.sampling import Sampling
+from regkit.data.clip_spec import ClipSpec, Sampling
 from regkit.errors import InputError
 from regkit.files import write_text
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from regkit.baseline.features import Features
 from regkit.data.clip_spec import ClipSpec
-from regkit.data.reader import Reader
+from regkit.data.readers import Reader
 from regkit.data.timeline import VideoError
 from regkit.data.video import Video
 from regkit.data.video_data import VideoData

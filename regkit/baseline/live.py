@@ -10,8 +10,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from regkit.baseline.detector import Detector
 from regkit.baseline.stream import Timed
-
-_ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
+from regkit.data.timeline import ROUNDING_S
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ class Watch:
             self.num_frames += 1
             self.last_s = time_s
             due_s = max(due_s, time_s - window_s)  # a gap is filled no longer than it matters
-            while due_s <= time_s + _ROUNDING_S:
+            while due_s <= time_s + ROUNDING_S:
                 began = time.perf_counter()
                 self._see(picture)
                 if self._full:

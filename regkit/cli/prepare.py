@@ -11,14 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from regkit.data.official_split import OfficialSplitData
+from regkit.data.dataset_files import OfficialSplitData
 from regkit.data.prepare import report
 from regkit.data.prepare.check import Checker, Facts
-from regkit.data.prepare.findings import SPLITS, Places, find, places, rows
+from regkit.data.prepare.findings import Places, find, places, rows
 from regkit.data.prepare.worker_pool import Lost, spread
-from regkit.data.reader import Reader
-from regkit.data.readers import Indexed
-from regkit.data.video import Splits
+from regkit.data.readers import Indexed, Reader
+from regkit.data.video import SPLITS, Splits
 from regkit.errors import InputError
 from regkit.timing import num_cores
 from regkit.training.config import make

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from regkit.data.dataset_files import SPLITS
-from regkit.data.video import Splits, Video
+from regkit.data.video import SPLITS, Splits, Video
 from regkit.errors import InputError
 from regkit.files import replacing
 

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Int64, UInt8
 
 from regkit.data.clips import ClipDataset, collate
-from regkit.data.reader import Reader
-from regkit.data.readers import READERS
+from regkit.data.readers import READERS, Reader
 from regkit.data.shards import litdata, part, read_splits, video_of
 from regkit.data.timeline import Source, Timeline
 from regkit.data.video import Splits, Video

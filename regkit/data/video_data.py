@@ -18,16 +18,12 @@ from torchvision.transforms.v2 import functional
 
 from regkit.data import cache
 from regkit.data.augment import Augment
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.clips import ClipDataset
-from regkit.data.index import Index
-from regkit.data.loader import ClipLoader, EpochSampler
-from regkit.data.reader import Reader
-from regkit.data.readers import READERS, Cached, Indexed
-from regkit.data.resplits import resampled
-from regkit.data.sampling import Sampling
-from regkit.data.store import Store
-from regkit.data.video import Splits, Video
+from regkit.data.cache import Cached, Store
+from regkit.data.clip_spec import ClipSpec, Sampling
+from regkit.data.clips import ClipDataset, ClipLoader, EpochSampler
+from regkit.data.readers import READERS, Indexed, Reader
+from regkit.data.timeline import Index
+from regkit.data.video import SPLITS, Splits, Video, resampled
 from regkit.errors import InputError
 
 _CHOICES = {
@@ -215,7 +211,7 @@ class VideoData(LightningDataModule, ABC):
     def _files(self) -> list[str]:
         # All that are listed: equal on every rank, before and after `setup`, and in each fold.
         splits = self.listed or self.videos()
-        return [video.path for part in (splits.train, splits.val, splits.test) for video in part]
+        return [video.path for name in SPLITS for video in getattr(splits, name)]
 
     @cached_property
     def _store(self) -> Store | None:
@@ -237,9 +233,8 @@ class VideoData(LightningDataModule, ABC):
             reader,
             training=training,
             seed=self.seed,
-            worker_ram_mib=0
-            if mapped
-            else self.worker_ram_mib,  # the system keeps mapped pages for all
+            # The system keeps mapped pages for all.
+            worker_ram_mib=0 if mapped else self.worker_ram_mib,
             on_error=self.on_error,
         )
         ranks, rank, done = 1, 0, None

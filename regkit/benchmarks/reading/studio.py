@@ -8,8 +8,8 @@ import numpy as np
 
 from regkit.benchmarks.reading.candidates import COPIES, Film, Task, failing
 from regkit.benchmarks.reading.report import Facts
-from regkit.data.reader import PyAV
-from regkit.data.store import Store
+from regkit.data.cache import Store
+from regkit.data.readers import PyAV
 from regkit.data.timeline import VideoError, opened, read_timeline
 from regkit.errors import InputError
 

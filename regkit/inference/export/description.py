@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.sampling import Sampling
+from regkit.data.clip_spec import ClipSpec, Sampling
 from regkit.data.video_data import VideoData
 from regkit.inference.export.onnx_file import INPUT, OUTPUT
 from regkit.training.checkpoints import TrainedRun

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from regkit.data.timeline import ROUNDING_S
 from regkit.inference.predict.windows import (
-    ROUNDING_S,
     Edges,
     Picture,
     Span,
