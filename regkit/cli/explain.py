@@ -11,11 +11,17 @@ from regkit.data.video import Video
 from regkit.errors import InputError
 from regkit.files import write_text
 from regkit.inference.explain import picture
-from regkit.inference.explain.evidence import Questions, gather
+from regkit.inference.explain.evidence import (
+    Film,
+    Questions,
+    agreement,
+    gather,
+    on_pixels,
+    read_film,
+    reinitialised,
+)
 from regkit.inference.explain.explanation import Explanation, Untrained, as_json, as_text
-from regkit.inference.explain.film import Film, on_pixels, read_film
 from regkit.inference.explain.occlusion import occlusion
-from regkit.inference.explain.sanity import agreement, reinitialised
 from regkit.inference.explain.survived import survived
 from regkit.lightning.monitors.canvas import pixels, write_png
 from regkit.training.checkpoints import TrainedRun, load

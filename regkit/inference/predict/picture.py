@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from regkit.files import replacing
-from regkit.inference.predict.result import UNSURE_NAME, Result
-from regkit.inference.predict.smooth import UNSURE
+from regkit.inference.predict.result import UNSURE, UNSURE_NAME, Result
 from regkit.palette import INK, RED
 
 MOST_CLASSES = 12  # rows; of more classes, those that are most probable somewhere
