@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from regkit.baseline.feature_table import Row
+from regkit.baseline.features import Row
 from regkit.baseline.solver import Fitted, fit
 from regkit.data.video import folds_by_group
 from regkit.errors import InputError

@@ -13,9 +13,8 @@ from omegaconf import OmegaConf
 
 from regkit.baseline.detector import Detector, load
 from regkit.baseline.fitting import Trained, train
-from regkit.baseline.live import Watch
+from regkit.baseline.live import Watch, frames
 from regkit.baseline.pictures import draw_features, draw_path
-from regkit.baseline.stream import frames
 from regkit.errors import InputError
 from regkit.files import write_text
 from regkit.timing import cpu_name

@@ -10,7 +10,7 @@ from regkit.errors import InputError
 from regkit.pruning.shrink import TOLERANCE, shrink
 from regkit.training.checkpoints import load, save_shrunk
 from regkit.training.overrides import REQUIRED, options
-from regkit.training.shrink_stage import NUM_CLIPS, clips
+from regkit.training.stages import NUM_CLIPS, clips
 
 OPTIONS = {
     "ckpt": REQUIRED,

@@ -21,7 +21,7 @@ from regkit.sweeps.path import follow
 from regkit.training.fit import fit
 from regkit.training.overrides import one_line, use_own
 from regkit.training.progress import keep_lines_off_the_screen, tell
-from regkit.training.run_folder import RunFolder
+from regkit.training.runs import RunFolder
 
 # What the libraries below tell all their users, and ours need not hear.
 _CHATTY = ("lightning.pytorch", "fontTools", "tensorboard")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,16 +185,26 @@ def make_penalties(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: InputError when settings are given for a penalty that was not selected.
     """
-    for name, options in settings.items():
-        if not isinstance(options, dict) or "_target_" not in options:
-            chosen = [
-                str(n) for n, o in settings.items() if isinstance(o, dict) and "_target_" in o
-            ]
-            raise InputError(
-                f"penalty.{name} has settings, but {name} was not selected; give "
-                f"penalty=[{','.join([*chosen, str(name)])}]."
-            )
+    chosen = [str(n) for n, o in settings.items() if isinstance(o, dict) and "_target_" in o]
+    for name in map(str, settings):
+        if name not in chosen:
+            raise not_selected(name, chosen)
     return {str(name): make(options) for name, options in settings.items()}
+
+
+def not_selected(name: str, chosen: Sequence[str]) -> InputError:
+    """Return what is said of settings for a penalty that is none of those chosen."""
+    return InputError(
+        f"penalty.{name} has settings, but {name} was not selected; give "
+        f"penalty=[{','.join([*chosen, name])}]."
+    )
+
+
+def recipe_of(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain values, resolved."""
+    recipe = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(recipe, dict)
+    return {str(key): value for key, value in recipe.items()}
 
 
 def make(options: Any, **more: Any) -> Any:

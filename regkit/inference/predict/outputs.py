@@ -79,7 +79,7 @@ def _columns(classes: Sequence[str], top: int) -> list[str]:
 
 def _cells(window: Window, row: Row, classes: Sequence[str], top: int) -> list[str]:
     order = np.argsort(-row, kind="stable")[:top].tolist()
-    best = [cell for k in order for cell in (classes[k], f"{row[k]:.6g}")]
+    best = [cell for k in map(int, order) for cell in (classes[k], f"{row[k]:.6g}")]
     return [f"{window.start_s:.6f}", f"{window.end_s:.6f}", *best, *(f"{p:.6g}" for p in row)]
 
 
