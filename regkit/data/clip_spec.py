@@ -57,10 +57,7 @@ class Sampling:
 
 
 def uniform(
-    num_available: int,
-    num_frames: int,
-    rng: np.random.Generator | None = None,
-    offset: float = 0.5,
+    num_available: int, num_frames: int, rng: np.random.Generator | None = None, offset: float = 0.5
 ) -> Int64[np.ndarray, " frames"]:
     """Cut the video into equal segments and take one frame of each: a random one, or at `offset`.
 

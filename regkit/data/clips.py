@@ -140,11 +140,7 @@ class ClipDataset(Dataset):
         return clip
 
     def _frames(
-        self,
-        video: Video,
-        wanted: np.ndarray,
-        timeline: Timeline,
-        rng: np.random.Generator | None,
+        self, video: Video, wanted: np.ndarray, timeline: Timeline, rng: np.random.Generator | None
     ) -> UInt8[np.ndarray, "frames height width 3"]:
         """Read the frames; training keeps whole videos, so that the next epoch reads none."""
         path, short_px = video.path, self.cut.short_px

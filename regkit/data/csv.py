@@ -78,11 +78,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _table(
-    file: str,
-    text: str,
-    delimiter: str,
-    columns: Mapping[str, str],
-    required: Collection[str],
+    file: str, text: str, delimiter: str, columns: Mapping[str, str], required: Collection[str]
 ) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

@@ -98,11 +98,7 @@ def sides(frame: VideoFrame, short_px: int, source: Source) -> tuple[int, int]:
 
 
 def _walk(
-    container: InputContainer,
-    stream: VideoStream,
-    wanted: Indices,
-    timeline: Timeline,
-    skips: bool,
+    container: InputContainer, stream: VideoStream, wanted: Indices, timeline: Timeline, skips: bool
 ) -> Iterator[VideoFrame | None]:
     """Yield the frame at each wanted index (ascending), or the last before the stream ends."""
     skips = skips and timeline.exact and stream.codec_context.name in _SKIPPING

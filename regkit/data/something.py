@@ -100,11 +100,7 @@ class Something(OfficialSplitData):
         return self._found(answers, [(name, label[name]) for name in names], classes, files)
 
     def _found(
-        self,
-        path: Path,
-        pairs: Sequence[tuple[str, str]],
-        classes: Sequence[str],
-        files: Index,
+        self, path: Path, pairs: Sequence[tuple[str, str]], classes: Sequence[str], files: Index
     ) -> list[Entry]:
         known = set(classes)
         wrong = [f"{name}: {label}" for name, label in pairs if label not in known]

@@ -105,9 +105,7 @@ def _groups(videos: Sequence[Video]) -> tuple[list[list[Video]], Float[np.ndarra
     return groups, total.astype(float)
 
 
-def _counted(
-    group: list[Video],
-) -> tuple[Int[np.ndarray, " present"], Int[np.ndarray, " present"]]:
+def _counted(group: list[Video]) -> tuple[Int[np.ndarray, " present"], Int[np.ndarray, " present"]]:
     """Return the classes of a group and how many videos it has of each.
 
     Of hundreds of classes a group has a few; counting only these keeps large sets fast.

@@ -195,12 +195,7 @@ class Order:
 
 
 def order_effect(
-    net: Net,
-    clip: Clip,
-    target: int,
-    num_draws: int = 8,
-    seed: int = 0,
-    batch_size: int = BATCH,
+    net: Net, clip: Clip, target: int, num_draws: int = 8, seed: int = 0, batch_size: int = BATCH
 ) -> Order:
     """Measure what a class loses when the frames of a clip come in another order.
 

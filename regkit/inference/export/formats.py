@@ -74,10 +74,7 @@ def export_package(model: nn.Module, example: Tensor, path: str | Path) -> Expor
 
 
 def export_onnx(
-    model: nn.Module,
-    example: Tensor,
-    path: str | Path,
-    metadata: Mapping[str, Any] | None = None,
+    model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, Any] | None = None
 ) -> Exported:
     """Write an ONNX file for any number of clips: input "clip", output "scores".
 

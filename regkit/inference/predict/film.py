@@ -192,11 +192,7 @@ def rates(frames: int, windows: int, end_s: float, read_s: float) -> dict[str, A
 
 
 def classify_film(
-    source: Source,
-    classifier: Classifier,
-    sliding: Sliding,
-    smoothing: Smoothing,
-    threads: int = 1,
+    source: Source, classifier: Classifier, sliding: Sliding, smoothing: Smoothing, threads: int = 1
 ) -> Film:
     """Classify the windows of a file; frames are decoded once, and kept while they are needed.
 

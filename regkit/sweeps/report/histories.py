@@ -245,10 +245,7 @@ def _name(axes: Any, scene: Scene, rows: Sequence[Configuration], names: Sequenc
         slant = (
             {"ha": "center"}
             if len(own) * 60 / len(rows) > len(penalty)
-            else {
-                "ha": "left",
-                "rotation": 40,
-            }
+            else {"ha": "left", "rotation": 40}
         )
         axes.text(sum(own) / len(own), -0.7, penalty, va="bottom", **slant, **style)
         if own[0] > 0:

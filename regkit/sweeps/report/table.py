@@ -26,10 +26,7 @@ PREPARING = {
     *("seed", "cv_folds", "cv_fold", "bootstrap", "fold", "num_train"),
 }
 # Numbers that follow from two of a summary.
-SHARES = {
-    "flops_share": ("remaining_flops", "flops"),
-    "live_share": ("live_groups", "num_groups"),
-}
+SHARES = {"flops_share": ("remaining_flops", "flops"), "live_share": ("live_groups", "num_groups")}
 
 
 @dataclass(frozen=True)
