@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> None:
         if key not in ("data", "seed") and not key.startswith("data."):
             raise InputError(f"hog got {word}; it takes words for data, and seed=, alone.")
     config = composed(args.overrides, "hog", args.config_dir)
-    data = make(config.data)
-    data.prepare_data()
-    data.setup()
+    data = make(config.data).ready()
     folder = args.out or Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S} hog")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

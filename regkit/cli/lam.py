@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if not settings:
         raise InputError("lam got penalty=none, which has no strength. Give a penalty.")
     unit = {name: options | {"lam": 1.0} for name, options in settings.items()}
-    data = make(config.data, num_workers=0)
-    data.prepare_data()
-    data.setup()
+    data = make(config.data, num_workers=0).ready()
     pl.seed_everything(config.seed, verbose=False)
     model = VideoClassifier(
         make(config.model, num_classes=data.num_classes), data.classes, make(config.optimizer)

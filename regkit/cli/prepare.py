@@ -98,8 +98,7 @@ def _found(data: Any, quick: bool) -> tuple[Splits, Checker, list[str]]:
     """Find the videos, and what the data set remarks on them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        data.prepare_data()
-        data.setup()
+        data.ready()
     notes = list(dict.fromkeys(str(one.message) for one in caught))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

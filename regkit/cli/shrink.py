@@ -72,8 +72,7 @@ def _device(name: str) -> torch.device:
 def _is_there(data: VideoData) -> bool:
     """Say whether the videos of the run are to be had, and tell where they are not."""
     try:
-        data.prepare_data()
-        data.setup()
+        data.ready()
     except (InputError, OSError) as error:
         print(f"compared on random clips only, for the run's videos are not there: {error}")
         return False

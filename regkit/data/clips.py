@@ -132,7 +132,10 @@ class ClipDataset(Dataset):
             clip = self._memory.get("clip", video)
             if clip is not None:
                 return clip
-        timeline = self._timeline(video.path)
+        timeline = self._memory.get("timeline", video.path)
+        if timeline is None:
+            timeline = self.reader.timeline(video.path)
+            self._memory.keep("timeline", video.path, timeline)
         indices = self.cut.indices(video, timeline, rng)
         clip = self.cut.clip(indices, self._frames(video, np.unique(indices), timeline, rng), rng)
         if rng is None:
@@ -154,13 +157,6 @@ class ClipDataset(Dataset):
         whole = self.reader.frames(path, np.arange(len(timeline)), short_px, timeline)
         self._memory.keep("whole", path, whole)
         return whole[wanted]
-
-    def _timeline(self, path: str) -> Timeline:
-        timeline = self._memory.get("timeline", path)
-        if timeline is None:
-            timeline = self.reader.timeline(path)
-            self._memory.keep("timeline", path, timeline)
-        return timeline
 
 
 def sample_of(clip: Clip, video: Video, skipped: Sequence[str], draw: int) -> dict[str, Any]:
@@ -220,6 +216,23 @@ class EpochSampler(DistributedSampler):
         return ((self.epoch, place if place < last else None) for place in places)
 
 
+def loader_options(num_workers: int, timeout_s: float, seed: int) -> dict[str, Any]:
+    """Return the options that all loaders of clips have in common.
+
+    timeout_s: how long one batch may take.
+    """
+    # joblib's own start method cannot carry a loader's queues
+    loky = multiprocessing.get_start_method(allow_none=True) == "loky"
+    return {
+        "num_workers": num_workers,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        "timeout": timeout_s if num_workers > 0 else 0,
+        "multiprocessing_context": "fork" if loky and num_workers > 0 else None,
+        "generator": torch.Generator().manual_seed(seed),  # else it draws from the global one
+    }
+
+
 class ClipLoader(DataLoader):
     """Load batches, name the file when a worker dies, and go on within an epoch.
 
@@ -240,19 +253,12 @@ class ClipLoader(DataLoader):
         seed: int,
         batches_done: Callable[[], int] | None = None,
     ):
-        # joblib's own start method cannot carry a loader's queues
-        loky = multiprocessing.get_start_method(allow_none=True) == "loky"
         super().__init__(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            timeout=timeout_s if num_workers > 0 else 0,
-            multiprocessing_context="fork" if loky and num_workers > 0 else None,
-            generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
+            **loader_options(num_workers, timeout_s, seed),
         )
         dataset.watch(num_workers)
         self._batches_done = batches_done

@@ -54,9 +54,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     first_step = None if checkpoint is None else checkpoint["global_step"] + 1
     loggers = make_loggers(config, folder, first_step=first_step)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = make(config.data)
-    data.prepare_data()
-    data.setup()
+    data = make(config.data).ready()
     _refuse_without_validation(config, data)
     model = _model(config, data)
     resolve_auto_lam(config, model, data)

@@ -83,9 +83,7 @@ def grid(config: DictConfig) -> list[float]:
 
 
 def _grid(config: DictConfig) -> list[float]:
-    data = make(config.data)
-    data.prepare_data()
-    data.setup()
+    data = make(config.data).ready()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = make(config.model, num_classes=data.num_classes)

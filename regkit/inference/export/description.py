@@ -152,9 +152,7 @@ def on_test_clips(held: TrainedRun, run: Run) -> Agreement:
 
 def _test_clips(held: TrainedRun) -> Iterator[Tensor]:
     # Each clip is read once: a cache of the whole data set would take longer.
-    data: VideoData = make(held.recipe["data"], cache="none", num_workers=0)
-    data.prepare_data()
-    data.setup()
+    data: VideoData = make(held.recipe["data"], cache="none", num_workers=0).ready()
     if not data.known_splits().test:
         raise InputError("the data set has no test split")
     if data.classes != held.model.classes:
