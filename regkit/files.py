@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from regkit.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -28,6 +30,21 @@ def replacing(path: Path) -> Iterator[Path]:
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         draft.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, told: str) -> Path:
+    """Make a folder to write to, and return it.
+
+    told: what an error begins with: who got it, and as what.
+    Raises: InputError when it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{told}, which cannot be made: {error}.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{told}; give a folder to write to.")
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:

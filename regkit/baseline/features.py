@@ -11,6 +11,7 @@ from jaxtyping import Float32, UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from regkit.data.clip_spec import ClipSpec
+from regkit.data.clips import read_clips
 from regkit.data.readers import Reader
 from regkit.data.timeline import VideoError
 from regkit.data.video import Video
@@ -186,9 +187,7 @@ def tabulate(data: VideoData, videos: Sequence[Video], cut: ClipSpec, features: 
     Raises: InputError when a file cannot be read and data.on_error is raise.
     """
     described = _Described(videos, cut, data.file_reader(), features)
-    loader: Any = DataLoader(
-        described, batch_size=None, num_workers=data.num_workers, collate_fn=_as_it_is
-    )
+    loader: Any = DataLoader(described, batch_size=None, num_workers=data.num_workers)
     rows, skipped = [], []
     for found in loader:
         if isinstance(found, Row):
@@ -215,13 +214,9 @@ class _Described(Dataset):
         began = time.perf_counter()
         video = self.videos[place]
         try:
-            timeline = self.reader.timeline(video.path)
-            indices = self.cut.indices(video, timeline, None)
-            short_px = self.cut.short_px
-            frames = self.reader.frames(video.path, np.unique(indices), short_px, timeline)
+            clips, indices, timeline = read_clips(video, self.cut, self.reader)
         except VideoError as error:
             return str(error)
-        clips = self.cut.clip(indices, frames, None)
         read = time.perf_counter()
         values = np.stack([self.features.clip(clip) for clip in clips])
         done = time.perf_counter()
@@ -229,7 +224,3 @@ class _Described(Dataset):
         seconds = float((times[:, -1] - times[:, 0]).mean())
         step_s = seconds / (indices.shape[1] - 1)
         return Row(video, values, step_s, seconds, read - began, done - read)
-
-
-def _as_it_is(found: Any) -> Any:
-    return found

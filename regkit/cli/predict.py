@@ -14,7 +14,7 @@ import torch
 from regkit.data.stream import is_live
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
-from regkit.files import write_table
+from regkit.files import make_folder, write_table
 from regkit.inference.predict import annotate, outputs
 from regkit.inference.predict.film import Classifier, Film, Sliding, classify_film
 from regkit.inference.predict.live import classify_stream, feed_of
@@ -134,12 +134,7 @@ def _task(given: Mapping[str, Any], live: bool, path: Path) -> Task:
     smoothing = Smoothing(given["smooth"], smooth_s, given["threshold"])
     stem = f"stream {datetime.now():%Y-%m-%d_%H-%M-%S}" if live else path.resolve().stem
     out = Path(given["out"] or Path("predictions", stem)).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"predict got out={out}, which cannot be made: {error}.") from error
-    if not os.access(out, os.W_OK):
-        raise InputError(f"predict got out={out}; give a folder to write to.")
+    make_folder(out, f"predict got out={out}")
     return Task(given, classifier, sliding, smoothing, out)
 
 

@@ -331,7 +331,10 @@ def _copy(
                 failed.append(str(error))
                 size = 0
             except BrokenProcessPool as error:
-                raise _death([path, *running.values()]) from error
+                raise InputError(
+                    f"A process died while it copied one of {[path, *running.values()]} into the "
+                    "cache. Look at these files, or at the memory, or set data.cache=none."
+                ) from error
             free, largest = free - size, max(size, largest)
             if free < 0 and (free := room.free(1, keep)) < 0:  # larger than those before
                 store.entry(path).unlink(missing_ok=True)
@@ -339,13 +342,6 @@ def _copy(
                 full.append(path)
             bar.update()
     _report(failed, len(waiting) + len(full), len(missing), room)
-
-
-def _death(held: Sequence[str]) -> InputError:
-    return InputError(
-        f"A process died while it copied one of {held} into the cache. Look at these files, or "
-        "at the memory, or set data.cache=none."
-    )
 
 
 def _report(failed: Sequence[str], left: int, total: int, room: CacheBudget) -> None:

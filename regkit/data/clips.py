@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from regkit.data.clip_spec import ClipSpec
@@ -157,6 +157,19 @@ class ClipDataset(Dataset):
         whole = self.reader.frames(path, np.arange(len(timeline)), short_px, timeline)
         self._memory.keep("whole", path, whole)
         return whole[wanted]
+
+
+def read_clips(
+    video: Video, cut: ClipSpec, reader: Reader, rng: np.random.Generator | None = None
+) -> tuple[Clip, Int64[np.ndarray, "views frames"], Timeline]:
+    """Read the clips of a video, and say which frames of which timeline they are of.
+
+    Raises: VideoError.
+    """
+    timeline = reader.timeline(video.path)
+    indices = cut.indices(video, timeline, rng)
+    frames = reader.frames(video.path, np.unique(indices), cut.short_px, timeline)
+    return cut.clip(indices, frames, rng), indices, timeline
 
 
 def sample_of(clip: Clip, video: Video, skipped: Sequence[str], draw: int) -> dict[str, Any]:

@@ -361,8 +361,6 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
         return
     wanted = {bool: "true or false", int: "a number", float: "a number"}.get(type(default))
     if wanted is not None:
-        raise InputError(f"{key}={value} was given; give {wanted}, as in {key}={_yaml(default)}.")
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower()
+        raise InputError(
+            f"{key}={value} was given; give {wanted}, as in {key}={str(default).lower()}."
+        )

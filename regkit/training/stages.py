@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from regkit.data.video_data import VideoData
@@ -43,7 +42,8 @@ def debias(
     if config.optimizer.get("lr") is None:
         raise InputError("debias_epochs was given, and the optimizer has no lr. Give optimizer.lr.")
     model.make_optimizer = make(config.optimizer, lr=BEGIN * config.optimizer.lr)
-    model.make_scheduler = lambda optimizer: _falling(optimizer, epochs)
+    falls = {"start_factor": 1.0, "end_factor": END, "total_iters": max(epochs - 1, 1)}
+    model.make_scheduler = lambda optimizer: LinearLR(optimizer, **falls)
     penalties, off = make_penalties(recipe_of(config)["penalty"]), Schedule(debias=0.0)
     regularize = RegularizerCallback(penalties, example=data.example(), schedule=off)
     keep = ModelCheckpoint(
@@ -71,10 +71,6 @@ def debias(
         "debiased_val_loss": measured.get("val/loss"),
         "debias_s": round(time.perf_counter() - began, 2),
     }
-
-
-def _falling(optimizer: Optimizer, epochs: int) -> LinearLR:
-    return LinearLR(optimizer, 1.0, END, total_iters=max(epochs - 1, 1))
 
 
 def shrink_stage(

@@ -22,6 +22,7 @@ from regkit.benchmarks.reading.candidates import (
     Task,
 )
 from regkit.benchmarks.reading.report import Memory, Row
+from regkit.data.clips import read_clips
 from regkit.data.readers import READERS
 from regkit.data.video import Video
 from regkit.errors import InputError
@@ -133,9 +134,7 @@ def child() -> None:
     sampling = "uniform" if kind == "uniform" else "dense"
     cut = Task(**{**order["task"], "sampling": sampling}).cut(VIEWS if kind == "views" else 1)
     rng = None if kind == "views" else np.random.default_rng(0)
-    timeline = reader.timeline(path)
-    indices = cut.indices(Video(path, 0, path), timeline, rng)
-    cut.clip(indices, reader.frames(path, np.unique(indices), task.short_px, timeline), rng)
+    read_clips(Video(path, 0, path), cut, reader, rng)
     print(json.dumps({"before_mib": before, "over_mib": resident("VmHWM") - before}))
 
 

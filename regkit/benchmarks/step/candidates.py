@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -96,16 +97,15 @@ def _convolutions(depth: int, width: int) -> list[tuple[int, int, tuple[int, int
 
 def _width(depth: int, num_parameters: float) -> int:
     """Return the largest width whose net has no more than this many parameters."""
-    low, high = 0, 1 << 16
-    while high - low > 1:
-        width = (low + high) // 2
+
+    def size(width: int) -> int:
         head = (width << (NUM_STAGES - 1)) * _num_classes(num_parameters)
-        size = head + sum(
+        return head + sum(
             (before * math.prod(kernel) + 2) * channels
             for before, channels, kernel, _ in _convolutions(depth, width)
         )
-        low, high = (width, high) if size <= num_parameters else (low, width)
-    return low
+
+    return bisect_right(range(1 << 16), num_parameters, key=size) - 1
 
 
 def _num_classes(num_parameters: float) -> int:

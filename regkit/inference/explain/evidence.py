@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
+from regkit.data.clips import read_clips
 from regkit.data.timeline import VideoError
 from regkit.data.video import Video
 from regkit.errors import InputError
@@ -138,14 +139,11 @@ def read_film(held: TrainedRun, video: Video) -> Film:
 
     Raises: InputError when the file or its part cannot be read.
     """
-    cut, reader = held.data.cut(), held.data.file_reader()
     try:
-        timeline = reader.timeline(video.path)
-        indices = cut.indices(video, timeline, None)
-        frames = reader.frames(video.path, np.unique(indices), cut.short_px, timeline)
+        clips, indices, timeline = read_clips(video, held.data.cut(), held.data.file_reader())
     except VideoError as error:
         raise InputError(f"video={error}. Give a video file, or another part of it.") from error
-    clip = torch.from_numpy(cut.clip(indices, frames, None)[0]).permute(3, 0, 1, 2).contiguous()
+    clip = torch.from_numpy(clips[0]).permute(3, 0, 1, 2).contiguous()
     return Film(
         video,
         functional.to_dtype(clip, torch.float32, scale=True),

@@ -181,7 +181,12 @@ def _draw_layers(figure: SubFigure, layers: list[Layer], shrunk: bool) -> None:
             _profile(axes, row, layer)
     axes.set_xlim(0, 2.3 if temporal else 1.5)
     axes.set_ylim(len(shown) - 0.4, -1.1)
-    axes.set_yticks(range(len(shown)), _names(shown), fontsize=8, parse_math=False)
+    axes.set_yticks(
+        range(len(shown)),
+        short_names([layer.name for layer in shown]),
+        fontsize=8,
+        parse_math=False,
+    )
     axes.set_xticks([])
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(False)
@@ -194,10 +199,6 @@ def _draw_layers(figure: SubFigure, layers: list[Layer], shrunk: bool) -> None:
     if len(shown) < len(layers):
         note += f"; {len(layers) - len(shown)} more in explanation.json"
     axes.set_xlabel(note, fontsize=8, color=INK, loc="left")
-
-
-def _names(layers: list[Layer]) -> list[str]:
-    return short_names([layer.name for layer in layers])
 
 
 def _profile(axes: Any, row: int, layer: Layer) -> None:

@@ -1,7 +1,7 @@
 """What another program must know to feed an exported model, and whether it says the same."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -40,14 +40,7 @@ def description(held: TrainedRun) -> dict[str, Any]:
         "mean": list(data.mean),
         "std": list(data.std),
         "modality": data.modality,
-        "sampling": {
-            "num_frames": sampling.num_frames,
-            "kind": sampling.kind,
-            "stride": sampling.stride,
-            "fps": sampling.fps,
-            "pad": sampling.pad,
-            "views": sampling.views,
-        },
+        "sampling": asdict(sampling),
         "short_px": cut.short_px,
         "size_px": cut.size_px,
         "crops": cut.crops,
