@@ -122,7 +122,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _task(given: Mapping[str, Any], live: bool, path: Path) -> Task:
-    """Check the options, load the net, and make the folder."""
     sliding = Sliding(given["window_s"], given["hop_s"])
     smooth_s = given["smooth_s"]
     Smoothing(given["smooth"], smooth_s or 0.0, given["threshold"])

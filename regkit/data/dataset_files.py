@@ -215,7 +215,6 @@ class RandomSplitData(VideoData):
             self._check("num_folds", named, "no val_groups or test_groups, or no folds")
 
     def _grouped(self, paths: Sequence[str]) -> list[str]:
-        """Return the group of each path."""
         pattern = "(.*)" if self.group is None else self.group
         matches = [re.search(pattern, path) for path in paths]
         without = [path for path, match in zip(paths, matches, strict=True) if match is None]

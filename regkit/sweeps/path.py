@@ -119,7 +119,6 @@ def _point(config: DictConfig, lam: float, before: Path | None, folder: Path) ->
 
 
 def _draw(folder: Path, points: Sequence[Mapping[str, Any]], chosen: float | None) -> str:
-    """Draw the path that lies in a folder."""
     points = sorted(points, key=lambda point: point["lam"])
     lams = np.array([point["lam"] for point in points])
     with look():

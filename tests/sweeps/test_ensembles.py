@@ -112,11 +112,6 @@ def test_many_fits_are_averaged_in_orders():
     assert mean[2] == pytest.approx(exact, abs=0.02)
 
 
-def test_union_of_supports_by_hand():
-    alive = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 1]], dtype=bool)
-    assert decomposition.alive_in_any(alive) == 0.75
-
-
 class Bag:
     """Write run folders as the contract of folders says."""
 

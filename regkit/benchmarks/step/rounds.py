@@ -194,7 +194,6 @@ def _heat(
     rounds: Rounds,
     rate: Rate,
 ) -> list[Row]:
-    """Time some against the baselines, and return their rows."""
     device = training.clip.device
     everyone = [*plain, *entrants]
     samples = run_rounds(

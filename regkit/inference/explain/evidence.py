@@ -102,14 +102,12 @@ def gather(net: Net, clip: Clip, target: int | None, questions: Questions) -> Ev
     )
 
 
-def strongest(
-    drops: Float[np.ndarray, " starts"], span: int, num: int = NUM_STRONGEST
-) -> list[int]:
+def strongest(drops: Float[np.ndarray, " starts"], span: int) -> list[int]:
     """List the starts of the largest drops, above rounding, whose spans do not overlap."""
     found: list[int] = []
     for start in np.argsort(-drops, kind="stable").tolist():
         apart = all(abs(start - other) >= span for other in found)
-        if apart and drops[start] > NOISE and len(found) < num:
+        if apart and drops[start] > NOISE and len(found) < NUM_STRONGEST:
             found.append(start)
     return found
 

@@ -245,7 +245,7 @@ def row_of(fits: Fits) -> Row:
         disagreement=decomposition.disagreement(scores),
         density=fits.summed_up("density"),
         rows_alive=None if fits.alive is None else float(fits.alive.mean()),
-        rows_alive_in_any=None if fits.alive is None else decomposition.alive_in_any(fits.alive),
+        rows_alive_in_any=None if fits.alive is None else float(fits.alive.any(0).mean()),
     )
 
 

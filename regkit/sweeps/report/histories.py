@@ -147,7 +147,6 @@ def over_epochs(scene: Scene, histories: Histories) -> Picture | None:
 
 
 def _columns(scene: Scene) -> tuple[dict[str, list[Configuration]], str]:
-    """Choose what is and say what is not."""
     every = {p: [row for row in scene.table.rows if row.penalty == p] for p in scene.penalties}
     shown = {p: spaced(every[p], MOST_LINES) for p in scene.penalties[:MOST_PENALTIES]}
     said = []

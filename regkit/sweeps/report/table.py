@@ -248,7 +248,6 @@ def _repeat(run: Run) -> Any:
 
 
 def _repeat_of(run: Run) -> dict[str, str]:
-    """Return the fold and the sample of a run."""
     data = run.recipe.get("data")
     parts = data if isinstance(data, dict) else {}
     return {key: str(parts.get(key.removeprefix("data."))) for key in REPEATS}

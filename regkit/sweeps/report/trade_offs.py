@@ -193,8 +193,6 @@ def _place(row: Configuration, x: str, y: str) -> tuple[float, float] | None:
 
 
 def _entries(scene: Scene) -> list[Any]:
-    """Return the entries of a legend: colours, markers, the ring."""
-
     def entry(label: str, **style: Any) -> Any:
         return Line2D([], [], linestyle="", label=label, markersize=5.5, **style)
 

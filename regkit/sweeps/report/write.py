@@ -33,22 +33,22 @@ class Report:
     page: Path
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write report.html, its pictures and table.csv, and return the page.
-
-    out: a folder; None is `report` in the first of the folders. TensorBoard's pictures go to
-        `comparison` in that one.
+def write_report(folders: Sequence[str | Path]) -> Path:
+    """Write the report to its usual place, and return the page.
 
     Raises: InputError when a folder holds no runs.
     """
-    return report(folders, out).page
+    return report(folders).page
 
 
 def report(
     folders: Sequence[str | Path], out: str | Path | None = None, by: str = "val_accuracy"
 ) -> Report:
-    """Write the report, choosing by another number of the validation if asked to.
+    """Write report.html, its pictures and table.csv.
 
+    out: a folder; None is `report` in the first of the folders. TensorBoard's pictures go to
+        `comparison` in that one.
+    by: the number of the validation that chooses.
     Raises: InputError when a folder holds no runs, or `by` may not choose.
     """
     check_measure(by)
@@ -68,7 +68,6 @@ def report(
 
 
 def _draw(scene: Scene) -> Iterable[Picture]:
-    """Draw what there is something to draw of, one at a time."""
     if not scene.table.rows:
         return
     histories = Histories()

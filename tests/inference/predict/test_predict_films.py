@@ -304,7 +304,7 @@ def test_the_picture_shows_the_path(classes: int, windows: int, threshold: float
         np.testing.assert_equal(y[2 * k : 2 * k + 2], [at, at])
     (mesh,) = axes.collections
     assert np.shape(mesh.get_array())[0] == len(rows)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 def test_times_say_medians():
