@@ -249,15 +249,6 @@ def row_of(fits: Fits) -> Row:
     )
 
 
-def bias_variance(runs: Sequence[Run]) -> list[Row]:
-    """Return a row for each recipe of which two or more fits are done.
-
-    Fits of one recipe differ in data.bootstrap and seed alone.
-    Raises: InputError when they were tested on different videos.
-    """
-    return [row_of(fits) for fits in collect(runs)[0]]
-
-
 def collect(runs: Sequence[Run]) -> tuple[list[Fits], list[tuple[Run, str]]]:
     """Read the fits of each recipe, and list the runs that are left out, with the reason."""
     read = [(run, predictions_of(run)) for run in runs]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from regkit.lightning.monitors.canvas import SHADES, SHARES, ink_on
+from regkit.lightning.monitors.canvas import SHADES, SHARES, ink_on, short_names
 from regkit.lightning.monitors.canvas import tint as tint_shares
 from regkit.palette import PALE
 from regkit.sweeps.report.style import WIDTH, Picture, Scene, tint
@@ -223,8 +223,7 @@ def layer_densities(scene: Scene, histories: Histories) -> Picture | None:
     caption = (
         "Share of each layer's weights that are not zero at the end, as a mean over "
         f"{scene.table.repeats}; white where none is left, grey where a configuration does not "
-        "penalise the layer. Rows are "
-        "numbered as in the table."
+        "penalise the layer. Rows are numbered as in the table."
     )
     title = "Density of each layer"
     return Picture("layers", title, f"{caption} {left_out}".strip(), figure)
@@ -232,7 +231,7 @@ def layer_densities(scene: Scene, histories: Histories) -> Picture | None:
 
 def _name(axes: Any, scene: Scene, rows: Sequence[Configuration], names: Sequence[str]) -> None:
     """Write layers on the left, strengths below and each penalty once, above its columns."""
-    axes.set_yticks(range(len(names)), _shorter(names), fontsize=7)
+    axes.set_yticks(range(len(names)), short_names(names), fontsize=7)
     strengths = [scene.short_name(row) for row in rows]
     turn = 0 if len(rows) <= MOST_NUMBERS and max(map(len, strengths)) < 7 else 90
     axes.set_xticks(range(len(rows)), strengths, rotation=turn, fontsize=7)
@@ -258,14 +257,6 @@ def _numbers(axes: Any, grid: Float[np.ndarray, "layers rows"]) -> None:
             shown = f"{density:.2f}".removeprefix("0") if density < 0.995 else "1"
             style = {"fontsize": 6.5, "color": ink_on(float(density))}
             axes.text(across, down, shown, ha="center", va="center", **style)
-
-
-def _shorter(names: Sequence[str]) -> list[str]:
-    """Take away what all names begin and end with."""
-    parts = [name.removesuffix(".weight").split(".") for name in names]
-    while len(parts) > 1 and min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
-        parts = [part[1:] for part in parts]
-    return [".".join(part) for part in parts]
 
 
 def _left_out(scene: Scene, rows: Sequence[Configuration], names: Sequence[str]) -> str:
