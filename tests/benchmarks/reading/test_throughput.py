@@ -105,7 +105,7 @@ def test_memory_is_measured_on_a_long_film(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(films, "LONG", TINY)
     monkeypatch.setattr(films, "SECONDS", 0.6)
-    monkeypatch.setattr(command.memory, "measure", measure)
+    monkeypatch.setattr(command, "measure", measure)
     monkeypatch.setattr(command, "absent", lambda: {"torchcodec": "no FFmpeg"})
     out = tmp_path / "run.json"
     assert main(["throughput", "--rounds", "0", "--memory", "--out", str(out)]) == 0
