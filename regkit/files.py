@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from regkit.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -30,14 +32,29 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, told: str) -> Path:
+    """Make a folder to write to, and return it.
+
+    told: what an error begins with: who got it, and as what.
+    Raises: InputError when it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{told}, which cannot be made: {error}.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{told}; give a folder to write to.")
+    return folder
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in UTF-8."""
+    """Write a file whole or not at all, in UTF-8; names of files that are none stay as they are."""
     with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write CSV whole or not at all, in UTF-8; names of files that are none stay as they are."""
+    """Write CSV whole or not at all, as `write_text` does."""
     how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with replacing(path) as draft, draft.open("w", **how) as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

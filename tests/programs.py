@@ -21,7 +21,7 @@ _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(
     [
         "regkit.sweeps.job",
-        "regkit.sweeps.plugins",
+        "regkit.sweeps.sweeper",
         "regkit.training.fit",
         "regkit.sweeps.report.write",
     ]

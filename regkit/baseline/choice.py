@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from regkit.baseline.feature_table import Row
+from regkit.baseline.features import Row
 from regkit.baseline.solver import Fitted, fit
-from regkit.data.split import folds_by_group
+from regkit.data.video import folds_by_group
 from regkit.errors import InputError
 from regkit.selection.choose import Choice, choose
 from regkit.selection.path import cross_validate, path

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from regkit.baseline.features import Features
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.sampling import Sampling
+from regkit.data.clip_spec import ClipSpec, Sampling
 from regkit.errors import InputError
 from regkit.files import write_text
 
@@ -75,16 +74,8 @@ class Detector:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        numbers = {
-            name: getattr(self, name).tolist()
-            for name in ("places", "mean", "scale", "weight", "bias")
-        }
-        content = {
-            **{"format": FORMAT, "classes": list(self.classes)},
-            **{"features": asdict(self.features), "short_px": self.short_px},
-            **{"step_s": self.step_s, "lam": self.lam, **numbers},
-        }
-        write_text(path, json.dumps(content, indent=1))
+        content = {"format": FORMAT, **asdict(self)}
+        write_text(path, json.dumps(content, indent=1, default=np.ndarray.tolist))
 
 
 def load(path: Path) -> Detector:

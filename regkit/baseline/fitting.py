@@ -10,8 +10,7 @@ from jaxtyping import Float64
 
 from regkit.baseline.choice import Path, Scale, choose_by_folds, choose_by_validation, loss
 from regkit.baseline.detector import Detector
-from regkit.baseline.feature_table import Table, tabulate
-from regkit.baseline.features import Features
+from regkit.baseline.features import Features, Table, tabulate
 from regkit.baseline.solver import lam_max
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError

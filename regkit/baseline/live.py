@@ -1,17 +1,54 @@
-"""Watch a stream: every frame is described once, and each new one moves the window on."""
+"""Watch a file or a stream: every frame is described once, and each new one moves the window on."""
 
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from av.error import FFmpegError
 from jaxtyping import Float32, Float64, UInt8
 
 from regkit.baseline.detector import Detector
-from regkit.baseline.stream import Timed
+from regkit.data.decode import pictures
+from regkit.data.stream import Feed, is_live
+from regkit.data.timeline import ROUNDING_S, LostError, VideoError, read_timeline
+from regkit.errors import InputError
 
-_ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
+Timed = tuple[float, UInt8[np.ndarray, "height width 3"]]
+
+
+def frames(source: str, short_px: int) -> Iterator[Timed]:
+    """Yield each frame with its time in seconds, upright, the short side scaled.
+
+    source: a file; or a stream that is decoded as it comes: a URL, a named pipe, a camera
+        (camera:/dev/video0), "-" for standard input.
+    Raises: InputError when it cannot be opened, or no frame of it be decoded.
+    """
+    try:
+        if is_live(source):
+            for arrived in Feed(source).frames(short_px):
+                yield arrived.time_s, arrived.picture
+        else:
+            yield from _stored(source, short_px)
+    except (VideoError, FFmpegError, OSError) as error:
+        raise InputError(
+            f"--watch got {source}, which cannot be read: {error}. Give a video file, a URL, a "
+            "named pipe, a camera such as camera:/dev/video0, or - for standard input."
+        ) from error
+
+
+def _stored(source: str, short_px: int) -> Iterator[Timed]:
+    timeline, done = read_timeline(source), 0
+    while True:
+        wanted = np.arange(done, len(timeline))
+        try:
+            for picture in pictures(source, wanted, short_px, timeline, threads=0):
+                yield float(timeline.times_s[done]), picture
+                done += 1
+            return
+        except LostError:  # once: counted frames are never lost
+            timeline = replace(timeline, exact=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +93,7 @@ class Watch:
             self.num_frames += 1
             self.last_s = time_s
             due_s = max(due_s, time_s - window_s)  # a gap is filled no longer than it matters
-            while due_s <= time_s + _ROUNDING_S:
+            while due_s <= time_s + ROUNDING_S:
                 began = time.perf_counter()
                 self._see(picture)
                 if self._full:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,7 +21,6 @@ _ROUND = [digit * 10.0**power for power in range(-8, 3) for digit in (1, 2, 5)]
 def draw_path(path: Path) -> Figure:
     """Draw accuracy and number of features in use against the strength."""
     figure = Figure((5.6, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     lams, folds = np.array(path.lams), len(path.val_accuracy)
     means = path.val_accuracy.mean(0)
@@ -60,7 +58,6 @@ def draw_features(detector: Detector) -> Figure:
     shown = np.sort(np.argsort(-sizes, kind="stable")[:MOST_CLASSES])
     columns = 2 * features.segments
     figure = Figure((1.1 + 0.95 * columns, 0.9 + 0.98 * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(shown), columns, squeeze=False)
     most = float(np.abs(weight).max()) or 1.0
     for axes_row, label in zip(grid, shown, strict=True):

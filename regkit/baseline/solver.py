@@ -83,7 +83,6 @@ def _nothing(y: Labels, num_classes: int, num_features: int) -> Fitted:
 
 
 def _slopes(x: Inputs, y: Labels, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the mean cross-entropy."""
     wrong = (x @ weight.T + bias).softmax(1)
     wrong[torch.arange(len(y)), y] -= 1
     wrong /= len(y)

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 
-from regkit.benchmarks.report import machine, read
+from regkit.benchmarks.harness import machine, read
 from regkit.benchmarks.step import report as reports
-from regkit.benchmarks.step.candidates import make_penalties, misfits
-from regkit.benchmarks.step.clocks import Training, measure_rate
-from regkit.benchmarks.step.nets import SYNTHETIC, make_net, model_names
-from regkit.benchmarks.step.picture import draw
-from regkit.benchmarks.step.report import Report
-from regkit.benchmarks.step.rounds import Rounds, contest
+from regkit.benchmarks.step.candidates import (
+    SYNTHETIC,
+    make_net,
+    make_penalties,
+    misfits,
+    model_names,
+)
+from regkit.benchmarks.step.report import Report, draw
+from regkit.benchmarks.step.rounds import Rounds, Training, contest, measure_rate
 from regkit.cli.figures import add_file_options, check_files, check_least, keep, show
 from regkit.errors import InputError
 from regkit.timing import cpu_name, system_field

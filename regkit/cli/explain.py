@@ -1,7 +1,6 @@
 """The verb `explain`: what carried the decision on one film, as a picture and as numbers."""
 
 import argparse
-import difflib
 import json
 from datetime import datetime
 from pathlib import Path
@@ -9,17 +8,23 @@ from typing import Any
 
 from regkit.data.video import Video
 from regkit.errors import InputError
-from regkit.files import write_text
+from regkit.files import make_folder, write_text
 from regkit.inference.explain import picture
-from regkit.inference.explain.evidence import Questions, gather
+from regkit.inference.explain.evidence import (
+    Film,
+    Questions,
+    agreement,
+    gather,
+    on_pixels,
+    read_film,
+    reinitialised,
+)
 from regkit.inference.explain.explanation import Explanation, Untrained, as_json, as_text
-from regkit.inference.explain.film import Film, on_pixels, read_film
 from regkit.inference.explain.occlusion import occlusion
-from regkit.inference.explain.sanity import agreement, reinitialised
 from regkit.inference.explain.survived import survived
 from regkit.lightning.monitors.canvas import pixels, write_png
 from regkit.training.checkpoints import TrainedRun, load
-from regkit.training.overrides import REQUIRED, options
+from regkit.training.overrides import REQUIRED, closest, options
 
 DEFAULTS: dict[str, Any] = {
     "ckpt": REQUIRED,
@@ -135,8 +140,8 @@ def _target(name: str, classes: list[str]) -> int | None:
         return None
     if name in classes:
         return classes.index(name)
-    close = difflib.get_close_matches(name, classes, n=1)
-    hint = f"; close: {close[0]}" if close else ""
+    close = closest(name, classes)
+    hint = f"; close: {close}" if close else ""
     raise InputError(f"explain got class={name}{hint}. There are: {', '.join(classes)}.")
 
 
@@ -144,8 +149,4 @@ def _folder(given: str, video: Path) -> Path:
     """Make the folder to write to, before anything is computed."""
     name = f"explain {datetime.now():%Y-%m-%d_%H-%M-%S} {video.stem}"
     folder = Path(given).expanduser() if given else Path("runs", name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"explain got out={folder}, which cannot be made: {error}.") from error
-    return folder
+    return make_folder(folder, f"explain got out={folder}")

@@ -9,12 +9,14 @@ import torch
 
 from regkit.errors import InputError
 from regkit.files import write_text
-from regkit.inference.export.description import description
+from regkit.inference.export.description import description, on_test_clips
 from regkit.inference.export.exported import Exported, scores_of
-from regkit.inference.export.onnx_file import check_packages, export_onnx
-from regkit.inference.export.package import export_package
-from regkit.inference.export.program import export_program
-from regkit.inference.export.split import on_test_clips
+from regkit.inference.export.formats import (
+    check_packages,
+    export_onnx,
+    export_package,
+    export_program,
+)
 from regkit.pruning.latency import latency
 from regkit.training.checkpoints import TrainedRun, load
 from regkit.training.overrides import REQUIRED, options

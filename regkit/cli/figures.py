@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from regkit.benchmarks.report import write
+from regkit.benchmarks.harness import write
 from regkit.errors import InputError
 
 PICTURES = (".png", ".svg", ".pdf")

@@ -13,13 +13,12 @@ from omegaconf import OmegaConf
 
 from regkit.baseline.detector import Detector, load
 from regkit.baseline.fitting import Trained, train
-from regkit.baseline.live import Watch
+from regkit.baseline.live import Watch, frames
 from regkit.baseline.pictures import draw_features, draw_path
-from regkit.baseline.stream import frames
 from regkit.errors import InputError
 from regkit.files import write_text
 from regkit.timing import cpu_name
-from regkit.training.config import make, short
+from regkit.training.config import key_value, make, short
 from regkit.training.overrides import composed
 
 
@@ -67,13 +66,11 @@ def run(args: argparse.Namespace) -> None:
     if args.cells < 2:
         raise InputError(f"--cells got {args.cells}; give 2 or more.")
     for word in args.overrides:
-        key = word.lstrip("+~").partition("=")[0]
+        key, _ = key_value(word)
         if key not in ("data", "seed") and not key.startswith("data."):
             raise InputError(f"hog got {word}; it takes words for data, and seed=, alone.")
     config = composed(args.overrides, "hog", args.config_dir)
-    data = make(config.data)
-    data.prepare_data()
-    data.setup()
+    data = make(config.data).ready()
     folder = args.out or Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S} hog")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

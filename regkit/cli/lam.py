@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 
 import lightning.pytorch as pl
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from regkit.data.video_data import VideoData
@@ -16,7 +15,7 @@ from regkit.regularizer.regularizer import Regularizer
 from regkit.selection.bounds import Bound, Bounds, budget, zero_loss
 from regkit.selection.grid import log_grid, two_digits
 from regkit.selection.layers import head_bound, layer_bounds, step_bound
-from regkit.training.config import make, make_penalties
+from regkit.training.config import make, make_penalties, recipe_of
 from regkit.training.overrides import composed
 from regkit.training.resolve_lam import AUTO_SHARE, GRID_SHARE
 
@@ -46,14 +45,11 @@ def run(args: argparse.Namespace) -> None:
     if args.clips < 1:
         raise InputError(f"--clips got {args.clips}; give 1 or more.")
     config = composed(args.overrides, "lam", args.config_dir)
-    settings = OmegaConf.to_container(config.penalty, resolve=True)
-    assert isinstance(settings, dict)
+    settings = recipe_of(config.penalty)
     if not settings:
         raise InputError("lam got penalty=none, which has no strength. Give a penalty.")
-    unit = {str(name): options | {"lam": 1.0} for name, options in settings.items()}
-    data = make(config.data, num_workers=0)
-    data.prepare_data()
-    data.setup()
+    unit = {name: options | {"lam": 1.0} for name, options in settings.items()}
+    data = make(config.data, num_workers=0).ready()
     pl.seed_everything(config.seed, verbose=False)
     model = VideoClassifier(
         make(config.model, num_classes=data.num_classes), data.classes, make(config.optimizer)

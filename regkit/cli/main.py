@@ -4,79 +4,35 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
 from regkit import __version__
 from regkit.errors import InputError
 
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb is a module with add_options(parser) and run(arguments), which may return a code.
-
-    makes_plugs: it takes --config-dir, the folder of the user's own plugs (`words.use_own`).
-    """
-
-    module: str
-    help: str
-    makes_plugs: bool = True
-
-    def load(self) -> Any:
-        """Import the module."""
-        return import_module(self.module)
-
-
 # These take Hydra's words as they stand: `train`, and `train -m`.
 RUNS = {
     "train": "train a video classifier: penalty=l1 lam=1e-4, as python train.py does",
     "sweep": "train with every combination of the values given: penalty=l1,l2 seed=0,1,2",
 }
+# Each has a module of its name, with add_options(parser) and run(arguments), which may return a
+# code.
 VERBS = {
-    "bench": Verb(
-        "regkit.cli.bench",
-        "measure what each penalty adds to a training step, on this machine",
-        makes_plugs=False,
+    "bench": "measure what each penalty adds to a training step, on this machine",
+    "explain": "say which time spans, colours, places and weights carried a decision",
+    "export": "write a trained network as ONNX and torch.export program, compared with PyTorch",
+    "hog": "fit sparse logistic regression on hand-made features (HOG), and watch a stream with it",
+    "lam": "say from which strength on a penalty wins, and which strengths to try",
+    "predict": "say what happens when in a film, a folder of films, or a camera's stream",
+    "prepare": "check every video of a data set before training, fill its cache",
+    "report": (
+        "compare runs on one page: table, pictures, the choice and why, how to reproduce each"
     ),
-    "explain": Verb(
-        "regkit.cli.explain",
-        "say which time spans, colours, places and weights carried a decision",
-    ),
-    "export": Verb(
-        "regkit.cli.export",
-        "write a trained network as ONNX and torch.export program, compared with PyTorch",
-    ),
-    "hog": Verb(
-        "regkit.cli.hog",
-        "fit sparse logistic regression on hand-made features (HOG), and watch a stream with it",
-    ),
-    "lam": Verb(
-        "regkit.cli.lam",
-        "say from which strength on a penalty wins, and which strengths to try",
-    ),
-    "predict": Verb(
-        "regkit.cli.predict",
-        "say what happens when in a film, a folder of films, or a camera's stream",
-    ),
-    "prepare": Verb(
-        "regkit.cli.prepare", "check every video of a data set before training, fill its cache"
-    ),
-    "report": Verb(
-        "regkit.cli.report",
-        "compare runs on one page: table, pictures, the choice and why, how to reproduce each",
-        makes_plugs=False,
-    ),
-    "shrink": Verb(
-        "regkit.cli.shrink",
-        "cut out of a trained net what its zeros make superfluous; outputs stay equal",
-    ),
-    "throughput": Verb(
-        "regkit.cli.throughput",
-        "measure how many clips a second one process reads from videos",
-        makes_plugs=False,
-    ),
+    "shrink": "cut out of a trained net what its zeros make superfluous; outputs stay equal",
+    "throughput": "measure how many clips a second one process reads from videos",
 }
+# These make no plug, and so take no folder of the user's own.
+PLUGLESS = {"bench", "report", "throughput"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = _parser(words).parse_args(words)
         if getattr(args, "config_dir", None) is not None:
             import_module("regkit.training.overrides").use_own(args.config_dir)
-        return VERBS[args.verb].load().run(args) or 0
+        return _module(args.verb).run(args) or 0
     except InputError as error:
         print(error.line(), file=sys.stderr)
         return 2
@@ -129,12 +85,16 @@ def _parser(words: Sequence[str]) -> Parser:
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="verb", required=True)
     for name, text in RUNS.items():
         verbs.add_parser(name, help=text)
-    for name, verb in VERBS.items():
-        own = verbs.add_parser(name, help=verb.help, description=f"{verb.help}.")
+    for name, text in VERBS.items():
+        own = verbs.add_parser(name, help=text, description=f"{text}.")
         if name == next(iter(words), None):
-            verb.load().add_options(own)
-            if verb.makes_plugs:
+            _module(name).add_options(own)
+            if name not in PLUGLESS:
                 own.add_argument(
                     "--config-dir", metavar="DIR", help="of your own plugs, as for regkit train"
                 )
     return parser
+
+
+def _module(verb: str) -> Any:
+    return import_module(f"regkit.cli.{verb}")

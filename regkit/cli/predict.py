@@ -14,12 +14,11 @@ import torch
 from regkit.data.stream import is_live
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
-from regkit.inference.predict import annotate, folder, outputs
-from regkit.inference.predict.classify import Classifier
-from regkit.inference.predict.film import Film, Sliding, classify_film
-from regkit.inference.predict.live import classify_stream
-from regkit.inference.predict.smooth import Smoothing
-from regkit.inference.predict.stream_reader import feed_of
+from regkit.files import make_folder, write_table
+from regkit.inference.predict import annotate, outputs
+from regkit.inference.predict.film import Classifier, Film, Sliding, classify_film
+from regkit.inference.predict.live import classify_stream, feed_of
+from regkit.inference.predict.result import Smoothing
 from regkit.inference.predict.windows import span
 from regkit.training.checkpoints import load
 from regkit.training.overrides import REQUIRED, options
@@ -123,7 +122,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _task(given: Mapping[str, Any], live: bool, path: Path) -> Task:
-    """Check the options, load the net, and make the folder."""
     sliding = Sliding(given["window_s"], given["hop_s"])
     smooth_s = given["smooth_s"]
     Smoothing(given["smooth"], smooth_s or 0.0, given["threshold"])
@@ -135,12 +133,7 @@ def _task(given: Mapping[str, Any], live: bool, path: Path) -> Task:
     smoothing = Smoothing(given["smooth"], smooth_s, given["threshold"])
     stem = f"stream {datetime.now():%Y-%m-%d_%H-%M-%S}" if live else path.resolve().stem
     out = Path(given["out"] or Path("predictions", stem)).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"predict got out={out}, which cannot be made: {error}.") from error
-    if not os.access(out, os.W_OK):
-        raise InputError(f"predict got out={out}; give a folder to write to.")
+    make_folder(out, f"predict got out={out}")
     return Task(given, classifier, sliding, smoothing, out)
 
 
@@ -190,25 +183,26 @@ def _broken(film: Film) -> int:
 
 
 def _folder(task: Task, path: Path) -> int:
+    """Predict all files, one after the other; a bad one does not stop the others."""
     films: list[Film] = []
-
-    def predict(file: Path, out: Path) -> Film:
+    rows = [outputs.SUMMARY_COLUMNS]
+    for file in outputs.files_in(path, task.out):
         name = os.path.relpath(file, path)
         try:
-            film = _predict(task, file, out)
+            film = _predict(task, file, task.out / name)
         except VideoError as error:
             print(f"{name}: {error.reason}", file=sys.stderr)
-            raise
-        label, probability = film.result.overall
-        print(f"{name}: {film.result.end_s:.2f} s, {film.result.name(label)} {probability:.2f}")
-        films.append(film)
-        _broken(film)
-        return film
-
-    entries = folder.each(folder.files_in(path, task.out), path, task.out, predict)
-    bad = sum(bool(entry.problem) for entry in entries)
+            rows.append([name, "", "", "", "", error.reason])
+        else:
+            label, probability = film.result.overall
+            print(f"{name}: {film.result.end_s:.2f} s, {film.result.name(label)} {probability:.2f}")
+            films.append(film)
+            rows.append(outputs.summary_row(name, film))
+            _broken(film)
+        write_table(task.out / outputs.SUMMARY, rows)  # which grows with them
+    bad = sum(bool(row[-1]) for row in rows[1:])
     print(outputs.together(films))
-    print(f"{len(entries)} files, {bad} with a problem; written to {task.out / folder.SUMMARY}")
+    print(f"{len(rows) - 1} files, {bad} with a problem; written to {task.out / outputs.SUMMARY}")
     return 1 if bad else 0
 
 

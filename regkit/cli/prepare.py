@@ -1,7 +1,6 @@
 """The verb `prepare`: a data set in, a report out, and copies for training where asked for."""
 
 import argparse
-import os
 import sys
 import time
 import warnings
@@ -11,15 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from regkit.data.official_split import OfficialSplitData
+from regkit.data.dataset_files import OfficialSplitData
 from regkit.data.prepare import report
 from regkit.data.prepare.check import Checker, Facts
-from regkit.data.prepare.findings import SPLITS, Places, find, places, rows
+from regkit.data.prepare.findings import Places, find, places, rows
 from regkit.data.prepare.worker_pool import Lost, spread
-from regkit.data.reader import Reader
-from regkit.data.readers import Indexed
-from regkit.data.video import Splits
+from regkit.data.readers import Indexed, Reader
+from regkit.data.video import SPLITS, Splits
 from regkit.errors import InputError
+from regkit.files import make_folder
 from regkit.timing import num_cores
 from regkit.training.config import make
 from regkit.training.overrides import composed
@@ -99,8 +98,7 @@ def _found(data: Any, quick: bool) -> tuple[Splits, Checker, list[str]]:
     """Find the videos, and what the data set remarks on them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        data.prepare_data()
-        data.setup()
+        data.ready()
     notes = list(dict.fromkeys(str(one.message) for one in caught))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -112,12 +110,7 @@ def _found(data: Any, quick: bool) -> tuple[Splits, Checker, list[str]]:
 
 def _refuse_early(args: argparse.Namespace, out: Path) -> None:
     """Refuse now what would fail when all is checked."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out got {str(out)!r}, which cannot be made: {error}.") from error
-    if not os.access(out, os.W_OK):
-        raise InputError(f"--out got {str(out)!r}; give a folder to write to.")
+    make_folder(out, f"--out got {str(out)!r}")
     if args.shards is not None:
         from regkit.data.shards import litdata
 

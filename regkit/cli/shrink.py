@@ -10,7 +10,7 @@ from regkit.errors import InputError
 from regkit.pruning.shrink import TOLERANCE, shrink
 from regkit.training.checkpoints import load, save_shrunk
 from regkit.training.overrides import REQUIRED, options
-from regkit.training.shrink_stage import NUM_CLIPS, clips
+from regkit.training.stages import NUM_CLIPS, clips
 
 OPTIONS = {
     "ckpt": REQUIRED,
@@ -72,8 +72,7 @@ def _device(name: str) -> torch.device:
 def _is_there(data: VideoData) -> bool:
     """Say whether the videos of the run are to be had, and tell where they are not."""
     try:
-        data.prepare_data()
-        data.setup()
+        data.ready()
     except (InputError, OSError) as error:
         print(f"compared on random clips only, for the run's videos are not there: {error}")
         return False

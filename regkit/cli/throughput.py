@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from regkit.benchmarks.reading import films, memory, studio
+from regkit.benchmarks.harness import machine, read
+from regkit.benchmarks.reading import films
 from regkit.benchmarks.reading import report as reports
 from regkit.benchmarks.reading.candidates import Film, Task, absent
-from regkit.benchmarks.reading.picture import draw
-from regkit.benchmarks.reading.report import Report
-from regkit.benchmarks.reading.rounds import contest
-from regkit.benchmarks.report import machine, read
+from regkit.benchmarks.reading.report import Report, draw
+from regkit.benchmarks.reading.rounds import contest, measure
 from regkit.cli.figures import add_file_options, check_files, check_least, keep, show
 from regkit.errors import InputError
 from regkit.timing import num_cores
@@ -88,7 +87,7 @@ def _report(args: argparse.Namespace, folder: Path) -> Report:
     )
     show(reports.heading(found))
     for film in _films(args, task, folder) if args.rounds else ():
-        facts = studio.describe(film, task)
+        facts = films.describe(film, task)
         found = replace(found, films=[*found.films, facts])
         show(reports.film_heading(facts))
         for rows in contest(film, task, args.sampling, args.rounds, args.clips):
@@ -105,18 +104,18 @@ def _films(args: argparse.Namespace, task: Task, folder: Path) -> Iterator[Film]
     if args.files:
         paths = [str(path) for path in args.files]
         name = args.files[0].name if len(paths) == 1 else f"{len(paths)} files"
-        yield studio.film(name, paths, task, folder)
+        yield films.film(name, paths, task, folder)
         return
     for kind in films.KINDS:
         path = films.make(kind, folder, films.SECONDS)
-        yield studio.film(path.stem, [str(path)], task, folder)
+        yield films.film(path.stem, [str(path)], task, folder)
 
 
 def _memory(task: Task, folder: Path) -> list[reports.Memory]:
     piece = films.make(films.LONG, folder, films.SECONDS)
     path = films.repeat(piece, films.PIECES, folder)
     readers = ["pyav"] if "torchcodec" in absent() else ["pyav", "torchcodec"]
-    return list(memory.measure(path, task, readers))
+    return list(measure(path, task, readers))
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -10,9 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from regkit.errors import InputError
-from regkit.sweeps.job import run_job
-from regkit.sweeps.plugins import register_sweepers
-from regkit.sweeps.resume import resumed
+from regkit.sweeps.job import resumed, run_job
+from regkit.sweeps.sweeper import register_sweepers
 from regkit.training.config import check, register
 from regkit.training.overrides import (
     CONFIGS,

@@ -1,19 +1,92 @@
-"""Cut clips out of a video: which frames, and which square of them."""
+"""What clips are made of a video: which frames, and which squares of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
-from regkit.data.sampling import Sampling
-from regkit.data.timeline import Timeline, VideoError
+from regkit.data.timeline import ROUNDING_S, Timeline, VideoError
 from regkit.data.video import Video
 
-_ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
 
-# (indices, short side in px) -> frames, upright
-Frames = Callable[[Int64[np.ndarray, " frames"], int], UInt8[np.ndarray, "frames height width 3"]]
+@dataclass(frozen=True)
+class Sampling:
+    """Take clips of `num_frames` from a video, given when its frames appear.
+
+    kind: "uniform", one frame of each of equal segments; "dense", every `stride`-th frame.
+    fps: None counts the frames as they are. Else each video is seen at this rate, by its time
+        stamps (also where the rate varies): the frames shown at 0, 1/fps, 2/fps, ... seconds.
+    pad: what "dense" puts behind the end of a video too short: "repeat" its last frame, or "loop".
+    views: clips of each video in evaluation, spread evenly over it.
+
+    Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (uniform); Feichtenhofer et
+    al., SlowFast, 2019, section 4 (views).
+    """
+
+    num_frames: int
+    kind: str = "uniform"
+    stride: int = 1
+    fps: float | None = None
+    pad: str = "repeat"
+    views: int = 1
+
+    def __call__(
+        self, times_s: Float64[np.ndarray, " available"], rng: np.random.Generator | None
+    ) -> Int64[np.ndarray, "views frames"]:
+        """Return indices into `times_s`: one clip at random, or without `rng` all views."""
+        grid = self._grid(times_s)
+        count, views = len(grid), 1 if rng is not None else self.views
+        if self.kind == "uniform":
+            places = [uniform(count, self.num_frames, rng, (v + 0.5) / views) for v in range(views)]
+        else:
+            shares = [0.5] if views == 1 else np.linspace(0, 1, views).tolist()
+            loop = self.pad == "loop"
+            places = [
+                dense(count, self.num_frames, self.stride, rng, share, loop) for share in shares
+            ]
+        return grid[np.stack(places)]
+
+    def _grid(self, times_s: Float64[np.ndarray, " available"]) -> Int64[np.ndarray, " grid"]:
+        if self.fps is None or len(times_s) == 1:
+            return np.arange(len(times_s))
+        last = times_s[-1] - times_s[0]
+        stays = last / (len(times_s) - 1)  # of the last frame: as long as frames do in the mean
+        count = max(1, round((last + stays) * self.fps))
+        moments = times_s[0] + np.arange(count) / self.fps + 1e-6  # time stamps are rounded
+        return np.searchsorted(times_s, moments, side="right") - 1
+
+
+def uniform(
+    num_available: int, num_frames: int, rng: np.random.Generator | None = None, offset: float = 0.5
+) -> Int64[np.ndarray, " frames"]:
+    """Cut the video into equal segments and take one frame of each: a random one, or at `offset`.
+
+    index_k = floor((k + u_k) * num_available / num_frames),   u_k ~ U[0, 1), or offset without rng
+
+    Never decreases; a video with fewer frames repeats some, in order.
+    """
+    places = offset if rng is None else rng.random(num_frames)
+    indices = (np.arange(num_frames) + places) * num_available / num_frames
+    return np.minimum(indices.astype(np.int64), num_available - 1)
+
+
+def dense(
+    num_available: int,
+    num_frames: int,
+    stride: int = 1,
+    rng: np.random.Generator | None = None,
+    share: float = 0.5,
+    loop: bool = False,
+) -> Int64[np.ndarray, " frames"]:
+    """Take every `stride`-th frame from a random start, or from `share` of all possible starts.
+
+    A video too short starts at 0 and repeats its last frame, or begins again (`loop`, a jump that
+    was never filmed).
+    """
+    room = max(0, num_available - ((num_frames - 1) * stride + 1))
+    start = int(room * share) if rng is None else int(rng.integers(room + 1))
+    indices = start + stride * np.arange(num_frames, dtype=np.int64)
+    return indices % num_available if loop else np.minimum(indices, num_available - 1)
 
 
 @dataclass(frozen=True)
@@ -44,10 +117,10 @@ class ClipSpec:
         Raises: VideoError when that part holds no frame.
         """
         times = timeline.times_s
-        first = int(np.searchsorted(times, video.start_s - _ROUNDING_S))
+        first = int(np.searchsorted(times, video.start_s - ROUNDING_S))
         last = len(times)
         if video.end_s is not None:
-            last = int(np.searchsorted(times, video.end_s - _ROUNDING_S))
+            last = int(np.searchsorted(times, video.end_s - ROUNDING_S))
         if first >= last:
             raise VideoError(
                 str(video), f"no frame in this part; the file is {timeline.duration_s:.3g} s long"

@@ -1,15 +1,18 @@
-"""Turn a list of videos into clips, and clips into batches."""
+"""Turn a list of videos into clips, and clips into batches, whatever dies on the way."""
 
-from collections.abc import Sequence
+import multiprocessing
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch.utils.data import Dataset, get_worker_info
+from jaxtyping import Int64, UInt8
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from regkit.data.clip_spec import ClipSpec
-from regkit.data.reader import Reader
+from regkit.data.readers import Reader
 from regkit.data.timeline import Timeline, VideoError
 from regkit.data.video import Video
 from regkit.errors import InputError
@@ -19,6 +22,7 @@ _NAME_BYTES = 4096  # of the path that a worker holds
 
 Key = tuple[int, int | None]  # (epoch, index); None pads a rank's share of an evaluation
 Clip = UInt8[np.ndarray, "clips frames size size 3"]
+_LOST = re.compile("DataLoader worker|DataLoader timed out")  # how torch begins these messages
 
 
 class _Memory:
@@ -128,7 +132,10 @@ class ClipDataset(Dataset):
             clip = self._memory.get("clip", video)
             if clip is not None:
                 return clip
-        timeline = self._timeline(video.path)
+        timeline = self._memory.get("timeline", video.path)
+        if timeline is None:
+            timeline = self.reader.timeline(video.path)
+            self._memory.keep("timeline", video.path, timeline)
         indices = self.cut.indices(video, timeline, rng)
         clip = self.cut.clip(indices, self._frames(video, np.unique(indices), timeline, rng), rng)
         if rng is None:
@@ -136,11 +143,7 @@ class ClipDataset(Dataset):
         return clip
 
     def _frames(
-        self,
-        video: Video,
-        wanted: np.ndarray,
-        timeline: Timeline,
-        rng: np.random.Generator | None,
+        self, video: Video, wanted: np.ndarray, timeline: Timeline, rng: np.random.Generator | None
     ) -> UInt8[np.ndarray, "frames height width 3"]:
         """Read the frames; training keeps whole videos, so that the next epoch reads none."""
         path, short_px = video.path, self.cut.short_px
@@ -155,12 +158,18 @@ class ClipDataset(Dataset):
         self._memory.keep("whole", path, whole)
         return whole[wanted]
 
-    def _timeline(self, path: str) -> Timeline:
-        timeline = self._memory.get("timeline", path)
-        if timeline is None:
-            timeline = self.reader.timeline(path)
-            self._memory.keep("timeline", path, timeline)
-        return timeline
+
+def read_clips(
+    video: Video, cut: ClipSpec, reader: Reader, rng: np.random.Generator | None = None
+) -> tuple[Clip, Int64[np.ndarray, "views frames"], Timeline]:
+    """Read the clips of a video, and say which frames of which timeline they are of.
+
+    Raises: VideoError.
+    """
+    timeline = reader.timeline(video.path)
+    indices = cut.indices(video, timeline, rng)
+    frames = reader.frames(video.path, np.unique(indices), cut.short_px, timeline)
+    return cut.clip(indices, frames, rng), indices, timeline
 
 
 def sample_of(clip: Clip, video: Video, skipped: Sequence[str], draw: int) -> dict[str, Any]:
@@ -197,3 +206,121 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "skipped": [name for sample in samples for name in sample["skipped"]],
         "draws": [sample["draw"] for sample in good],
     }
+
+
+class EpochSampler(DistributedSampler):
+    """Yield (epoch, index), so that workers know the epoch. Lightning calls `set_epoch`.
+
+    Shuffled (training), ranks are filled up by repeats. In order (evaluation), by (epoch, None),
+    which `collate` drops: every rank gets as many batches, and no video counts twice.
+
+    done: how many of this rank's share the next walk leaves out; later ones are whole again.
+    """
+
+    done = 0
+
+    def __iter__(self) -> Iterator[Key]:
+        """Walk this rank's share of the epoch."""
+        done, self.done = self.done, 0
+        if self.shuffle:
+            return iter([(self.epoch, index) for index in super().__iter__()][done:])
+        last = len(self.dataset)  # pyright: ignore[reportArgumentType]  # ours is Sized
+        places = range(self.rank, self.total_size, self.num_replicas)[done:]
+        return ((self.epoch, place if place < last else None) for place in places)
+
+
+def loader_options(num_workers: int, timeout_s: float, seed: int) -> dict[str, Any]:
+    """Return the options that all loaders of clips have in common.
+
+    timeout_s: how long one batch may take.
+    """
+    # joblib's own start method cannot carry a loader's queues
+    loky = multiprocessing.get_start_method(allow_none=True) == "loky"
+    return {
+        "num_workers": num_workers,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        "timeout": timeout_s if num_workers > 0 else 0,
+        "multiprocessing_context": "fork" if loky and num_workers > 0 else None,
+        "generator": torch.Generator().manual_seed(seed),  # else it draws from the global one
+    }
+
+
+class ClipLoader(DataLoader):
+    """Load batches, name the file when a worker dies, and go on within an epoch.
+
+    batches_done: how many batches of the running epoch were trained on, or -1 when it is over; it
+        becomes the state that a checkpoint keeps. Without it there is none.
+    timeout_s: how long one batch may take.
+
+    Raises: InputError, in place of a batch, when a worker has died or says nothing any more.
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        sampler: EpochSampler,
+        batch_size: int,
+        num_workers: int,
+        timeout_s: float,
+        seed: int,
+        batches_done: Callable[[], int] | None = None,
+    ):
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            persistent_workers=num_workers > 0,
+            **loader_options(num_workers, timeout_s, seed),
+        )
+        dataset.watch(num_workers)
+        self._batches_done = batches_done
+        self.waited_s = 0.0  # of this process for batches, all in all
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Start the epoch now, and hand out its batches."""
+        return self._watched(super().__iter__())
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if _LOST.match(str(error)) is None:
+                    raise
+                raise self._loss(batches, str(error)) from error
+            self.waited_s += time.perf_counter() - began
+            yield batch
+
+    def _loss(self, batches: Any, reason: str) -> InputError:
+        dataset = self.dataset
+        assert isinstance(dataset, ClipDataset)
+        workers = dict(enumerate(batches._workers))
+        dead = {number: worker for number, worker in workers.items() if not worker.is_alive()}
+        held = "; ".join(
+            f"{dataset.held(number) or 'nothing yet'} (exit code {worker.exitcode})"
+            for number, worker in (dead or workers).items()
+        )
+        return InputError(
+            f"A process that reads videos was lost: {reason.splitlines()[0]} It held {held}. "
+            "Look at that file with regkit prepare; exit code -9 often means that the "
+            "memory was full: take a smaller data.worker_ram_mib or data.num_workers. A file that "
+            "takes too long is stopped after data.timeout_s."
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Say how far which epoch is; Lightning keeps this in its checkpoints."""
+        if self._batches_done is None:
+            return {}
+        assert isinstance(self.sampler, EpochSampler)
+        done = self._batches_done()
+        return {"epoch": self.sampler.epoch + (done < 0), "batches_done": max(0, done)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next walk where the checkpoint was; Lightning calls this before it."""
+        assert isinstance(self.sampler, EpochSampler)
+        self.sampler.set_epoch(state["epoch"])
+        self.sampler.done = state["batches_done"] * (self.batch_size or 1)

@@ -16,18 +16,22 @@ from regkit.data.timeline import LostError, Source, Timeline, VideoError, opened
 # Decoders that leave out a frame to which no other refers when told so packet by packet, all else
 # being equal to the bit. Others look at the order later (libdav1d) or have no such frames.
 _SKIPPING = {"h264", "hevc", "mpeg2video", "mpeg4"}
-_LONGEST = 16  # long side over short side
+LONGEST = 16  # long side over short side
+
+Picture = UInt8[np.ndarray, "height width 3"]
+Frames = UInt8[np.ndarray, "frames height width 3"]
+Indices = Int64[np.ndarray, " frames"]
 
 _own = threading.local()
 
 
 def read_frames(
     source: Source,
-    indices: Sequence[int] | Int64[np.ndarray, " frames"],
+    indices: Sequence[int] | Indices,
     short_px: int,
     timeline: Timeline | None = None,
     threads: int = 1,
-) -> UInt8[np.ndarray, "frames height width 3"]:
+) -> Frames:
     """Decode the frames at `indices` as RGB, upright, the short side scaled to `short_px`.
 
     From the keyframe before the first wanted frame it decodes only what wanted frames need.
@@ -51,12 +55,12 @@ def read_frames(
 
 def pictures(
     source: Source,
-    wanted: Int64[np.ndarray, " wanted"],
+    wanted: Indices,
     short_px: int,
     timeline: Timeline,
     threads: int = 1,
     skips: bool = False,
-) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+) -> Iterator[Picture]:
     """Yield the frames at `wanted` (ascending) one by one, scaled and upright.
 
     skips: leave out frames that no wanted one needs.
@@ -71,7 +75,7 @@ def pictures(
             yield upright(frame, size)
 
 
-def upright(frame: VideoFrame, sides: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+def upright(frame: VideoFrame, sides: tuple[int, int]) -> Picture:
     """Scale a frame to width and height, and turn it as its metadata says."""
     scaled = _reformatter().reformat(frame, *sides, "rgb24", threads=1)
     # Counter-clockwise, as FFmpeg counts.
@@ -84,7 +88,7 @@ def sides(frame: VideoFrame, short_px: int, source: Source) -> tuple[int, int]:
     Raises: VideoError for a strip, which is no picture and would fill the memory.
     """
     short, long = sorted((frame.width, frame.height))
-    if short * _LONGEST < long:
+    if short * LONGEST < long:
         raise VideoError(
             source, f"its frames of {frame.width} x {frame.height} px are no picture but a strip"
         )
@@ -94,11 +98,7 @@ def sides(frame: VideoFrame, short_px: int, source: Source) -> tuple[int, int]:
 
 
 def _walk(
-    container: InputContainer,
-    stream: VideoStream,
-    wanted: Int64[np.ndarray, " wanted"],
-    timeline: Timeline,
-    skips: bool,
+    container: InputContainer, stream: VideoStream, wanted: Indices, timeline: Timeline, skips: bool
 ) -> Iterator[VideoFrame | None]:
     """Yield the frame at each wanted index (ascending), or the last before the stream ends."""
     skips = skips and timeline.exact and stream.codec_context.name in _SKIPPING

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regkit.data.dataset_files import (
-    SPLITS,
     Entry,
+    RandomSplitData,
     checked,
     is_video,
     labelled,
     read_text,
     restricted,
 )
-from regkit.data.random_split import RandomSplitData
-from regkit.data.video import Splits
+from regkit.data.video import SPLITS, Splits
 from regkit.errors import InputError
 
 Found = list[tuple[str, str]]  # (class, path below root)

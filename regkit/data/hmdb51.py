@@ -4,8 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import OfficialSplitData, Parts
+from regkit.data.dataset_files import Entry, Index, OfficialSplitData, Parts, index, read_text
 from regkit.data.video import Splits
 
 _SPLIT = {"1": "train", "2": "test"}
@@ -46,7 +45,7 @@ class HMDB51(OfficialSplitData):
             self._read(lists / f"{label}{ending}", label, files, parts)
         return self._split(parts, classes)
 
-    def _read(self, path: Path, label: str, files: dict[str, list[str]], parts: Parts) -> None:
+    def _read(self, path: Path, label: str, files: Index, parts: Parts) -> None:
         lines = [line.strip() for line in read_text("HMDB51", "list", path).splitlines()]
         pairs = [(line, *line.rpartition(" ")[::2]) for line in lines if line]
         wrong = [line for line, name, use in pairs if use not in ("0", *_SPLIT) or not name.strip()]
@@ -57,6 +56,5 @@ class HMDB51(OfficialSplitData):
             name = padded.strip()
             stem = os.path.splitext(name)[0]
             film = stem.rpartition(f"_{label}_")[0] or stem
-            place = pick(files.get(stem, ()), label)
-            found = None if place is None else str(Path(self.root, place))
+            found = self._find(files, stem, label)
             parts[_SPLIT[use]].append(Entry(f"{label}/{name}", found, label, film))

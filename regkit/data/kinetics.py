@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import OfficialSplitData
+from regkit.data.dataset_files import Entry, Index, OfficialSplitData, index, read_text
 from regkit.data.video import Splits
 from regkit.errors import InputError
 
@@ -88,17 +87,16 @@ class Kinetics(OfficialSplitData):
         self._refuse(path, wrong, len(rows), "no empty fields, time_start before time_end")
         return rows
 
-    def _entries(self, rows: Sequence[Row], split: str, files: dict[str, list[str]]) -> list[Entry]:
+    def _entries(self, rows: Sequence[Row], split: str, files: Index) -> list[Entry]:
         entries = []
         for row in rows:
             label, name, times = str(row["label"]), str(row["youtube_id"]), _times(row)
             assert times is not None
             near = (*_FOLDERS[split], label, label.replace(" ", "_"))
             cut = f"{name}_{int(times[0]):06d}_{int(times[1]):06d}"
-            place, (start_s, end_s) = pick(files.get(cut, ()), *near), (0.0, None)
-            if place is None:
-                place, (start_s, end_s) = pick(files.get(name, ()), *near), times
-            found = None if place is None else str(Path(self.root, place))
+            found, (start_s, end_s) = self._find(files, cut, *near), (0.0, None)
+            if found is None:
+                found, (start_s, end_s) = self._find(files, name, *near), times
             entries.append(Entry(cut, found, label, name, start_s, end_s))
         return entries
 

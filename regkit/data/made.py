@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
+from tqdm import tqdm
 
-from regkit.data.video import Splits, Video
+from regkit.data.video import SPLITS, Splits, Video
 from regkit.data.video_data import VideoData
 from regkit.files import replacing
 
@@ -57,8 +58,8 @@ class SyntheticMotion(VideoData):
 
     def __post_init__(self):
         super().__post_init__()
+        least = len(_CLASSES)
         for name in ("num_train", "num_val", "num_test"):
-            least = len(_CLASSES)
             self._check(name, getattr(self, name) >= least, f"{least} or more, one a class")
         self._check("video_frames", self.video_frames >= 2, "2 or more")
         sized = self.video_px >= 16 and self.video_px % 2 == 0
@@ -94,21 +95,17 @@ class SyntheticMotion(VideoData):
     def _write(self, folder: Path) -> None:
         plan = [
             (place, split, number, path)
-            for place, split in enumerate(("train", "val", "test"))
+            for place, split in enumerate(SPLITS)
             for number, path in enumerate(self._paths(split))
         ]
-        for done, (place, split, number, path) in enumerate(plan, start=1):
+        bar = tqdm(plan, desc="made videos", unit="video", file=sys.stderr)
+        for place, split, number, path in bar:
             target = folder / split / path
             target.parent.mkdir(parents=True, exist_ok=True)
             rng = np.random.default_rng([self.seed, place, number])
             motion = target.parent.name
-            frames = render(
-                motion, rng, self.video_frames, self.video_px, self.noise, self.num_distractors
-            )
-            write_video(target, frames)
-            if done % 60 == 0 or done == len(plan):
-                end = "\n" if done == len(plan) else ""
-                print(f"\rMade: {done}/{len(plan)} videos", end=end, file=sys.stderr, flush=True)
+            size = (self.video_frames, self.video_px)
+            write_video(target, render(motion, rng, *size, self.noise, self.num_distractors))
 
     def _paths(self, split: str) -> list[str]:
         count = getattr(self, f"num_{split}")
@@ -117,12 +114,13 @@ class SyntheticMotion(VideoData):
 
     def videos(self) -> Splits:
         """List the videos; some training labels are wrong when `label_noise` asks for it."""
-        splits = {}
-        for split in ("train", "val", "test"):
-            splits[split] = [
+        splits = {
+            split: [
                 Video(str(self.folder / split / path), number % len(_CLASSES), f"{split}/{path}")
                 for number, path in enumerate(self._paths(split))
             ]
+            for split in SPLITS
+        }
         splits["train"] = self._mislabelled(splits["train"])
         return Splits(**splits, classes=_CLASSES)
 
@@ -132,7 +130,7 @@ class SyntheticMotion(VideoData):
         shift = np.zeros(len(videos), dtype=int)
         shift[chosen] = rng.integers(1, len(_CLASSES), size=len(chosen))
         return [
-            Video(video.path, int(video.label + by) % len(_CLASSES), video.group)
+            replace(video, label=int(video.label + by) % len(_CLASSES))
             for video, by in zip(videos, shift, strict=True)
         ]
 

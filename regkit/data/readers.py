@@ -1,16 +1,129 @@
-"""Ways to read a file that go one into another: decoder, index, cache."""
+"""Ways to read a file: by PyAV, by torchcodec, or by either with timelines that are remembered."""
 
+import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
-from regkit.data.index import Index
-from regkit.data.reader import PyAV, Reader
-from regkit.data.store import Store, read_memmap
-from regkit.data.timeline import Source, Timeline, VideoError
+from regkit.data.decode import LONGEST, Frames, Indices, read_frames
+from regkit.data.timeline import Index, Source, Timeline, VideoError, read_timeline
+from regkit.errors import InputError
+
+
+class Reader(ABC):
+    """Read the frames of a file; both raise VideoError where that is impossible."""
+
+    @abstractmethod
+    def timeline(self, source: Source) -> Timeline:
+        """List the frames."""
+
+    @abstractmethod
+    def frames(self, source: Source, indices: Indices, short_px: int, timeline: Timeline) -> Frames:
+        """Return the frames at `indices` as RGB, upright, the short side scaled."""
+
+
+@dataclass(frozen=True)
+class PyAV(Reader):
+    """FFmpeg by PyAV: every codec, only the frames that are needed.
+
+    threads: of the decoder; 0 lets it choose.
+    """
+
+    threads: int = 1
+
+    def timeline(self, source: Source) -> Timeline:
+        """Walk through the packets."""
+        return read_timeline(source)
+
+    def frames(self, source: Source, indices: Indices, short_px: int, timeline: Timeline) -> Frames:
+        """Decode them."""
+        return read_frames(source, indices, short_px, timeline, self.threads)
+
+
+@dataclass(frozen=True)
+class TorchCodec(Reader):
+    """Frames by torchcodec, scaled by its own Resize; by PyAV where torchcodec gives others.
+
+    It decodes by the FFmpeg that is installed in the system. Unscaled, frames are those of PyAV to
+    the bit where both FFmpegs decode alike. Scaled, they differ by 1 to 5 grey levels in the mean
+    on the files tried: the scalers weigh pixels, and above all the coarser colours, differently.
+
+    threads: of the decoder; 0 lets it choose.
+    Raises: InputError when torchcodec, or the FFmpeg that it needs, is missing.
+    """
+
+    threads: int = 1
+
+    def __post_init__(self):
+        reason = unavailable()
+        if reason is not None:
+            raise InputError(
+                f"data.reader=torchcodec cannot be used: {reason}. pip install "
+                "'regkit[torchcodec]', and FFmpeg with its shared libraries: apt-get install "
+                "ffmpeg, or conda install ffmpeg. data.reader=pyav needs neither."
+            )
+
+    def timeline(self, source: Source) -> Timeline:
+        """Walk through the packets, as PyAV does."""
+        return read_timeline(source)
+
+    def frames(self, source: Source, indices: Indices, short_px: int, timeline: Timeline) -> Frames:
+        """Decode them; where torchcodec numbers or times them otherwise, by PyAV."""
+        by_pyav = PyAV(self.threads)
+        if not timeline.exact:
+            return by_pyav.frames(source, indices, short_px, timeline)
+        wanted, back = np.unique(indices, return_inverse=True)
+        try:
+            return self._read(source, wanted, short_px, timeline)[back]
+        except (RuntimeError, ValueError, IndexError) as error:  # torchcodec has no type of its own
+            frames = by_pyav.frames(source, indices, short_px, timeline)
+            # Without the file's name, so that a set of such files gives one warning.
+            warnings.warn(f"PyAV reads what torchcodec cannot: {_short(error)}", stacklevel=2)
+            return frames
+
+    def _read(self, source: Source, wanted: Indices, short_px: int, timeline: Timeline) -> Frames:
+        """Decode by torchcodec alone.
+
+        Raises: ValueError where its frames are not those of the timeline; what torchcodec raises.
+        """
+        stored = (timeline.height_px, timeline.width_px)
+        found = self._opened(source, stored, short_px)
+        shown = (found.metadata.height, found.metadata.width)
+        if len(found) != len(timeline) or sorted(shown) != sorted(stored):
+            raise ValueError("it sees another number of frames, or another size")
+        if shown != stored:  # turned, which only an opened file tells
+            found = self._opened(source, shown, short_px)
+        batch = found.get_frames_at(wanted.tolist())
+        times_s = timeline.pts[wanted] * timeline.tick_s
+        if np.abs(batch.pts_seconds.numpy() - times_s).max() > timeline.tick_s / 2:
+            raise ValueError("it gives frames other times")
+        return batch.data.numpy()
+
+    def _opened(self, source: Source, sides: tuple[int, int], short_px: int) -> Any:
+        """Open the first stream; it raises where that is no video."""
+        decoders, transforms = map(import_module, ("torchcodec.decoders", "torchcodec.transforms"))
+        short, long = sorted(sides)
+        if not 0 < long <= LONGEST * short:
+            raise ValueError("it has no known size, or is no picture but a strip")
+        if isinstance(source, str | os.PathLike):
+            source = os.path.abspath(source)  # FFmpeg would take "a:b.mp4" for a protocol
+        else:
+            source.seek(0)
+        scaled = [max(short_px, round(side * short_px / short)) for side in sides]
+        return decoders.VideoDecoder(
+            source,
+            stream_index=0,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=self.threads,
+            device="cpu",
+            seek_mode="exact",
+            transforms=[transforms.Resize(scaled)],
+        )
 
 
 @dataclass(frozen=True)
@@ -33,74 +146,27 @@ class Indexed(Reader):
             raise VideoError(source, f"{type(error).__name__}, {error.strerror}") from error
         return timeline
 
-    def frames(
-        self,
-        source: Source,
-        indices: Int64[np.ndarray, " frames"],
-        short_px: int,
-        timeline: Timeline,
-    ) -> UInt8[np.ndarray, "frames height width 3"]:
+    def frames(self, source: Source, indices: Indices, short_px: int, timeline: Timeline) -> Frames:
         """Decode them."""
         return self.inner.frames(source, indices, short_px, timeline)
 
 
-@dataclass(frozen=True)
-class Cached(Reader):
-    """A reader that takes the copy in a store where there is one."""
-
-    inner: Reader
-    store: Store
-
-    def timeline(self, source: Source) -> Timeline:
-        """Ask the copy, or the file."""
-        copy = self._copy(source)
-        if isinstance(copy, tuple):
-            return copy[0]
-        return self.inner.timeline(source if copy is None else copy)
-
-    def frames(
-        self,
-        source: Source,
-        indices: Int64[np.ndarray, " frames"],
-        short_px: int,
-        timeline: Timeline,
-    ) -> UInt8[np.ndarray, "frames height width 3"]:
-        """Read the copy, or the file."""
-        copy = self._copy(source)
-        if isinstance(copy, tuple):
-            return copy[1][np.minimum(indices, len(copy[1]) - 1)]
-        return self.inner.frames(source if copy is None else copy, indices, short_px, timeline)
-
-    def _copy(
-        self, source: Source
-    ) -> tuple[Timeline, UInt8[np.ndarray, "frames height width 3"]] | str | None:
-        """Return a mapped copy, the path of a coded one, or None where there is none."""
-        if not isinstance(source, str):
-            return None
-        try:
-            entry = self.store.entry(source)
-        except OSError:
-            return None  # no such file; whoever reads it says so
-        if self.store.kind != "memmap":
-            return str(entry) if entry.is_file() else None
-        try:
-            return read_memmap(entry)
-        except FileNotFoundError:  # not copied, or thrown out to make room
-            return None
-        except (OSError, ValueError, EOFError) as error:
-            warnings.warn(
-                f"regkit leaves out the copy {entry} of {source} ({error}); delete it, and it "
-                "will be made again.",
-                stacklevel=2,
-            )
-            return None
-
-
-def _torchcodec(threads: int) -> Reader:
-    from regkit.data.torchcodec import TorchCodec  # only where it is asked for
-
-    return TorchCodec(threads)
-
-
 # By the value of data.reader; made from a number of threads.
-READERS: dict[str, Callable[[int], Reader]] = {"pyav": PyAV, "torchcodec": _torchcodec}
+READERS: dict[str, Callable[[int], Reader]] = {"pyav": PyAV, "torchcodec": TorchCodec}
+
+
+def unavailable() -> str | None:
+    """Say why torchcodec cannot decode here; None where it can."""
+    try:
+        torchcodec = import_module("torchcodec")
+    except (ImportError, RuntimeError, OSError) as error:
+        return _short(error)
+    # None since it is loaded late; before, the import failed
+    if torchcodec.ffmpeg_major_version is None:
+        return "it finds no FFmpeg libraries of the versions that it knows"
+    return None
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}, {lines[0] if lines else ''}"

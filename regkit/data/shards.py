@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from regkit.data.dataset_files import SPLITS
-from regkit.data.video import Splits, Video
+from regkit.data.video import SPLITS, Splits, Video
 from regkit.errors import InputError
 from regkit.files import replacing
 
@@ -59,7 +58,10 @@ def write_shards(
             f"write_shards got folder={str(folder)!r}, which is not empty; give another."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    mixed = {name: _mixed(getattr(splits, name)) for name in SPLITS}
+    mixed = {}
+    for name in SPLITS:
+        videos = getattr(splits, name)
+        mixed[name] = [videos[i] for i in np.random.default_rng(0).permutation(len(videos))]
     try:
         with replacing(target) as draft:
             with tqdm(total=sum(map(len, mixed.values())), unit="video", file=sys.stderr) as bar:
@@ -99,10 +101,6 @@ def part(root: str, name: str) -> str:
 def video_of(item: Mapping[str, Any]) -> Video:
     """Return what a stored item says of its video."""
     return Video(*json.loads(bytes(item["about"])))
-
-
-def _mixed(videos: Sequence[Video]) -> list[Video]:
-    return [videos[place] for place in np.random.default_rng(0).permutation(len(videos))]
 
 
 def _items(videos: Sequence[Video], num_workers: int, bar: tqdm) -> Iterator[dict[str, Any]]:

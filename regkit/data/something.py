@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import OfficialSplitData
+from regkit.data.dataset_files import Entry, Index, OfficialSplitData, index, read_text
 from regkit.data.video import Splits
 from regkit.errors import InputError
 
@@ -82,14 +81,14 @@ class Something(OfficialSplitData):
         return path, entries
 
     def _entries(
-        self, folder: Path, name: str, classes: Sequence[str], files: dict[str, list[str]]
+        self, folder: Path, name: str, classes: Sequence[str], files: Index
     ) -> list[Entry]:
         path, listed = self._list(folder, name, "id", "template")
         pairs = [(str(one["id"]), _plain(str(one["template"]))) for one in listed]
         return self._found(path, pairs, classes, files)
 
     def _answered(
-        self, folder: Path, answers: Path, classes: Sequence[str], files: dict[str, list[str]]
+        self, folder: Path, answers: Path, classes: Sequence[str], files: Index
     ) -> list[Entry]:
         _, listed = self._list(folder, "test", "id")
         lines = read_text("Something", "annotations", answers).splitlines()
@@ -101,20 +100,12 @@ class Something(OfficialSplitData):
         return self._found(answers, [(name, label[name]) for name in names], classes, files)
 
     def _found(
-        self,
-        path: Path,
-        pairs: Sequence[tuple[str, str]],
-        classes: Sequence[str],
-        files: dict[str, list[str]],
+        self, path: Path, pairs: Sequence[tuple[str, str]], classes: Sequence[str], files: Index
     ) -> list[Entry]:
         known = set(classes)
         wrong = [f"{name}: {label}" for name, label in pairs if label not in known]
         self._refuse(path, wrong, len(pairs), "with templates that labels.json holds")
-        places = [(name, label, pick(files.get(name, ()))) for name, label in pairs]
-        return [
-            Entry(name, None if place is None else str(Path(self.root, place)), label, name)
-            for name, label, place in places
-        ]
+        return [Entry(name, self._find(files, name), label, name) for name, label in pairs]
 
 
 def _plain(template: str) -> str:

@@ -13,11 +13,9 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.video.stream import VideoStream
-from jaxtyping import UInt8
 
-from regkit.data.decode import sides, upright
-from regkit.data.timeline import VideoError, told
+from regkit.data.decode import Picture, sides, upright
+from regkit.data.timeline import VideoError, told, video_stream
 
 CAMERA = "camera:"
 DEVICE = "/dev/video"  # how Linux names cameras
@@ -30,7 +28,7 @@ class ArrivedFrame(NamedTuple):
     """A frame: seconds since the first one, upright and scaled, and what decoding it took."""
 
     time_s: float
-    picture: UInt8[np.ndarray, "height width 3"]
+    picture: Picture
     decode_ms: float
 
 
@@ -99,7 +97,9 @@ class Feed:
     def _frames(
         self, container: InputContainer, short_px: int, threads: int, broken: Callable[[], None]
     ) -> Iterator[ArrivedFrame]:
-        stream = self._stream(container, threads)
+        stream = video_stream(container, self.video)
+        stream.codec_context.thread_type = "SLICE"  # threads by frames would hold frames back
+        stream.codec_context.thread_count = threads
         rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
         stamps = Stamps(float(stream.time_base or 0), rate)
         for packet in container.demux(stream):
@@ -114,16 +114,6 @@ class Feed:
                 taken = 1000 * (time.perf_counter() - began)
                 yield ArrivedFrame(stamps(frame.pts), np.ascontiguousarray(picture), taken)
                 began = time.perf_counter()
-
-    def _stream(self, container: InputContainer, threads: int) -> VideoStream:
-        if not container.streams.video:
-            raise VideoError(self.video, "it has no video stream")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise VideoError(self.video, "no decoder for its codec")
-        stream.codec_context.thread_type = "SLICE"  # threads by frames would hold frames back
-        stream.codec_context.thread_count = threads
-        return stream
 
 
 class Stamps:

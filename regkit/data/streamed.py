@@ -2,20 +2,15 @@
 
 import io
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Int64, UInt8
-
-from regkit.data.clips import ClipDataset, collate
-from regkit.data.reader import Reader
-from regkit.data.readers import READERS
+from regkit.data.clips import ClipDataset, loader_options
+from regkit.data.decode import Frames, Indices
+from regkit.data.readers import READERS, Reader
 from regkit.data.shards import litdata, part, read_splits, video_of
 from regkit.data.timeline import Source, Timeline
 from regkit.data.video import Splits, Video
@@ -30,8 +25,9 @@ class ShardedData(VideoData):
     """Read shards that `shards.write_shards` has written, by the package litdata.
 
     Training takes the shards in an order drawn for each epoch, mixed within; several ranks leave
-    out the rest of an epoch that does not divide among them. Evaluation takes every video once. A
-    checkpoint in the middle of an epoch goes on with the next batch.
+    out the rest of an epoch that does not divide among them. Evaluation takes every video once, in
+    an order that depends on `num_workers` alone. A checkpoint in the middle of an epoch goes on
+    with the next batch.
 
     root: the folder, or a URL: s3://bucket/folder, gs://bucket/folder. Shards of a URL are kept in
         `cache_root` up to `cache_gib`.
@@ -55,18 +51,6 @@ class ShardedData(VideoData):
         """Read the lists that lie beside the shards."""
         return read_splits(self.root, self._options())
 
-    def train_dataloader(self) -> Any:
-        """Load shuffled clips, sampled at random."""
-        return self._stream("train", training=True)
-
-    def val_dataloader(self) -> Any:
-        """Load the validation clips, in an order that depends on `num_workers` alone."""
-        return self._stream("val", training=False)
-
-    def test_dataloader(self) -> Any:
-        """Load the test clips, in an order that depends on `num_workers` alone."""
-        return self._stream("test", False, self.test_views, self.test_crops)
-
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if ":" in self.root and not Path(self.root).exists():
@@ -76,40 +60,24 @@ class ShardedData(VideoData):
             options["storage_options"] = dict(self.storage_options)
         return options
 
-    def _stream(self, split: str, training: bool, views: int = 1, crops: int = 1) -> "StreamLoader":
+    def _loader(self, split: str, training: bool, views: int = 1, crops: int = 1) -> "StreamLoader":
         package, videos = litdata("ShardedData"), getattr(self.known_splits(), split)
         if not videos:
             raise InputError(f"ShardedData got root={self.root!r}, which has no {split} videos.")
         opened = partial(package.StreamingDataset, part(self.root, split), **self._options())
         shelf = _Shelf(opened, len(videos), READERS[self.reader](1 if self.num_workers else 0))
         # Workers live for one epoch, in which they see no video twice: memory would not pay.
-        dataset = ClipDataset(
-            shelf,
-            self.cut(views, crops),
-            shelf,
-            training,
-            seed=self.seed,
-            worker_ram_mib=0,
-            on_error=self.on_error,
-        )
+        cut = self.cut(views, crops)
+        dataset = ClipDataset(shelf, cut, shelf, training, self.seed, 0, self.on_error)
         dataset.watch(self.num_workers)
         clips = _Clips(dataset, shelf)
         # Training on several ranks drops what does not divide (None); evaluation drops nothing.
         drop = None if training else False
         stream = opened(shuffle=training, seed=self.seed, drop_last=drop, transform=clips)
         clips.stream = stream
-        workers = self.num_workers
-        loky = multiprocessing.get_start_method(allow_none=True) == "loky"
-        loader = package.StreamingDataLoader(
-            stream,
-            batch_size=math.ceil(self.batch_size / (views * crops)),
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            timeout=float(self.timeout_s) if workers else 0,
-            multiprocessing_context="fork" if loky and workers else None,
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        options = loader_options(self.num_workers, float(self.timeout_s), self.seed)
+        size = math.ceil(self.batch_size / (views * crops))
+        loader = package.StreamingDataLoader(stream, batch_size=size, **options)
         return StreamLoader(loader, self._epoch_ended)
 
     def _epoch_ended(self) -> bool:
@@ -189,13 +157,7 @@ class _Shelf(Sequence[Video], Reader):
     def timeline(self, source: Source) -> Timeline:
         return self._reader.timeline(self._file(source))
 
-    def frames(
-        self,
-        source: Source,
-        indices: Int64[np.ndarray, " frames"],
-        short_px: int,
-        timeline: Timeline,
-    ) -> UInt8[np.ndarray, "frames height width 3"]:
+    def frames(self, source: Source, indices: Indices, short_px: int, timeline: Timeline) -> Frames:
         return self._reader.frames(self._file(source), indices, short_px, timeline)
 
     def _file(self, source: Source) -> io.BytesIO:

@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.data.dataset_files import Entry, index, pick, read_text
-from regkit.data.official_split import OfficialSplitData
+from regkit.data.dataset_files import Entry, Index, OfficialSplitData, index, read_text
 from regkit.data.video import Splits
 
 
@@ -50,22 +49,17 @@ class UCF101(OfficialSplitData):
         self._refuse(path, wrong, len(pairs), "a number, counted from 1, and a class")
         return [name for _, name in pairs]
 
-    def _entries(self, path: Path, classes: list[str], files: dict[str, list[str]]) -> list[Entry]:
+    def _entries(self, path: Path, classes: list[str], files: Index) -> list[Entry]:
         known = {name: str(number) for number, name in enumerate(classes, 1)}
         lines = [line.strip() for line in read_text("UCF101", "list", path).splitlines()]
         entries, wrong = [], []
         for line in filter(None, lines):
             match = re.fullmatch(r"([^/]+)/(.+_(g\d+)_c\d+)\.\w+(?:\s+(\d+))?", line)
-            if (
-                match is None
-                or match[4] not in (None, known.get(match[1]))
-                or match[1] not in known
-            ):
+            label, stem, group, number = ("",) * 4 if match is None else match.groups()
+            if label not in known or number not in (None, known[label]):
                 wrong.append(line)
                 continue
-            label, stem, group, _ = match.groups()
-            place = pick(files.get(stem, ()), label)
-            found = None if place is None else str(Path(self.root, place))
+            found = self._find(files, stem, label)
             entries.append(Entry(line, found, label, f"{label}/{group}"))
         form = "Class/v_Class_g01_c01.avi, and in training the number of the class"
         self._refuse(path, wrong, len(entries) + len(wrong), form)

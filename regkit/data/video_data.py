@@ -18,16 +18,12 @@ from torchvision.transforms.v2 import functional
 
 from regkit.data import cache
 from regkit.data.augment import Augment
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.clips import ClipDataset
-from regkit.data.index import Index
-from regkit.data.loader import ClipLoader, EpochSampler
-from regkit.data.reader import Reader
-from regkit.data.readers import READERS, Cached, Indexed
-from regkit.data.resplits import resampled
-from regkit.data.sampling import Sampling
-from regkit.data.store import Store
-from regkit.data.video import Splits, Video
+from regkit.data.cache import Cached, Store
+from regkit.data.clip_spec import ClipSpec, Sampling
+from regkit.data.clips import ClipDataset, ClipLoader, EpochSampler
+from regkit.data.readers import READERS, Indexed, Reader
+from regkit.data.timeline import Index
+from regkit.data.video import SPLITS, Splits, resampled
 from regkit.errors import InputError
 
 _CHOICES = {
@@ -163,6 +159,12 @@ class VideoData(LightningDataModule, ABC):
             )
         return self.splits
 
+    def ready(self) -> "VideoData":
+        """Prepare and find the videos, outside of a trainer; return itself."""
+        self.prepare_data()
+        self.setup()
+        return self
+
     def prepare_data(self) -> None:
         """Fill the cache, if one is asked for. Safe to run side by side."""
         if self._store is not None:
@@ -177,19 +179,17 @@ class VideoData(LightningDataModule, ABC):
             self.splits = resampled(self.listed, folds, self.bootstrap, self.seed, who)
             self.augment = self.augment.for_classes(self.splits.classes)
 
-    def train_dataloader(self) -> ClipLoader:
+    def train_dataloader(self) -> Any:
         """Load shuffled clips, sampled at random."""
-        return self._loader(self.known_splits().train, training=True)
+        return self._loader("train", training=True)
 
-    def val_dataloader(self) -> ClipLoader:
+    def val_dataloader(self) -> Any:
         """Load the validation clips in order, the same at every call."""
-        return self._loader(self.known_splits().val, training=False)
+        return self._loader("val", training=False)
 
-    def test_dataloader(self) -> ClipLoader:
+    def test_dataloader(self) -> Any:
         """Load the test clips in order, the same at every call."""
-        return self._loader(
-            self.known_splits().test, False, views=self.test_views, crops=self.test_crops
-        )
+        return self._loader("test", False, self.test_views, self.test_crops)
 
     def cut(self, views: int = 1, crops: int = 1) -> ClipSpec:
         """Say what clips are made of a video."""
@@ -215,7 +215,7 @@ class VideoData(LightningDataModule, ABC):
     def _files(self) -> list[str]:
         # All that are listed: equal on every rank, before and after `setup`, and in each fold.
         splits = self.listed or self.videos()
-        return [video.path for part in (splits.train, splits.val, splits.test) for video in part]
+        return [video.path for name in SPLITS for video in getattr(splits, name)]
 
     @cached_property
     def _store(self) -> Store | None:
@@ -226,22 +226,12 @@ class VideoData(LightningDataModule, ABC):
             kind = cache.choose(size, room, self.worker_ram_mib * 2**20)
         return None if kind == "none" else Store(self._root(), kind, short_px)
 
-    def _loader(
-        self, videos: list[Video], training: bool, views: int = 1, crops: int = 1
-    ) -> ClipLoader:
-        reader = self.file_reader()
+    def _loader(self, split: str, training: bool, views: int = 1, crops: int = 1) -> Any:
+        videos, reader = getattr(self.known_splits(), split), self.file_reader()
         mapped = isinstance(reader, Cached) and reader.store.kind == "memmap"
-        dataset = ClipDataset(
-            videos,
-            self.cut(views, crops),
-            reader,
-            training=training,
-            seed=self.seed,
-            worker_ram_mib=0
-            if mapped
-            else self.worker_ram_mib,  # the system keeps mapped pages for all
-            on_error=self.on_error,
-        )
+        ram_mib = 0 if mapped else self.worker_ram_mib  # the system keeps mapped pages for all
+        cut = self.cut(views, crops)
+        dataset = ClipDataset(videos, cut, reader, training, self.seed, ram_mib, self.on_error)
         ranks, rank, done = 1, 0, None
         if self.trainer is not None:
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
@@ -269,7 +259,10 @@ class VideoData(LightningDataModule, ABC):
     def finish(self, batch: dict[str, Any], training: bool) -> dict[str, Any]:
         """Augment (in training), scale and normalise the clips; warn once of each bad file."""
         batch = dict(batch)
-        self._warn(batch.pop("skipped"))
+        for name in batch.pop("skipped"):
+            if name not in self.skipped:
+                self.skipped.add(name)
+                warnings.warn(f"{type(self).__name__} leaves out {name}", stacklevel=2)
         draws, clip = batch.pop("draws"), batch["clip"]
         if training:
             clip, batch["label"] = self.augment(clip, batch["label"], draws, self.num_classes)
@@ -290,9 +283,3 @@ class VideoData(LightningDataModule, ABC):
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self.skipped)
         return set().union(*gathered)
-
-    def _warn(self, skipped: Sequence[str]) -> None:
-        for name in skipped:
-            if name not in self.skipped:
-                self.skipped.add(name)
-                warnings.warn(f"{type(self).__name__} leaves out {name}", stacklevel=2)

@@ -7,8 +7,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from regkit.models.head import make_head
-from regkit.models.video_model import VideoModel
+from regkit.models.video_model import VideoModel, make_head
 
 
 @final

@@ -22,6 +22,7 @@ def save_shrunk(small: nn.Module, path: str | Path, model: nn.Module) -> None:
 
     The file holds tensors and numbers alone: `torch.load(path, weights_only=True)` opens it.
 
+    small: what `shrink` returned. path: of the file.
     model: the whole one that it was made of, or another of its class and options.
     """
     content = {"sizes": sizes(unwrapped(model), small), "state_dict": small.state_dict()}
@@ -33,6 +34,7 @@ def load_shrunk(model: Model, path: str | Path) -> Model:
     """Make of a new model, in place, the smaller one that `save_shrunk` wrote, and return it.
 
     model: of the class and options of the one that was shrunk, whatever its weights.
+    path: of the file.
     Raises: InputError when the file is none of `save_shrunk`, or of another model.
     """
     try:

@@ -8,21 +8,26 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from regkit.errors import InputError
+from regkit.lightning.monitors.canvas import SHADES
 from regkit.palette import GREY, INK, QUIET, SERIES
 from regkit.selection.choose import RULES, Choice, choose
 from regkit.selection.stability import Stability
 from regkit.sweeps.report.style import look
-from regkit.sweeps.stability_picture import draw
 from regkit.sweeps.sweep_summary import conclude
+from regkit.training.config import short
 from regkit.training.runs import Run, find_runs, group_norms
 
 MEASURES = {"loss": "val_loss", "accuracy": "val_accuracy"}
 FOLD = "data.cv_fold"
 _ASIDE = (FOLD, "name", "seed")
+# Groups that a panel is as high as, at least and at most, for layers of 3 and of 2048 to be seen.
+PANEL_ROWS = (10, 60)
+HEIGHT_IN = (3.0, 11.0)  # of the figure; the page of a paper
+LABEL_IN = 0.32  # of a layer's two lines, for which a figure of many layers grows longer
+WIDTH_IN = 6.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,16 @@ class Folds:
     def one(self, candidate: tuple[str, ...]) -> Run:
         """Return any run of a candidate."""
         return next(runs[0] for (own, _), runs in self.runs.items() if own == candidate)
+
+    @property
+    def lams(self) -> list[float]:
+        """Return the strength of each candidate."""
+        return [self.one(words).summary["lam"] for words in self.candidates]
+
+    @property
+    def settings(self) -> list[tuple[str, ...]]:
+        """List what candidates are beside their strengths."""
+        return list(dict.fromkeys(map(_other, self.candidates)))
 
 
 def gather(folder: Path, num_folds: int) -> Folds:
@@ -79,19 +94,17 @@ def cross_validate(folder: Path, options: Any, num_folds: int) -> list[str]:
     key = MEASURES[options.measure]
     errors = folds.table(key)
     errors = 1 - errors if options.measure == "accuracy" else errors
-    lams = [folds.one(words).summary["lam"] for words in folds.candidates]
     densities = [float(d) for d in np.nanmean(folds.table("density"), axis=0)]
-    several = len({_other(words) for words in folds.candidates}) > 1
     choice = choose(
         errors,
-        lams,
-        densities=densities if several else None,
+        folds.lams,
+        densities=densities if len(folds.settings) > 1 else None,
         weights=_weights(folds),
         rule=options.rule,
     )
     chosen = folds.candidates[choice.chosen]
     pictures = [_draw(folder, folds, errors, choice, options.measure)]
-    pictures += _draw_stability(folder, folds, lams[choice.chosen])
+    pictures += _draw_stability(folder, folds, folds.lams[choice.chosen])
     conclude(
         folder,
         title=f"Cross-validation over {num_folds} folds of groups, by {options.measure}",
@@ -121,12 +134,9 @@ def check_cv(options: Any, num_folds: int | None) -> None:
 
 def _weights(folds: Folds) -> list[float]:
     """Return how many videos each fold is judged on; those that are not done count nothing."""
-    counts = np.nan_to_num(np.nanmean(_filled(folds.table("num_val")), axis=1))
-    return [float(count) for count in counts]
-
-
-def _filled(table: Float[np.ndarray, "folds candidates"]) -> Float[np.ndarray, "folds candidates"]:
-    return np.where(np.isnan(table).all(1, keepdims=True), 1.0, table)
+    table = folds.table("num_val")
+    known = np.where(np.isnan(table).all(1, keepdims=True), 1.0, table)
+    return np.nanmean(known, axis=1).tolist()
 
 
 def _other(words: Sequence[str]) -> tuple[str, ...]:
@@ -146,24 +156,21 @@ def _draw(
     measure: str,
 ) -> str:
     """Draw errors and densities against the strength, a line for each setting beside it."""
-    settings = list(dict.fromkeys(_other(words) for words in folds.candidates))
-    lams = np.array([folds.one(words).summary["lam"] for words in folds.candidates])
-    densities = folds.table("density")
+    lams, densities = np.array(folds.lams), folds.table("density")
+    several = len(folds.settings) > 1
     with look():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
-        for number, setting in enumerate(settings):
+        for number, setting in enumerate(folds.settings):
             of = [i for i, words in enumerate(folds.candidates) if _other(words) == setting]
             colour = SERIES[number % len(SERIES)]
-            label = _setting(folds, of, several=len(settings) > 1)
+            label = re.sub(r" lam=\S+", "", _label(folds.one(folds.candidates[of[0]])))
             judged = [i for i in of if choice.means[i] is not None]
             means = [choice.means[i] for i in judged]
             spread = [choice.errors[i] or 0.0 for i in judged]
             left.plot(lams[of], errors[:, of].T, color=colour, alpha=0.25, linewidth=0.7)
-            left.errorbar(
-                lams[judged], means, spread, color=colour, marker="o", capsize=2, label=label
-            )
+            style = {"color": colour, "marker": "o", "capsize": 2, "label": label}
+            left.errorbar(lams[judged], means, spread, **style)
             right.plot(lams[of], densities[:, of].T, color=colour, alpha=0.25, linewidth=0.7)
             right.plot(lams[of], np.nanmean(densities[:, of], axis=0), color=colour, marker="o")
         left.axhline(choice.limit, color=QUIET, linestyle=":", linewidth=0.9)
@@ -178,39 +185,62 @@ def _draw(
         right.set_ylabel("density")
         right.set_ylim(0, 1.02)
         left.set_title("solid: chosen; dashed: best; dotted: one standard error above", fontsize=8)
-        if len(settings) > 1:
+        if several:
             left.legend()
         figure.savefig(folder / "cv.png", dpi=200)
     return "cv.png"
 
 
-def _setting(folds: Folds, of: Sequence[int], several: bool) -> str | None:
-    """Name a line by what is not the strength."""
-    if not several:
-        return None
-    return re.sub(r" lam=\S+", "", _label(folds.one(folds.candidates[of[0]])))
-
-
 def _draw_stability(folder: Path, folds: Folds, lam: float) -> list[str]:
     """Draw in how many folds each filter survives, where one grid of strengths was run in full."""
-    settings = {_other(words) for words in folds.candidates}
-    complete = all(
-        (words, fold + 1) in folds.runs
-        for words in folds.candidates
-        for fold in range(folds.num_folds)
-    )
-    if len(settings) > 1 or len(folds.candidates) < 2 or not complete:
+    places = [[(c, fold + 1) for c in folds.candidates] for fold in range(folds.num_folds)]
+    complete = all(place in folds.runs for row in places for place in row)
+    if len(folds.settings) > 1 or len(folds.candidates) < 2 or not complete:
         return []
-    norms = [
-        [group_norms(folds.runs[words, fold + 1][0]) for words in folds.candidates]
-        for fold in range(folds.num_folds)
-    ]
+    norms = [[group_norms(folds.runs[place][0]) for place in row] for row in places]
     if not all(norms[0][0].keys() == one.keys() and one for row in norms for one in row):
         return []
     alive = {
         name: np.array([[one[name] > 0 for one in row] for row in norms]) for name in norms[0][0]
     }
-    lams = [folds.one(words).summary["lam"] for words in folds.candidates]
-    figure = draw(Stability(lams, alive), chosen=lam)
-    figure.savefig(folder / "stability.png", dpi=200)
+    draw(Stability(folds.lams, alive), chosen=lam).savefig(folder / "stability.png", dpi=200)
     return ["stability.png"]
+
+
+def draw(stability: Stability, chosen: float | int | None = None) -> Figure:
+    """Draw the share of folds in which each group survives against the strength, layer by layer.
+
+    A line of the picture is a group, those that survive longest on top.
+
+    chosen: a strength that is marked, one of `stability.lams`.
+    Raises: InputError when it is none of them.
+    """
+    if chosen is not None and chosen not in stability.lams:
+        raise InputError(
+            f"draw got chosen={chosen:g}; it is one of "
+            f"{', '.join(f'{lam:g}' for lam in stability.lams)}."
+        )
+    shares = stability.shares()
+    order = np.argsort(np.asarray(stability.lams))
+    lams = [stability.lams[place] for place in order]
+    heights = [int(np.clip(s.shape[1], *PANEL_ROWS)) for s in shares.values()]
+    height = float(np.clip(0.045 * sum(heights) + 0.25 * len(heights) + 1.2, *HEIGHT_IN))
+    height = max(height, LABEL_IN * len(heights) + 1.2)
+    figure = Figure((WIDTH_IN, height), layout="compressed")
+    axes = figure.subplots(len(shares), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (name, share) in zip(axes, shares.items(), strict=True):
+        seen = share[order].T
+        seen = seen[np.argsort(-seen.sum(1), kind="stable")]
+        panel.imshow(seen, aspect="auto", vmin=0, vmax=1, cmap=SHADES, interpolation="nearest")
+        panel.set_yticks([])
+        label = f"{name}\n{share.shape[1]} groups"
+        panel.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        if chosen is not None:
+            panel.axvline(lams.index(chosen), color=INK, linewidth=1.5, linestyle="--")
+    every = max(len(lams) // 10, 1)
+    shown = [short(lam) for lam in lams[::every]]
+    axes[-1].set_xticks(range(0, len(lams), every), shown, rotation=45, ha="right")
+    axes[-1].set_xlabel("strength lam" + ("" if chosen is None else f" (dashed: {short(chosen)})"))
+    label = f"share of {stability.num_folds} folds where it survives"
+    figure.colorbar(axes[-1].images[0], ax=list(axes), aspect=4 * height, label=label)
+    return figure

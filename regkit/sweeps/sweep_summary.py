@@ -7,6 +7,8 @@ from typing import Any
 
 from regkit.files import write_text
 
+CONCLUSION = "conclusion.json"
+
 
 def conclude(
     folder: Path,
@@ -16,21 +18,17 @@ def conclude(
     pictures: Sequence[str],
     chosen: str | None,
     **numbers: Any,
-) -> None:
-    """Leave a conclusion in a folder, and print it."""
+) -> dict[str, Any]:
+    """Leave a conclusion in a folder, print it, and return it."""
     found = {"title": title, "lines": lines, "pictures": pictures, "chosen": chosen, **numbers}
-    write_text(folder / "conclusion.json", json.dumps(found, indent=2) + "\n")
-    say(title, lines)
-
-
-def say(title: str, lines: Sequence[str]) -> None:
-    """Print a conclusion."""
+    write_text(folder / CONCLUSION, json.dumps(found, indent=2) + "\n")
     print("\n".join(["", title, *(f"  {line}" for line in lines)]), flush=True)
+    return found
 
 
 def add(folder: Path, lines: Sequence[str], **numbers: Any) -> None:
     """Add to the conclusion of a folder, and print what is added."""
-    path = folder / "conclusion.json"
+    path = folder / CONCLUSION
     found = json.loads(path.read_text())
     found["lines"] = [*found["lines"], *lines]
     write_text(path, json.dumps(found | numbers, indent=2) + "\n")

@@ -18,14 +18,17 @@ from regkit.errors import InputError
 from regkit.sweeps.cross_validation import FOLD, check_cv, cross_validate
 from regkit.sweeps.ensembles.summary import conclude as conclude_bagging
 from regkit.sweeps.job import ending_in_one_line, quieten
-from regkit.sweeps.launch import LockedTask, job_folder, launch
+from regkit.sweeps.launch import LockedTask, job_folder, launch, register_launches
+from regkit.sweeps.optuna import OptunaSweeper
 from regkit.sweeps.report.write import write_report
-from regkit.sweeps.sweep_summary import add, say
+from regkit.sweeps.sweep_summary import add
 from regkit.training.config import PATH, run_name, short
 from regkit.training.resolve_lam import grid
 from regkit.training.runs import find_runs
 
 Job = list[str]
+# Hydra takes a plugin only under this name, and finds by itself what lies in a package of it.
+_PACKAGE = "hydra_plugins.regkit"
 
 
 class Sweeper(hydra.plugins.sweeper.Sweeper):
@@ -98,8 +101,8 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
 
     def _conclude(self, folder: Path, jobs: Sequence[Job]) -> list[Job]:
         """Leave what the runs say together; return the jobs that follow from it."""
-        if self._config.bagging and (found := conclude_bagging(folder)) is not None:
-            say(found["title"], found["lines"])
+        if self._config.bagging:
+            conclude_bagging(folder)
         folds = {word for job in jobs for word in job if word.startswith(f"{FOLD}=")}
         if self._config.cv is None or len(folds) < 2:  # one fold alone, once more
             return []
@@ -183,3 +186,10 @@ def _tell_failures(jobs: Sequence[Job], results: Sequence[JobReturn]) -> None:
     if failed:
         head = f"regkit: {len(failed)} of {len(jobs)} jobs failed; the others are done."
         sys.exit("\n".join([head, *failed]))
+
+
+def register_sweepers() -> None:
+    """Let `_target_: hydra_plugins.regkit.<class>` name a sweeper of this room."""
+    for sweeper in (Sweeper, OptunaSweeper):
+        Plugins.instance().class_name_to_class[f"{_PACKAGE}.{sweeper.__name__}"] = sweeper
+    register_launches()

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -117,6 +117,12 @@ WATCHING = (
 )
 
 
+def key_value(word: str) -> tuple[str, str]:
+    """Split a word of a command line: +data.fold=1 gives data.fold and 1."""
+    key, _, value = word.lstrip("+~").partition("=")
+    return key, value
+
+
 def only_watches(key: str) -> bool:
     """Say whether an option changes nothing of what a run comes to."""
     return any(key == one or key.startswith(f"{one}.") for one in WATCHING)
@@ -143,7 +149,7 @@ def run_name(
     elif leading is not None and any(word.startswith("lam=") for word in words):
         parts.append(f"start_lam={short(lam)}")
     for override in words:
-        key, _, value = override.lstrip("+~").partition("=")
+        key, value = key_value(override)
         if key in ("penalty", "lam", f"penalty.{leading}.lam") or only_watches(key):
             continue
         key = key.removeprefix("penalty.") if key.startswith("penalty.") else key.split(".")[-1]
@@ -191,16 +197,26 @@ def make_penalties(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: InputError when settings are given for a penalty that was not selected.
     """
-    for name, options in settings.items():
-        if not isinstance(options, dict) or "_target_" not in options:
-            chosen = [
-                str(n) for n, o in settings.items() if isinstance(o, dict) and "_target_" in o
-            ]
-            raise InputError(
-                f"penalty.{name} has settings, but {name} was not selected; give "
-                f"penalty=[{','.join([*chosen, str(name)])}]."
-            )
+    chosen = [str(n) for n, o in settings.items() if isinstance(o, dict) and "_target_" in o]
+    for name in map(str, settings):
+        if name not in chosen:
+            raise not_selected(name, chosen)
     return {str(name): make(options) for name, options in settings.items()}
+
+
+def not_selected(name: str, chosen: Sequence[str]) -> InputError:
+    """Return what is said of settings for a penalty that is none of those chosen."""
+    return InputError(
+        f"penalty.{name} has settings, but {name} was not selected; give "
+        f"penalty=[{','.join([*chosen, name])}]."
+    )
+
+
+def recipe_of(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain values, resolved."""
+    recipe = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(recipe, dict)
+    return {str(key): value for key, value in recipe.items()}
 
 
 def make(options: Any, **more: Any) -> Any:

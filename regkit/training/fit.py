@@ -1,6 +1,8 @@
 """One run: train, test, train on without bias, and sum up."""
 
+import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from torch.distributed import is_available, is_torchelastic_launched
 
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
@@ -21,14 +24,15 @@ from regkit.regularizer.regularizer import Regularizer
 from regkit.training import summary as sums
 from regkit.training.callbacks import callbacks, cost_of_zeros, was_pruned
 from regkit.training.checkpoints import start_from
-from regkit.training.config import check, make, make_penalties
-from regkit.training.debias import debias
-from regkit.training.devices import refuse_missing_devices
+from regkit.training.config import check, make, make_penalties, recipe_of
 from regkit.training.loggers import log_end, log_start, make_loggers
 from regkit.training.progress import progress, shows_bar
 from regkit.training.resolve_lam import resolve_auto_lam
-from regkit.training.run_folder import RunFolder, adopt
-from regkit.training.shrink_stage import shrink_stage
+from regkit.training.runs import RunFolder, adopt
+from regkit.training.stages import debias, shrink_stage
+
+# Processes that the CPU of any machine may run: two ranks are tried out on a single core.
+ALWAYS = 2
 
 
 def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -43,25 +47,23 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     if (checkpoint := held.held()) is not None:
         old = checkpoint["hyper_parameters"]["recipe"]
         adopt(config, old)
-        if (done := held.summary(_recipe(config), old)) is not None:
+        if (done := held.summary(recipe_of(config), old)) is not None:
             print(f"{config.name}: done already, {folder / 'summary.json'}", flush=True)
             return done
     held.begin()
     first_step = None if checkpoint is None else checkpoint["global_step"] + 1
     loggers = make_loggers(config, folder, first_step=first_step)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = make(config.data)
-    data.prepare_data()
-    data.setup()
+    data = make(config.data).ready()
     _refuse_without_validation(config, data)
     model = _model(config, data)
     resolve_auto_lam(config, model, data)
-    model.hparams["recipe"] = _recipe(config)
-    summary = held.tested(_recipe(config))
+    model.hparams["recipe"] = recipe_of(config)
+    summary = held.tested(recipe_of(config))
     if summary is None:
         trainer, summary = _train_and_test(config, held, model, data, loggers, checkpoint)
         if trainer.is_global_zero:
-            held.keep_tested(summary, _recipe(config))
+            held.keep_tested(summary, recipe_of(config))
     else:
         assert checkpoint is not None
         model.load_state_dict(checkpoint["state_dict"])
@@ -74,12 +76,6 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     if trainer is None or trainer.is_global_zero:
         held.finish(summary)
     return summary
-
-
-def _recipe(config: DictConfig) -> dict[str, Any]:
-    recipe = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(recipe, dict)
-    return {str(key): value for key, value in recipe.items()}
 
 
 def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
@@ -114,7 +110,7 @@ def _train_and_test(
     loggers: list[Logger],
     checkpoint: dict[str, Any] | None,
 ) -> tuple[pl.Trainer, dict[str, Any]]:
-    penalties = make_penalties(_recipe(config)["penalty"])
+    penalties = make_penalties(recipe_of(config)["penalty"])
     regularize = RegularizerCallback(
         penalties, example=data.example(), schedule=Schedule(**config.strength)
     )
@@ -171,3 +167,40 @@ def _refuse_scripted_sweep(trainer: pl.Trainer) -> None:
             "-m (a sweep) was given together with a strategy that starts train.py once a rank. "
             "Use one device a job, or trainer.strategy=ddp_fork."
         )
+
+
+def refuse_missing_devices(trainer: Mapping[str, Any]) -> None:
+    """Refuse more devices than there are: Lightning would start a process for each, and hang.
+
+    trainer: the options of Lightning's Trainer.
+    Raises: InputError. Other accelerators than CPU and GPU are left to Lightning.
+    """
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    num_gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and num_gpus > 0):
+        # Whoever starts the ranks may let each see its own GPU alone.
+        one_each = num_gpus == 1 and is_available() and is_torchelastic_launched()
+        there = None if one_each else num_gpus
+        says = "there is no GPU" if num_gpus == 0 else f"GPUs there are: {num_gpus}"
+    elif accelerator in ("cpu", "auto"):
+        there = max(ALWAYS, os.cpu_count() or 1)
+        says = f"on this CPU there is room for {there} processes"
+    else:
+        return
+    if there is None or _num_wanted(devices) <= there:
+        return
+    ways = [f"trainer.devices={there} or less"] if there > 0 else []
+    ways += ["trainer.accelerator=cpu"] if there == num_gpus else []
+    raise InputError(
+        f"trainer.devices={devices} was given with trainer.accelerator={accelerator}, and {says}. "
+        f"Give {' or '.join(ways)}."
+    )
+
+
+def _num_wanted(devices: Any) -> int:
+    """Return how many devices there have to be, 0 where Lightning is to find out."""
+    if isinstance(devices, str) and "," in devices:
+        devices = [part.strip() for part in devices.split(",") if part.strip()]
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return 1 + max((_num_wanted(index) for index in devices), default=-1)
+    return int(devices) if str(devices).strip().isdigit() else 0

@@ -6,11 +6,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from regkit.lightning import loggers as plugs
 from regkit.lightning.monitors import scalars
-from regkit.training.config import leading_penalty, make, only_watches
+from regkit.training.config import key_value, leading_penalty, make, only_watches, recipe_of
 from regkit.training.progress import tell
 
 
@@ -36,8 +36,7 @@ def log_start(loggers: list[Logger], config: DictConfig, folder: Path) -> None:
             scalars.log_hparams(logger, values)
             scalars.log_layout(logger)
         else:
-            recipe = OmegaConf.to_container(config, resolve=True)
-            logger.log_hyperparams({**values, "config": recipe})
+            logger.log_hyperparams({**values, "config": recipe_of(config)})
         if not plugs.takes_pictures(logger):
             tell(f"{type(logger).__name__} takes no pictures; they are files in {folder}.")
     if not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
@@ -64,7 +63,7 @@ def hparams(config: DictConfig) -> dict[str, Any]:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return values
     for word in HydraConfig.get().overrides.task:
-        key, _, value = word.lstrip("+~").partition("=")
+        key, value = key_value(word)
         if not only_watches(key) and key not in ("name", f"penalty.{leading}.lam"):
             values.setdefault(key, _number(value.strip("'\"")))
     return values

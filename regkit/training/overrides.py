@@ -1,8 +1,9 @@
 """The words of a command line: checked, quoted, and composed to a configuration."""
 
+import difflib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regkit.errors import InputError
-from regkit.training.config import register
-from regkit.training.option_names import closest, defaults_of, known_word
+from regkit.training.config import not_selected, register
+
+# What other programs call an option of ours, where no letters tell.
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "device": "trainer.accelerator",
+    "alpha": "lam",
+    "lambda": "lam",
+}
+# Options that take words where their default is a number: auto, path; "0,1".
+WORDY = ("lam", "devices")
 
 
 def config_folder() -> Path:
@@ -220,7 +232,7 @@ def check_overrides(arguments: Sequence[str], *folders: Path) -> None:
         _, _, name = override.key_or_group.partition("penalty.")
         name = name.partition(".")[0]
         if name and chosen and name not in chosen:
-            raise _not_selected(name, [c for c in chosen if c is not None])
+            raise not_selected(name, [c for c in chosen if c is not None])
         places = [f / override.key_or_group.replace(".", "/").lstrip("/") for f in folders]
         if override.key_or_group.startswith("hydra/"):
             _check_plugin(override.key_or_group, override.value(), places[0])
@@ -275,13 +287,6 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     return quoted
 
 
-def _not_selected(name: str, selected: Sequence[str]) -> InputError:
-    return InputError(
-        f"penalty.{name} has settings, but {name} was not selected; give "
-        f"penalty=[{','.join([*selected, name])}]."
-    )
-
-
 def _choices(value: Any) -> list[str | None]:
     """Flatten a value of a group (a name, a list, a sweep) to names."""
     if value is None or isinstance(value, str):
@@ -290,3 +295,72 @@ def _choices(value: Any) -> list[str | None]:
         return [name for item in value for name in _choices(item)]
     inner = getattr(value, "list", None) or getattr(value, "choices", None)
     return _choices(inner) if inner is not None else [str(value)]
+
+
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that a word most likely stands for, in any case, or None."""
+    lowered = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return lowered[found[0]] if found else None
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """Return every option of a configuration by its full name, inner nodes among them."""
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Mapping[Any, Any]) -> None:
+        for key, value in node.items():
+            found[f"{prefix}{key}"] = value
+            if isinstance(value, dict):
+                walk(f"{prefix}{key}.", value)
+
+    walk("", OmegaConf.to_container(config, resolve=False))  # pyright: ignore[reportArgumentType]  # a dict
+    return found
+
+
+def known_word(override: Override, defaults: dict[str, Any]) -> str:
+    """Return an override as Hydra takes it.
+
+    An option that is an empty mapping, such as a penalty's `lam_scale`, takes any keys without a +.
+    Raises: InputError when there is no such option, or text is given for a number.
+    """
+    key, word = override.key_or_group, str(override.input_line)
+    if word[0] in "+~" and ("." in key or word[0] == "~"):
+        return word
+    parents = (key[:dot] for dot, letter in enumerate(key) if letter == ".")
+    if any(defaults.get(parent) == {} for parent in parents):
+        return f"++{word}"
+    if key not in defaults:
+        close = _meant(key, defaults)
+        hint = f"; close: {close}" if close else ""
+        raise InputError(
+            f"{key} was given, and there is no such option{hint}. `regkit train --help` lists all."
+        )
+    if not override.is_sweep_override():
+        _check_kind(key, override.value(), defaults[key])
+    return f"++{word}" if defaults[key] == {} and isinstance(override.value(), dict) else word
+
+
+def _meant(key: str, defaults: dict[str, Any]) -> str | None:
+    """Return the option that a wrong name stands for, if that can be told."""
+    leaf = key.rpartition(".")[2]
+    if ELSEWHERE.get(leaf) in defaults:
+        return ELSEWHERE[leaf]
+    same = [name for name in defaults if name.rpartition(".")[2] == leaf.lower()]
+    if same:
+        return max(same, key=lambda name: difflib.SequenceMatcher(None, key, name).ratio())
+    leaves = {name.rpartition(".")[2]: name for name in reversed(defaults)}
+    found = closest(key, defaults)
+    inner = closest(leaf, leaves)
+    return found or (leaves[inner] if inner else None)
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """Refuse text for a number, and anything but true and false where one of them is wanted."""
+    if not isinstance(value, str) or "${" in value or key.rpartition(".")[2] in WORDY:
+        return
+    wanted = {bool: "true or false", int: "a number", float: "a number"}.get(type(default))
+    if wanted is not None:
+        raise InputError(
+            f"{key}={value} was given; give {wanted}, as in {key}={str(default).lower()}."
+        )

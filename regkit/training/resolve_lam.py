@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +13,7 @@ from regkit.penalties import ActivationPenalty
 from regkit.regularizer.regularizer import Regularizer
 from regkit.selection.bounds import budget, zero_loss
 from regkit.selection.grid import log_grid, two_digits
-from regkit.training.config import AUTO, PATH, make, make_penalties
+from regkit.training.config import AUTO, PATH, make, make_penalties, recipe_of
 
 # Of the budget: a mild strength, and where the grid begins. Accuracy fell apart between 0.5 and 8
 # times the budget: made videos, two nets, L1, elastic net and group lasso, 8 and 24 epochs.
@@ -84,9 +83,7 @@ def grid(config: DictConfig) -> list[float]:
 
 
 def _grid(config: DictConfig) -> list[float]:
-    data = make(config.data)
-    data.prepare_data()
-    data.setup()
+    data = make(config.data).ready()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = make(config.model, num_classes=data.num_classes)
@@ -99,8 +96,9 @@ def _grid(config: DictConfig) -> list[float]:
         )
     top = min(_budget(config, name, model, data) for name in shared)
     lams = log_grid(GRID_SHARE * top, config.grid.lam_min_ratio, config.grid.num)
+    listed = ", ".join(f"{lam:g}" for lam in lams)
     print(
-        f"lam=path: {', '.join(map(_short, lams))} for {'+'.join(shared)}; at {top:.3g} the first "
+        f"lam=path: {listed} for {'+'.join(shared)}; at {top:.3g} the first "
         f"weights cost as much as knowing nothing (ln {data.num_classes})",
         flush=True,
     )
@@ -108,8 +106,7 @@ def _grid(config: DictConfig) -> list[float]:
 
 
 def _budget(config: DictConfig, name: str, model: VideoClassifier, data: VideoData) -> float:
-    options: Any = OmegaConf.to_container(config.penalty[name], resolve=True)
-    penalties = make_penalties({name: options | {"lam": 1.0}})
+    penalties = make_penalties({name: recipe_of(config.penalty[name]) | {"lam": 1.0}})
     if isinstance(penalties[name], ActivationPenalty):
         raise InputError(
             f"lam={AUTO} and lam={PATH} are for penalties on weights; what an untrained net "
@@ -121,7 +118,3 @@ def _budget(config: DictConfig, name: str, model: VideoClassifier, data: VideoDa
         return budget(regularizer, zero_loss(data.num_classes))
     finally:
         regularizer.detach()
-
-
-def _short(lam: float) -> str:
-    return f"{lam:g}"

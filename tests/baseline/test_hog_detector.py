@@ -16,12 +16,10 @@ import numpy as np
 import pytest
 from blobs import travelling
 
-from regkit.baseline import fitting, stream
+from regkit.baseline import fitting, live
 from regkit.baseline.detector import Detector, load
-from regkit.baseline.feature_table import Row, Table
-from regkit.baseline.features import Features
-from regkit.baseline.live import Watch
-from regkit.baseline.stream import frames
+from regkit.baseline.features import Features, Row, Table
+from regkit.baseline.live import Watch, frames
 from regkit.data.decode import read_frames
 from regkit.data.timeline import LostError
 from regkit.data.video import Video
@@ -129,14 +127,14 @@ def test_a_stream_is_turned_as_its_file_is(video: Write):
 
 def test_standard_input_is_a_stream(video: Write):
     path = video("a.mp4", 0.5, 0.2)
-    code = "from regkit.baseline.stream import frames; print(len(list(frames('-', 32))))"
+    code = "from regkit.baseline.live import frames; print(len(list(frames('-', 32))))"
     with path.open("rb") as file:
         done = subprocess.run([sys.executable, "-c", code], stdin=file, capture_output=True)
     assert done.stdout.split() == [b"16"], done.stderr
 
 
 def test_a_file_that_leaves_its_timeline_is_counted(video: Write, monkeypatch: pytest.MonkeyPatch):
-    path, pictures = video("a.mp4", 0.5, 0.2), stream.pictures
+    path, pictures = video("a.mp4", 0.5, 0.2), live.pictures
 
     def lose(source: Any, wanted: Any, short_px: int, timeline: Any, threads: int) -> Any:
         for number, picture in enumerate(pictures(source, wanted, short_px, timeline, threads)):
@@ -145,7 +143,7 @@ def test_a_file_that_leaves_its_timeline_is_counted(video: Write, monkeypatch: p
             yield picture
 
     expected = list(frames(str(path), 32))
-    monkeypatch.setattr(stream, "pictures", lose)
+    monkeypatch.setattr(live, "pictures", lose)
     found = list(frames(str(path), 32))
     assert [time_s for time_s, _ in found] == [time_s for time_s, _ in expected]
     for (_, ours), (_, theirs) in zip(found, expected, strict=True):

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from regkit.baseline import solver
 from regkit.baseline.choice import Scale, Standardised, choose_by_folds, choose_by_validation
-from regkit.baseline.feature_table import Row
+from regkit.baseline.features import Row
 from regkit.baseline.solver import Fitted, fit, lam_max
-from regkit.data.split import folds_by_group
-from regkit.data.video import Video
+from regkit.data.video import Video, folds_by_group
 from regkit.errors import InputError
 from regkit.selection.path import path
 

@@ -45,7 +45,7 @@ def test_all_that_lies_in_the_folders_is_in_the_wheel(wheel: ZipFile):
     sources = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "regkit").rglob("*")
-        if path.suffix in (".py", ".c", ".h", ".typed")
+        if path.suffix in (".py", ".c", ".h", ".jinja", ".typed")
     }
     assert "regkit/configs/train.yaml" in configs
     assert {"regkit/py.typed", "regkit/ops/native/entries.c"} <= sources

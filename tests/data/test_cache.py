@@ -12,9 +12,8 @@ import pytest
 from filelock import FileLock
 
 from regkit.data import cache
-from regkit.data.cache import CacheBudget, choose, estimate, fill
-from regkit.data.reader import PyAV
-from regkit.data.store import Store
+from regkit.data.cache import CacheBudget, Store, choose, estimate, fill
+from regkit.data.readers import PyAV
 from regkit.errors import InputError
 
 SIZE = 32
@@ -172,7 +171,7 @@ def test_auto_takes_the_fastest_that_fits(tmp_path):
 
 
 def test_frames_of_a_copy_thrown_out_come_from_the_file(store, room, paths):
-    from regkit.data.readers import Cached
+    from regkit.data.cache import Cached
 
     fill(store, paths[:1], PyAV(), room, 1)
     reader = Cached(PyAV(), store)

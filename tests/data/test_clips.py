@@ -3,11 +3,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from regkit.data.clip_spec import ClipSpec
+from regkit.data.clip_spec import ClipSpec, Sampling, uniform
 from regkit.data.clips import ClipDataset, collate
 from regkit.data.decode import read_frames
-from regkit.data.reader import PyAV
-from regkit.data.sampling import Sampling, uniform
+from regkit.data.readers import PyAV
 from regkit.data.video import Video
 from regkit.errors import InputError
 

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from regkit.data.clip_spec import ClipSpec
+from regkit.data.clip_spec import ClipSpec, Sampling
 from regkit.data.decode import read_frames
-from regkit.data.sampling import Sampling
 from regkit.data.timeline import Timeline, VideoError, read_timeline
 from regkit.data.video import Video
 

@@ -14,9 +14,8 @@ from spoil import write
 
 from regkit.data.folder import Folder
 from regkit.data.made import SyntheticMotion
-from regkit.data.resplits import bootstrapped, with_fold
 from regkit.data.streamed import ShardedData
-from regkit.data.video import Splits, Video
+from regkit.data.video import Splits, Video, bootstrapped, with_fold
 from regkit.errors import InputError
 from regkit.lightning.predictions import Predictions
 from regkit.lightning.video_classifier import VideoClassifier

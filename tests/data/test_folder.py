@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from regkit.data.folder import Folder
-from regkit.data.split import by_group, folds_by_group
-from regkit.data.video import Video
+from regkit.data.video import Video, by_group, folds_by_group
 from regkit.errors import InputError
 
 

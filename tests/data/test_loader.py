@@ -7,11 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.clips import ClipDataset
-from regkit.data.loader import ClipLoader, EpochSampler
-from regkit.data.reader import PyAV
-from regkit.data.sampling import Sampling
+from regkit.data.clip_spec import ClipSpec, Sampling
+from regkit.data.clips import ClipDataset, ClipLoader, EpochSampler
+from regkit.data.readers import PyAV
 from regkit.data.timeline import Timeline
 from regkit.data.video import Video
 from regkit.errors import InputError

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regkit.data.sampling import Sampling, dense, uniform
+from regkit.data.clip_spec import Sampling, dense, uniform
 
 available, frames, strides = st.integers(1, 400), st.integers(1, 64), st.integers(1, 9)
 rngs = st.one_of(st.none(), st.integers(0, 2**32).map(np.random.default_rng))

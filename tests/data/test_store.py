@@ -6,11 +6,9 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from regkit.data.index import Index
-from regkit.data.reader import PyAV
-from regkit.data.readers import Cached, Indexed
-from regkit.data.store import Store, read_memmap
-from regkit.data.timeline import Timeline, VideoError, read_timeline
+from regkit.data.cache import Cached, Store, read_memmap
+from regkit.data.readers import Indexed, PyAV
+from regkit.data.timeline import Index, Timeline, VideoError, read_timeline
 
 SIZE = 30  # of 64 x 48 px: 40 x 30, even, as copies are
 

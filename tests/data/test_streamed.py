@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from regkit.data.clips import ClipDataset, collate
-from regkit.data.reader import PyAV
+from regkit.data.readers import PyAV
 from regkit.data.shards import write_shards
 from regkit.data.streamed import ShardedData
 from regkit.data.video import Splits, Video

@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from regkit.data import torchcodec as ours
+from regkit.data import readers as ours
 from regkit.data.decode import read_frames
-from regkit.data.readers import READERS
+from regkit.data.readers import READERS, TorchCodec, unavailable
 from regkit.data.timeline import VideoError, read_timeline
-from regkit.data.torchcodec import TorchCodec, unavailable
 from regkit.errors import InputError
 
 REASON = unavailable()

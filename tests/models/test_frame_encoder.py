@@ -7,7 +7,7 @@ from torch import nn
 from regkit.errors import InputError
 from regkit.models.cnn_gru import CnnGru
 from regkit.models.cnn_lstm import CnnLstm
-from regkit.models.frame_encoder import make_frame_encoder
+from regkit.models.frame_rnn import make_frame_encoder
 
 every_encoder = pytest.mark.parametrize("name", ["tiny", "resnet18"])
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from regkit.errors import InputError
 from regkit.models.cnn_gru import CnnGru
 from regkit.models.mc3_18 import MC318
-from regkit.models.pretrained import load_pretrained
 from regkit.models.s3d import S3D
+from regkit.models.torchvision_model import load_pretrained
 
 
 class Net(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 
 from regkit import InputError
 from regkit.selection.stability import Stability
-from regkit.sweeps.stability_picture import draw
+from regkit.sweeps.cross_validation import draw
 
 RNG = np.random.default_rng(0)
 LAMS = [1e-1, 1e-2, 1e-3]
@@ -86,7 +86,7 @@ def test_the_picture_shows_shares_by_layer_and_marks_the_choice():
         assert axes.lines[0].get_xdata()[0] == 1  # type: ignore[index]
     labels = [t.get_text() for t in panels[-1].get_xticklabels()]
     assert labels == ["1e-3", "0.01", "0.1"]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from PIL import Image
 
 from regkit.errors import InputError
 from regkit.sweeps.ensembles import decomposition
-from regkit.sweeps.ensembles.summary import bias_variance, conclude
+from regkit.sweeps.ensembles.fits import Row, collect, row_of
+from regkit.sweeps.ensembles.summary import conclude
 from regkit.training.runs import find_runs
 
 CLASSES = ["clap", "p(x)", "wave, left", "d", "e", "f", "g"]
@@ -111,9 +112,8 @@ def test_many_fits_are_averaged_in_orders():
     assert mean[2] == pytest.approx(exact, abs=0.02)
 
 
-def test_union_of_supports_by_hand():
-    alive = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 1]], dtype=bool)
-    assert decomposition.alive_in_any(alive) == 0.75
+def rows_in(folder: Path) -> list[Row]:
+    return [row_of(fits) for fits in collect(find_runs([folder]))[0]]
 
 
 class Bag:
@@ -222,7 +222,7 @@ def test_recipes_are_told_apart(bag):
     assert numbers == {"none": 2, "l1 lam=1e-4": 4, "l1 lam=0.01": 3}
     assert found["title"] == "Bagging: 3 recipes of 2 to 4 fits"
     assert "(k-1)/k of the variance" in found["lines"][3]
-    rows = bias_variance(find_runs([bag.folder]))
+    rows = rows_in(bag.folder)
     assert [row.name for row in rows] == [*numbers] == ["none", "l1 lam=1e-4", "l1 lam=0.01"]
     picture = np.array(Image.open(bag.folder / "ensemble.png"))
     assert min(picture.shape[:2]) > 400
@@ -234,7 +234,7 @@ def test_other_options_are_in_the_name(bag):
     for i, dropout in enumerate([0.0, 0.0, 0.5, 0.5]):
         words = [f"model.dropout={dropout}", f"data.bootstrap={i % 2}", "trainer.max_epochs=3"]
         bag.fit(f"run {i}", scores[i], label, words)
-    names = [row.name for row in bias_variance(find_runs([bag.folder]))]
+    names = [row.name for row in rows_in(bag.folder)]
     assert names == ["l1 lam=1e-4 dropout=0.0", "l1 lam=1e-4 dropout=0.5"]
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from regkit.sweeps.search_trials import Trial, conclude_search
+from regkit.sweeps.optuna import Trial, conclude_search
 
 
 def trial(number: int, values: tuple[float, ...] | None, pruned: bool = False) -> Trial:

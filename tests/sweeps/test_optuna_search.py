@@ -9,7 +9,7 @@ from toy_sweep import begin, reached, run, starts
 
 from regkit.errors import InputError
 from regkit.sweeps.optuna import OptunaSweeper
-from regkit.sweeps.search_study import make_sampler
+from regkit.sweeps.search import make_sampler
 
 pytest.importorskip("optuna")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regkit.errors import InputError
-from regkit.sweeps.search_space import Choice, Number, split
+from regkit.sweeps.search import Choice, Number, split
 
 
 def parse(*words: str):

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from regkit import InputError
-from regkit.sweeps.resume import resumed
+from regkit.sweeps.job import resumed
 
 
 def hydra(words: list[str], own: list[str], name: str = "train") -> dict:

@@ -21,8 +21,14 @@ from regkit.training.config import (
     run_name,
     short,
 )
-from regkit.training.option_names import ELSEWHERE, defaults_of
-from regkit.training.overrides import CONFIGS, check_overrides, checked, quote_paths
+from regkit.training.overrides import (
+    CONFIGS,
+    ELSEWHERE,
+    check_overrides,
+    checked,
+    defaults_of,
+    quote_paths,
+)
 
 
 def composed(*overrides: str) -> Any:

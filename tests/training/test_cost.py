@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from regkit.training.cost import CostOfZeros, cost_of, warn_of_a_cut
+from regkit.training.callbacks import CostOfZeros, cost_of, warn_of_a_cut
 
 
 def quiet(whole: float, shrunk: float, num_videos: int) -> None:

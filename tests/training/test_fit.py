@@ -17,8 +17,7 @@ from regkit import InputError
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.selection.grid import two_digits
 from regkit.training.config import make, register
-from regkit.training.devices import refuse_missing_devices
-from regkit.training.fit import fit
+from regkit.training.fit import fit, refuse_missing_devices
 from regkit.training.resolve_lam import grid, resolve_auto_lam
 
 CONFIGS = Path(__file__).parents[2] / "configs"

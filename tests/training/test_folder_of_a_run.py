@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from regkit.training.run_folder import RunFolder
+from regkit.training.runs import RunFolder
 
 
 @pytest.fixture

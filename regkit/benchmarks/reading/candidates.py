@@ -12,14 +12,11 @@ import torch
 from jaxtyping import Int64, UInt8
 from torchvision.transforms.v2 import functional
 
-from regkit.data.clip_spec import ClipSpec
+from regkit.data.cache import Cached, Store
+from regkit.data.clip_spec import ClipSpec, Sampling
 from regkit.data.clips import ClipDataset
-from regkit.data.index import Index
-from regkit.data.reader import PyAV, Reader
-from regkit.data.readers import Cached, Indexed
-from regkit.data.sampling import Sampling
-from regkit.data.store import Store
-from regkit.data.torchcodec import unavailable
+from regkit.data.readers import Indexed, PyAV, Reader, unavailable
+from regkit.data.timeline import Index
 from regkit.data.video import Video
 
 WHOLE, WHOLE_TORCHCODEC = "whole file, PyAV", "whole file, torchcodec"

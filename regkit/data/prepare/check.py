@@ -10,15 +10,14 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from jaxtyping import Float64
 
-from regkit.data.reader import Reader
-from regkit.data.sampling import Sampling
-from regkit.data.timeline import Timeline, VideoError, opened
+from regkit.data.clip_spec import Sampling
+from regkit.data.readers import Reader
+from regkit.data.timeline import ROUNDING_S, Timeline, VideoError, opened
 
 _PROBE_PX = 16  # short side of the one frame that is read as training reads it
 _VARIES = 0.1  # steps between frames that differ by more of their median than this do vary
 _HABIT = 2, 0.1  # frames, and share, that encoders announce and do not give in files that are whole
 _LATE_S = 0.1  # parts may end so much after the file, and a frame: annotations are rounded
-_ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
 
 Part = tuple[float, float | None]
 
@@ -127,7 +126,7 @@ class Checker:
         counts, late = [], []
         for place, (start_s, end_s) in enumerate(parts):
             end = np.inf if end_s is None else end_s
-            within = times[(times >= start_s - _ROUNDING_S) & (times < end - _ROUNDING_S)]
+            within = times[(times >= start_s - ROUNDING_S) & (times < end - ROUNDING_S)]
             counts.append(self._available(within, facts.rate_fps))
             if not len(within) or (end_s is not None and end_s > latest_s):
                 late.append(place)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from regkit.data.clip_spec import Sampling
 from regkit.data.prepare.check import Facts, Part
-from regkit.data.sampling import Sampling
-from regkit.data.video import Splits, Video
+from regkit.data.video import SPLITS, Splits, Video
 
-SPLITS = ("train", "val", "test")
 _MEASURES = ("duration_s", "frames", "width_px", "height_px", "rate_fps")
 
 Places = dict[str, dict[Part, int]]  # of each file, its parts in the order of `Facts.in_part`

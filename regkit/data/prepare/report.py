@@ -1,14 +1,14 @@
 """Write what was found: for people, for tables, for programs."""
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from regkit.data.prepare.findings import SPLITS, Findings, Row
-from regkit.files import replacing
+from regkit.data.prepare.findings import Findings, Row
+from regkit.data.video import SPLITS
+from regkit.files import write_table, write_text
 
 _LISTED = 50  # entries of a list in the readable report; the others are in report.json
 _SHOWN = 3  # in the summary, and of names in a line
@@ -29,26 +29,10 @@ def write(folder: Path, about: Mapping[str, Any], found: Findings, every: Iterab
     Raises: OSError.
     """
     record = {**about, "sound": not found.problems, "problems": found.problems, **asdict(found)}
-    _replace(folder / "report.json", lambda file: json.dump(record, file, indent=1))
-    _replace(folder / "files.csv", lambda file: _table(file, every, found.clip_frames))
-    text = "\n".join(_page(about, found)) + "\n"
-    _replace(folder / "report.md", lambda file: file.write(text))
-
-
-def _replace(target: Path, fill: Callable[[TextIO], Any]) -> None:
-    how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with replacing(target) as draft, draft.open("w", **how) as file:
-        fill(file)
-
-
-def _table(file: TextIO, every: Iterable[Row], clip_frames: int) -> None:
-    writer = None
-    for row in every:
-        line = _line(row, clip_frames)
-        if writer is None:
-            writer = csv.DictWriter(file, line)
-            writer.writeheader()
-        writer.writerow(line)
+    write_text(folder / "report.json", json.dumps(record, indent=1))
+    lines = [_line(row, found.clip_frames) for row in every]
+    write_table(folder / "files.csv", [[*lines[0]], *(list(line.values()) for line in lines)])
+    write_text(folder / "report.md", "\n".join(_page(about, found)) + "\n")
 
 
 def _line(row: Row, clip_frames: int) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from regkit.inference.explain.evidence import Evidence, Questions
-from regkit.inference.explain.film import Film
+from regkit.inference.explain.evidence import Evidence, Film, Questions
 from regkit.inference.explain.survived import AXES, First, Survived
 from regkit.training.checkpoints import TrainedRun
 

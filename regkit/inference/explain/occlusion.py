@@ -1,6 +1,7 @@
-"""Which spans of time, channels and places a decision hangs on: take each away and look."""
+"""What a decision hangs on: take spans of time, channels, places or the order away and look."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 
 import torch
@@ -172,3 +173,45 @@ def _sizes(clip: Tensor) -> tuple[int, ...]:
 def _check(name: str, given: int, most: int, what: str) -> None:
     if not 1 <= given <= most:
         raise InputError(f"occlusion got {name}={given} for {most} {what}; give 1 to {most}.")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a class loses, in nats of log-odds, when the frames come otherwise.
+
+    reversed: from the last to the first.
+    shuffled: in random order, for each draw.
+    still: as the middle frame all the time.
+    """
+
+    reversed: float
+    shuffled: tuple[float, ...]
+    still: float
+
+    @property
+    def shuffled_mean(self) -> float:
+        """Return the mean over the draws; 0 of a net that looks at each frame for itself."""
+        return sum(self.shuffled) / len(self.shuffled)
+
+
+def order_effect(
+    net: Net, clip: Clip, target: int, num_draws: int = 8, seed: int = 0, batch_size: int = BATCH
+) -> Order:
+    """Measure what a class loses when the frames of a clip come in another order.
+
+    Raises: InputError when num_draws < 1, or as `occlusion` does.
+    """
+    if num_draws < 1:
+        raise InputError(f"order_effect got num_draws={num_draws}; give 1 or more.")
+    copies = _reordered(clip, num_draws, seed)
+    backwards, still, *shuffled = drops(net, clip, target, copies, batch_size).tolist()
+    return Order(backwards, tuple(shuffled), still)
+
+
+def _reordered(clip: Clip, num_draws: int, seed: int) -> Iterator[Clip]:
+    num_frames = clip.shape[1]
+    draw = torch.Generator().manual_seed(seed)
+    yield clip.flip(1)
+    yield clip[:, [num_frames // 2] * num_frames]
+    for _ in range(num_draws):
+        yield clip[:, torch.randperm(num_frames, generator=draw).to(clip.device)]

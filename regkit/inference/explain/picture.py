@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 
 from regkit.inference.explain.explanation import COLOURS, Explanation
-from regkit.inference.explain.weights_picture import draw_weights, weights_inches
+from regkit.inference.explain.survived import draw_weights, weights_inches
 from regkit.lightning.monitors.canvas import make_figure
 from regkit.palette import BLUE, FAINT, INK, QUIET, RED
 

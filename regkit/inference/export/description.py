@@ -1,12 +1,18 @@
-"""What another program must know to feed an exported model."""
+"""What another program must know to feed an exported model, and whether it says the same."""
 
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.sampling import Sampling
+from torch import Tensor
+
+from regkit.data.clip_spec import ClipSpec, Sampling
 from regkit.data.video_data import VideoData
-from regkit.inference.export.onnx_file import INPUT, OUTPUT
+from regkit.errors import InputError
+from regkit.inference.export.exported import Run, scores_of
+from regkit.inference.export.formats import INPUT, OUTPUT
 from regkit.training.checkpoints import TrainedRun
+from regkit.training.config import make
 
 
 def description(held: TrainedRun) -> dict[str, Any]:
@@ -34,14 +40,7 @@ def description(held: TrainedRun) -> dict[str, Any]:
         "mean": list(data.mean),
         "std": list(data.std),
         "modality": data.modality,
-        "sampling": {
-            "num_frames": sampling.num_frames,
-            "kind": sampling.kind,
-            "stride": sampling.stride,
-            "fps": sampling.fps,
-            "pad": sampling.pad,
-            "views": sampling.views,
-        },
+        "sampling": asdict(sampling),
         "short_px": cut.short_px,
         "size_px": cut.size_px,
         "crops": cut.crops,
@@ -108,3 +107,50 @@ def _answer(cut: ClipSpec) -> str:
     if cut.clips == 1:
         return f"{one}."
     return f"{one} for one clip; of the video, their mean over its {cut.clips} clips."
+
+
+@dataclass
+class Agreement:
+    """On how many test clips the class is the same, and how far scores differ at most."""
+
+    clips: int = 0
+    same: int = 0
+    difference: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"same class on {self.same} of {self.clips} test clips, "
+            f"largest difference {self.difference:.2g}"
+        )
+
+    def count(self, expected: Tensor, found: Tensor) -> None:
+        """Count the clips of one batch of scores."""
+        self.clips += len(expected)
+        self.same += int((expected.argmax(1) == found.argmax(1)).sum())
+        self.difference = max(self.difference, float((expected - found).abs().max()))
+
+
+def on_test_clips(held: TrainedRun, run: Run) -> Agreement:
+    """Compare the scores of all test clips of the run's data set.
+
+    Raises: InputError when its videos are not there, or there is no test split.
+    """
+    found, net = Agreement(), scores_of(held.model.net)
+    for clips in _test_clips(held):
+        found.count(net(clips), run(clips))
+    if not found.clips:
+        raise InputError("none of the test videos can be read")
+    return found
+
+
+def _test_clips(held: TrainedRun) -> Iterator[Tensor]:
+    # Each clip is read once: a cache of the whole data set would take longer.
+    data: VideoData = make(held.recipe["data"], cache="none", num_workers=0).ready()
+    if not data.known_splits().test:
+        raise InputError("the data set has no test split")
+    if data.classes != held.model.classes:
+        raise InputError("the data set has other classes by now")
+    for batch in data.test_dataloader():
+        clips: Tensor = data.finish(batch, training=False)["clip"]
+        if len(clips):
+            yield clips

@@ -6,16 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regkit.inference.predict.windows import (
-    ROUNDING_S,
-    Edges,
-    Picture,
-    Span,
-    Window,
-    following,
-    shown,
-    window,
-)
+from regkit.data.timeline import ROUNDING_S
+from regkit.inference.predict.windows import Edges, Picture, Span, Window, following, shown, window
 
 _MOST_FRAMES = 4096  # a window of a minute at 60 fps; beyond, the oldest give way
 _POLL_S = 0.2  # between looks at whether someone wants to stop

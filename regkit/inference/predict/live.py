@@ -1,9 +1,10 @@
 """Classify a stream while it comes."""
 
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -14,12 +15,10 @@ from jaxtyping import Float64
 
 from regkit.data.stream import Feed
 from regkit.data.timeline import VideoError
-from regkit.inference.predict.classify import Classifier, Times
-from regkit.inference.predict.film import Sliding
-from regkit.inference.predict.frame_buffer import FrameBuffer, ReadyWindow
-from regkit.inference.predict.result import Result
-from regkit.inference.predict.smooth import Smoothing
-from regkit.inference.predict.stream_reader import Reader
+from regkit.errors import InputError
+from regkit.inference.predict.film import Classifier, Sliding, Times, rates, spread
+from regkit.inference.predict.frame_buffer import BufferedFrame, FrameBuffer, ReadyWindow
+from regkit.inference.predict.result import Result, Smoothing
 from regkit.inference.predict.windows import Window, span
 
 _LEAVE_S = 1.0  # for the reader, to leave its source
@@ -53,15 +52,11 @@ class Live:
     @property
     def speed(self) -> dict[str, Any]:
         """Return the speed in plain values."""
-        high = float(np.percentile(self.behind_ms, 95))
+        windows, end_s = len(self.result.windows), self.result.end_s
         return {
-            "frames_per_s": self.frames / self.read_s,
-            "windows_per_s": len(self.result.windows) / self.read_s,
-            "real_time_factor": self.result.end_s / self.read_s,
-            "ms_per_window": {
-                step: {"median": mid, "p95": top} for step, (mid, top) in self.times.table().items()
-            },
-            "behind_ms": {"median": float(np.median(self.behind_ms)), "p95": high},
+            **rates(self.frames, windows, end_s, self.read_s),
+            "ms_per_window": self.times.table(),
+            "behind_ms": spread(self.behind_ms),
             "dropped_frames": self.dropped,
             "skipped_windows": self.skipped,
             "broken_packets": self.broken_packets,
@@ -103,7 +98,8 @@ def classify_stream(
             reader.join(_LEAVE_S)
     seconds = time.perf_counter() - began
     if not rows:
-        raise _nothing(feed, ring)
+        ended = VideoError(feed.video, "it ended, or was stopped, before a frame came")
+        raise ring.error or ended
     windows, found, behind = zip(*rows, strict=True)
     end_s = windows[-1].end_s
     result = Result.of(classifier.classes, windows, np.stack(found), smoothing, end_s)
@@ -121,11 +117,6 @@ def _classified(classifier: Classifier, taken: ReadyWindow) -> Float64[np.ndarra
     fresh = taken.shots[len(taken.shots) - taken.num_new :]
     classifier.times.decode.append(sum(shot.decode_ms for shot in fresh))
     return classifier([(frames, indices)])[0]
-
-
-def _nothing(feed: Feed, ring: FrameBuffer) -> Exception:
-    ended = VideoError(feed.video, "it ended, or was stopped, before a frame came")
-    return ring.error or ended
 
 
 @contextmanager
@@ -151,3 +142,57 @@ def _stopping(ring: FrameBuffer) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+class Reader(threading.Thread):
+    """Fill a ring from a feed, in a thread of its own.
+
+    Attributes:
+        num_frames: that were decoded.
+        num_broken: packets that could not be, and were passed over.
+    """
+
+    def __init__(self, feed: Feed, ring: FrameBuffer, short_px: int, threads: int = 1):
+        super().__init__(name="frames of a stream", daemon=True)  # a silent pipe holds it for ever
+        self.feed, self.ring, self.short_px, self.threads = feed, ring, short_px, threads
+        self.num_frames = self.num_broken = 0
+
+    def run(self) -> None:
+        """Read until the stream ends or nobody listens."""
+        try:
+            self._read()
+        except VideoError as error:
+            self.ring.end(error)
+        except Exception as error:  # a fault of this package: whoever waits for frames must know
+            self.ring.end(error)
+            raise
+        else:
+            self.ring.end()
+
+    def _read(self) -> None:
+        for time_s, picture, decode_ms in self.feed.frames(
+            self.short_px, self.threads, self._pass_over
+        ):
+            self.num_frames += 1
+            if not self.ring.put(BufferedFrame(time_s, picture, time.perf_counter(), decode_ms)):
+                return
+
+    def _pass_over(self) -> None:
+        self.num_broken += 1
+
+
+def feed_of(video: str, format: str | None, options: Any, timeout_s: float) -> Feed:
+    """Check what was given, and make a feed.
+
+    Raises: InputError.
+    """
+    if not isinstance(options, Mapping):
+        raise InputError(
+            f"predict got options={options}; give what FFmpeg knows, options={{framerate:30}}."
+        )
+    if not timeout_s > 0:
+        raise InputError(f"predict got timeout_s={timeout_s:g}; give seconds above 0.")
+    if video == "-" and sys.stdin is not None and sys.stdin.isatty():
+        raise InputError("predict got video=-, but nothing is piped in. cat film.ts | ...")
+    plain = {str(key): str(value) for key, value in options.items()}
+    return Feed(video, format or None, plain, timeout_s)

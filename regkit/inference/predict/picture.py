@@ -5,13 +5,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from regkit.files import replacing
-from regkit.inference.predict.result import UNSURE_NAME, Result
-from regkit.inference.predict.smooth import UNSURE
+from regkit.inference.predict.result import UNSURE, UNSURE_NAME, Result
 from regkit.palette import INK, RED
 
 MOST_CLASSES = 12  # rows; of more classes, those that are most probable somewhere
@@ -28,7 +26,6 @@ def draw(result: Result, title: str) -> Figure:
     names = [_short(result.name(row)) for row in rows]
     # The object interface, not pyplot: no window system, no state shared with the user's figures.
     figure = Figure((9, 1.6 + 0.3 * max(3, len(rows))), layout="constrained")
-    FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
     borders, heat = _columns(result, [row for row in rows if row != UNSURE])
     if UNSURE in rows:

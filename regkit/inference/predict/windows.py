@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from regkit.data.sampling import Sampling
-from regkit.data.timeline import Timeline
+from regkit.data.clip_spec import Sampling
+from regkit.data.timeline import ROUNDING_S, Timeline
 from regkit.errors import InputError
 
-ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
 _LONE_S = 0.04  # what a single frame is taken to stay
 WINDOW_S = 2.0  # a gesture or a stroke; training saw whole files, whose length nobody noted
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 EXACT_UP_TO = 10  # fits, of which all 2^10 subsets are averaged in seconds
 NUM_ORDERS = 100  # of more fits than that
@@ -115,7 +115,7 @@ def accuracy_by_number(scores: Scores, label: Labels) -> tuple[PerFit, PerFit]:
     if num_fits <= EXACT_UP_TO:
         for size in range(1, num_fits + 1):
             for chosen in combinations(range(num_fits), size):
-                found[size - 1].append(accuracy(sum_of(scores, chosen), label))
+                found[size - 1].append(accuracy(scores[list(chosen)].sum(0), label))
     else:
         rng = np.random.default_rng(0)
         for _ in range(NUM_ORDERS):
@@ -124,13 +124,3 @@ def accuracy_by_number(scores: Scores, label: Labels) -> tuple[PerFit, PerFit]:
                 total += scores[fit]
                 found[size].append(accuracy(total, label))
     return np.array([np.mean(row) for row in found]), np.array([np.std(row) for row in found])
-
-
-def sum_of(scores: Scores, chosen: tuple[int, ...]) -> Mean:
-    """Add the scores of some fits; the sum has the order of the mean."""
-    return scores[list(chosen)].sum(0)
-
-
-def alive_in_any(alive: Bool[np.ndarray, "fits rows"]) -> float:
-    """Return the share of rows that at least one fit keeps."""
-    return float(alive.any(0).mean())

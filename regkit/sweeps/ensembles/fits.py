@@ -1,4 +1,4 @@
-"""Fits of one recipe, read from the folders of their runs."""
+"""Fits of one recipe, read from the folders of their runs, and what they are worth."""
 
 import csv
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from regkit.errors import InputError
+from regkit.sweeps.ensembles import decomposition
+from regkit.training.config import key_value, short
 from regkit.training.runs import Run, group_norms
 
 PREDICTIONS = "predictions.csv"
@@ -82,7 +84,7 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
     recipes: dict[tuple[tuple[str, str], ...], dict[tuple[Any, ...], Run]] = {}
     for run in runs:
-        options = dict(_split(override) for override in run.overrides)
+        options = dict(map(key_value, run.overrides))
         fit = tuple(options.pop(key, None) for key in _VARIED[:2])
         kept = sorted(item for item in options.items() if item[0] not in _VARIED)
         if run.summary.get("penalty") == "none":  # its strength says nothing
@@ -160,11 +162,6 @@ def check_same(one: Table | Fits, other: Table | Fits) -> None:
     )
 
 
-def _split(override: str) -> tuple[str, str]:
-    key, _, value = override.lstrip("+~").partition("=")
-    return key, value
-
-
 def _rank(run: Run) -> tuple[bool, str, float]:
     penalty, lam = str(run.summary.get("penalty", "?")), run.summary.get("lam")
     return penalty != "none", penalty, float(lam) if isinstance(lam, int | float) else 0.0
@@ -175,17 +172,12 @@ def _name(run: Run, own: Sequence[tuple[str, str]]) -> str:
     penalty, lam = str(run.summary.get("penalty", "?")), run.summary.get("lam")
     parts = [penalty]
     if penalty != "none" and isinstance(lam, int | float):
-        parts.append("lam=auto" if ("lam", "auto") in own else f"lam={_short(lam)}")
+        parts.append("lam=auto" if ("lam", "auto") in own else f"lam={short(lam)}")
     for key, value in own:
         if key not in ("penalty", "lam"):
-            short = key.removeprefix("penalty.") if "penalty." in key else key.split(".")[-1]
-            parts.append(f"{short}={value}")
+            name = key.removeprefix("penalty.") if "penalty." in key else key.split(".")[-1]
+            parts.append(f"{name}={value}")
     return " ".join(parts)
-
-
-def _short(lam: float) -> str:
-    """Write a strength as the names of runs do: 1e-4, not 0.0001."""
-    return np.format_float_scientific(lam, 3, trim="-", exp_digits=1) if lam < 0.01 else f"{lam:g}"
 
 
 def _alive(runs: Sequence[Run]) -> Bool[np.ndarray, "fits rows"] | None:
@@ -195,3 +187,78 @@ def _alive(runs: Sequence[Run]) -> Bool[np.ndarray, "fits rows"] | None:
         return None
     rows = [np.concatenate([fit[name].ravel() > 0 for name in sorted(fit)]) for fit in fits]
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of the fits of one recipe.
+
+    accuracy, top5: the mean of single fits; ensemble_accuracy, ensemble_top5: of their averaged
+        probabilities. accuracies, accuracies_sd: of 1, 2, ... fits averaged, over the choice of
+        which.
+    brier, zero_one: the parts of the error, as `decomposition` says.
+    density: mean share of weights that are not zero. rows_alive: mean share of rows (filters,
+        units) of a fit; rows_alive_in_any: of rows that at least one fit keeps, which is what the
+        ensemble takes to store. None where the runs do not say.
+    """
+
+    name: str
+    penalty: str
+    lam: float | None
+    num_fits: int
+    accuracy: float
+    accuracy_sd: float
+    ensemble_accuracy: float
+    top5: float | None
+    ensemble_top5: float | None
+    accuracies: list[float]
+    accuracies_sd: list[float]
+    brier: decomposition.Brier
+    zero_one: decomposition.ZeroOne
+    disagreement: float
+    density: float | None
+    rows_alive: float | None
+    rows_alive_in_any: float | None
+
+
+def row_of(fits: Fits) -> Row:
+    """Measure the fits of one recipe."""
+    scores, label, summary = fits.scores, fits.label, fits.runs[0].summary
+    single = np.array([decomposition.accuracy(one, label) for one in scores])
+    top5 = [decomposition.accuracy_top5(one, label) for one in scores]
+    mean, spread = decomposition.accuracy_by_number(scores, label)
+    numbers = [value for value in top5 if value is not None]
+    return Row(
+        name=fits.name,
+        penalty=str(summary.get("penalty", "?")),
+        lam=fits.summed_up("lam"),
+        num_fits=len(scores),
+        accuracy=float(single.mean()),
+        accuracy_sd=float(single.std(ddof=1)),
+        ensemble_accuracy=decomposition.accuracy(scores.mean(0), label),
+        top5=float(np.mean(numbers)) if numbers else None,
+        ensemble_top5=decomposition.accuracy_top5(scores.mean(0), label),
+        accuracies=mean.tolist(),
+        accuracies_sd=spread.tolist(),
+        brier=decomposition.brier(scores, label),
+        zero_one=decomposition.zero_one(scores, label),
+        disagreement=decomposition.disagreement(scores),
+        density=fits.summed_up("density"),
+        rows_alive=None if fits.alive is None else float(fits.alive.mean()),
+        rows_alive_in_any=None if fits.alive is None else float(fits.alive.any(0).mean()),
+    )
+
+
+def collect(runs: Sequence[Run]) -> tuple[list[Fits], list[tuple[Run, str]]]:
+    """Read the fits of each recipe, and list the runs that are left out, with the reason."""
+    read = [(run, predictions_of(run)) for run in runs]
+    tables = {run.folder: table for run, table in read if not isinstance(table, str)}
+    left_out = [(run, why) for run, why in read if isinstance(why, str)]
+    recipes: list[Fits] = []
+    for name, fits in by_recipe([run for run in runs if run.folder in tables]).items():
+        if len(fits) < 2:
+            left_out += [(run, "alone of its recipe") for run in fits]
+            continue
+        recipes.append(join(name, fits, [tables[run.folder] for run in fits]))
+        check_same(recipes[0], recipes[-1])
+    return recipes, left_out

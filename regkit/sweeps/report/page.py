@@ -2,37 +2,43 @@
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from regkit.sweeps.report.reproduce import commands
-from regkit.sweeps.report.style import Picture, Scene
-from regkit.sweeps.report.stylesheet import STYLE
-from regkit.sweeps.report.table import Configuration, Spread, Table
-from regkit.sweeps.report.text import COLUMNS, NAMES, common, number, sentences, shown_columns
-from regkit.training.config import short
-from regkit.training.runs import Run
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-CONCLUSION = "conclusion.json"
+from regkit.sweeps.report.style import Picture, Scene
+from regkit.sweeps.report.table import Configuration, Table, seed_of
+from regkit.sweeps.report.text import COLUMNS, NAMES, common, number, sentences, shown_columns
+from regkit.sweeps.sweep_summary import CONCLUSION
+from regkit.training.config import key_value, short
+from regkit.training.runs import Run, read_run
+
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 STATES = {
     "failed": "",
     "unfinished": "no summary and no message: it was killed, or is still running",
     "pruned": "stopped early by the sweep",
 }
+# A continued run is made anew from its start; its name follows from the rest.
+LEFT_OUT = {"ckpt_path"}
+HYDRA, SEED = "config/hydra.yaml", "seed="
+PLAIN = re.compile(r"[\w@%+=:,./-]+")
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What cross-validation, a path or bagging left beside its runs."""
+    """What cross-validation, a path or bagging left beside its runs.
 
-    folder: Path
+    pictures: name, content and kind of each; no content where there is no such picture.
+    """
+
     title: str
     lines: list[str]
-    pictures: list[str]
+    pictures: list[tuple[str, bytes | None, str]]
 
 
 def read_conclusions(folders: Sequence[Path]) -> list[Conclusion]:
@@ -42,14 +48,20 @@ def read_conclusions(folders: Sequence[Path]) -> list[Conclusion]:
         try:
             content = json.loads((folder / CONCLUSION).read_text(encoding="utf-8"))
             title, lines = str(content["title"]), list(map(str, content.get("lines", [])))
-            pictures = list(map(str, content.get("pictures", [])))
+            pictures = [_picture(folder, str(name)) for name in content.get("pictures", [])]
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{CONCLUSION} cannot be read: {type(error).__name__}: {error}"
             title, lines, pictures = folder.name, [reason], []
-        found.append(Conclusion(folder, title, lines, pictures))
+        found.append(Conclusion(title, lines, pictures))
     return found
+
+
+def _picture(folder: Path, name: str) -> tuple[str, bytes | None, str]:
+    path = folder / name
+    kind = KINDS.get(path.suffix, "")
+    return name, path.read_bytes() if kind and path.is_file() else None, kind
 
 
 def page(
@@ -57,135 +69,26 @@ def page(
 ) -> str:
     """Write the page; pictures come with their PNG files."""
     table = scene.table
-    num = sum(len(row.runs) for row in table.rows)
-    title = f"{num} runs, {len(table.rows)} configurations"
-    parts = [f"<h1>{title}</h1>", f'<p class="lead">All of them: {escape(common(table))}.</p>']
-    parts += [_conclusion(conclusion) for conclusion in conclusions]
-    parts += [_chosen(scene)]
-    parts += [_figure(picture, png) for picture, png in pictures]
-    parts += [_table(scene), _apart(table), _reproduce(table)]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, parts)) + "\n"
-        "</main></body></html>\n"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
     )
-
-
-def _conclusion(conclusion: Conclusion) -> str:
-    lines = "".join(f"<p>{escape(line)}</p>" for line in conclusion.lines)
-    shown = "".join(_picture_of(conclusion.folder, name) for name in conclusion.pictures)
-    return f'<section class="chosen"><h2>{escape(conclusion.title)}</h2>{lines}{shown}</section>'
-
-
-def _picture_of(folder: Path, name: str) -> str:
-    path = folder / name
-    if path.suffix not in KINDS or not path.is_file():
-        return f"<p>There is no picture {escape(name)}.</p>"
-    return f"<figure>{_image(path.read_bytes(), name, KINDS[path.suffix])}</figure>"
-
-
-def _image(content: bytes, text: str, kind: str = "image/png") -> str:
-    data = base64.b64encode(content).decode("ascii")
-    return f'<img alt="{escape(text)}" src="data:{kind};base64,{data}">'
-
-
-def _chosen(scene: Scene) -> str:
-    if not scene.choices:
-        why = (
-            f"No finished run has a {NAMES[scene.measure]}, so nothing is chosen: a test that "
-            "chooses would no longer be one."
-        )
-        return f'<section class="chosen"><h2>Chosen: none</h2><p>{why}</p></section>'
-    parts = []
-    groups = [name for name, rows in scene.table.by_data.items() if name]
-    if len(groups) > 1:
-        parts.append(
-            f"<p>The runs learned from {len(groups)} kinds of data, whose accuracies cannot be "
-            "held against each other; each has its own choice.</p>"
-        )
-    for choice in scene.choices:
-        said = " ".join(sentences(scene.table, choice))
-        command = "".join(f"<pre>{escape(line)}</pre>" for line in commands(choice.chosen))
-        name = escape(scene.table.name(choice.chosen))
-        parts.append(f"<h2>Chosen: {name}</h2><p>{escape(said)}</p>{command}")
-    return f'<section class="chosen">{"".join(parts)}</section>'
-
-
-def _figure(picture: Picture, png: bytes) -> str:
-    return (
-        f"<section><h2>{escape(picture.title)}</h2><figure>{_image(png, picture.title)}"
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure></section>"
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
+    return environment.get_template("page.html.jinja").render(
+        title=f"{sum(len(row.runs) for row in table.rows)} runs, {len(table.rows)} configurations",
+        table=table,
+        conclusions=conclusions,
+        choices=scene.choices,
+        taken={choice.chosen for choice in scene.choices},
+        measure=scene.measure,
+        pictures=pictures,
+        shown=shown_columns(table),
+        **{"columns": COLUMNS, "names": NAMES, "states": STATES},
+        **{"common": common, "sentences": sentences, "commands": commands},
+        **{"number": number, "short": short},
     )
-
-
-def _table(scene: Scene) -> str:
-    table, columns = scene.table, shown_columns(scene.table)
-    headings = ["", "penalty", "lam", *table.varying, "n", *(COLUMNS[key][0] for key in columns)]
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    head = head.replace("<th>penalty", '<th class="name">penalty')
-    chosen = {choice.chosen for choice in scene.choices}
-    body = "".join(
-        _row(table, row, at, columns, row in chosen) for at, row in enumerate(table.rows, start=1)
-    )
-    repeated = ""
-    if table.repeated:
-        repeated = f"<p>{len(table.repeated)} runs repeat a configuration with the same seed "
-        repeated += "and fold; of those the one that finished last counts.</p>"
-    return (
-        '<section class="wide"><h2>All configurations</h2>'
-        f"<p>Mean over n {table.repeats}, then the standard deviation. "
-        "The number of a row leads to its command.</p>"
-        f'{repeated}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div></section>"
-    )
-
-
-def _row(table: Table, row: Configuration, at: int, columns: Sequence[str], chosen: bool) -> str:
-    cells = f'<td><a href="#command-{at}">{at}</a></td>'
-    cells += f'<td class="name">{escape(row.penalty)}</td><td>{short(row.lam)}</td>'
-    settings = [row.setting(key) for key in table.varying]
-    cells += "".join(f'<td class="word">{escape(setting)}</td>' for setting in settings)
-    cells += f"<td>{len(row.runs)}</td>"
-    cells += "".join(f"<td>{_cell(row.spread(key), COLUMNS[key][1])}</td>" for key in columns)
-    return f"<tr{' class=taken' * chosen}>{cells}</tr>"
-
-
-def _cell(found: Spread | None, form: str) -> str:
-    if found is None:
-        return "-"
-    mean = escape(number(found.mean, form))
-    if found.deviation is None:
-        return mean
-    return f"{mean}<small> ± {escape(number(found.deviation, form))}</small>"
-
-
-def _apart(table: Table) -> str:
-    if not table.apart:
-        return ""
-    items = "".join(
-        f"<tr><td>{run.status}</td><td class=word>{escape(_name(run))}</td>"
-        f'<td class="word">{escape(run.message or STATES[run.status])}</td></tr>'
-        for run in table.apart
-    )
-    return (
-        f"<section><h2>Not counted: {len(table.apart)} runs</h2><table><thead><tr><th></th>"
-        f'<th class="name">run</th><th class="name">why</th></tr></thead><tbody>{items}</tbody>'
-        "</table></section>"
-    )
-
-
-def _name(run: Run) -> str:
-    return f"{run.folder.parent.name}/{run.folder.name}"
-
-
-def _reproduce(table: Table) -> str:
-    items = ""
-    for at, row in enumerate(table.rows, start=1):
-        lines = commands(row) or ["- (the run kept no overrides)"]
-        shown = "".join(f"<pre>{escape(line)}</pre>" for line in lines)
-        items += f'<li id="command-{at}">{escape(table.name(row))}{shown}</li>'
-    return f"<section><h2>To reproduce</h2><ol>{items}</ol></section>"
 
 
 def rows_of_csv(table: Table, chosen: Sequence[Configuration]) -> list[list[Any]]:
@@ -205,3 +108,56 @@ def rows_of_csv(table: Table, chosen: Sequence[Configuration]) -> list[list[Any]
         last = [row in chosen, "\n".join(commands(row))]
         found.append([row.penalty, row.lam, *settings, len(row.runs), seeds, *numbers, *last])
     return found
+
+
+def commands(row: Configuration) -> list[str]:
+    """Return what to paste into a shell: one command, or one for each run that was asked otherwise.
+
+    Runs of which no overrides were kept give none.
+    """
+    asked: dict[tuple[str, ...], list[Run]] = {}
+    for run in map(_whole, row.runs):
+        if run.overrides:
+            asked.setdefault((config_name(run), *_words(run)), []).append(run)
+    return [_command(words[0], words[1:], runs) for words, runs in asked.items()]
+
+
+def quote(word: str) -> str:
+    """Quote a word for a POSIX shell, in the quotes that are easiest to read."""
+    if PLAIN.fullmatch(word):
+        return word
+    if "'" not in word:
+        return f"'{word}'"
+    # Within double quotes these have a meaning, ! in an interactive shell.
+    if not re.search(r'["$`\\!]', word):
+        return f'"{word}"'
+    return "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+def config_name(run: Run) -> str:
+    """Return which of the configs/*.yaml a run was made with."""
+    path = run.folder / HYDRA
+    if not path.is_file():
+        return "train"
+    found = re.search(r"^\s*config_name: *(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else "train"
+
+
+def _whole(run: Run) -> Run:
+    """Return what was asked for: of a point of a path, that is the path."""
+    above = run.folder.parent
+    own = (run.folder / HYDRA).is_file()
+    return read_run(above) if not own and (above / HYDRA).is_file() else run
+
+
+def _command(config: str, words: Sequence[str], runs: Sequence[Run]) -> str:
+    seeds = [str(seed) for run in runs if (seed := seed_of(run)) is not None]
+    parts = ["regkit train", *(["-cn", quote(config)] if config != "train" else [])]
+    # The seed keeps its place: runs are named by the order of what was asked for.
+    parts += [SEED + ",".join(seeds) if word == SEED else quote(word) for word in words]
+    return " ".join(parts + ["-m"] * (SEED in words and len(seeds) > 1))
+
+
+def _words(run: Run) -> list[str]:
+    kept = [o for o in run.overrides if key_value(o)[0] not in LEFT_OUT]
+    return [SEED if override.startswith(SEED) else override for override in kept]

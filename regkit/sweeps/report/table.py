@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from regkit.training.config import has_target, only_watches, short
+from regkit.training.config import has_target, key_value, only_watches, short
 from regkit.training.runs import SUMMARY, Run
 
 # Overrides of which several are asked for so as to see a spread, beside the seed, and what they are
@@ -22,23 +21,12 @@ WHOLE = {"0", "null"}
 PREPARING = {
     *("num_frames", "size_px", "short_px", "sampling", "stride", "fps", "pad", "random_crop"),
     *("test_views", "test_crops", "batch_size", "num_workers", "reader", "cache", "cache_gib"),
-    *(
-        "cache_root",
-        "worker_ram_mib",
-        "on_error",
-        "timeout_s",
-        "augment",
-        "modality",
-        "mean",
-        "std",
-    ),
+    *("cache_root", "worker_ram_mib", "on_error", "timeout_s", "augment", "modality"),
+    *("mean", "std"),
     *("seed", "cv_folds", "cv_fold", "bootstrap", "fold", "num_train"),
 }
 # Numbers that follow from two of a summary.
-SHARES = {
-    "flops_share": ("remaining_flops", "flops"),
-    "live_share": ("live_groups", "num_groups"),
-}
+SHARES = {"flops_share": ("remaining_flops", "flops"), "live_share": ("live_groups", "num_groups")}
 
 
 @dataclass(frozen=True)
@@ -164,13 +152,14 @@ def tabulate(runs: Sequence[Run]) -> Table:
     """
     kept: dict[Any, dict[Any, Run]] = {}
     repeated = []
-    for run in sorted((r for r in runs if r.status == "done"), key=_finished):
+    done = (run for run in runs if run.status == "done")
+    for run in sorted(done, key=lambda run: (run.folder / SUMMARY).stat().st_mtime):
         same = kept.setdefault(_key(run), {})
         repeat = _repeat(run)
         if repeat in same:
             repeated.append(same[repeat])
         same[repeat] = run
-    rows = [_configuration(key[0], _by_seed(same)) for key, same in kept.items()]
+    rows = [_configuration(key[0], list(same.values())) for key, same in kept.items()]
     rows.sort(key=lambda row: (row.penalty != "none", row.penalty, row.lam, *row.settings.items()))
     return Table(rows, [run for run in runs if run.status != "done"], repeated)
 
@@ -200,10 +189,8 @@ def seed_of(run: Run) -> int | None:
 
 def settings_of(overrides: Iterable[str]) -> dict[str, str]:
     """Return what overrides ask for, but for what changes nothing that is measured."""
-    split = (override.lstrip("+~").partition("=") for override in overrides)
-    return {
-        key: _plain(found) for key, _, found in split if key != "seed" and not only_watches(key)
-    }
+    asked = map(key_value, overrides)
+    return {key: _plain(found) for key, found in asked if key != "seed" and not only_watches(key)}
 
 
 def plug(node: dict[str, Any]) -> str | None:
@@ -214,6 +201,7 @@ def plug(node: dict[str, Any]) -> str | None:
 
 
 def _configuration(penalty: str, runs: list[Run]) -> Configuration:
+    runs = sorted(runs, key=lambda run: (seed_of(run) or 0, str(run.folder)))
     asked = [settings_of(run.overrides) for run in runs]
     known = {"penalty", "lam", f"penalty.{penalty}.lam"}
     settings = {key: found for key, found in asked[0].items() if key not in known}
@@ -260,7 +248,6 @@ def _repeat(run: Run) -> Any:
 
 
 def _repeat_of(run: Run) -> dict[str, str]:
-    """Return the fold and the sample of a run."""
     data = run.recipe.get("data")
     parts = data if isinstance(data, dict) else {}
     return {key: str(parts.get(key.removeprefix("data."))) for key in REPEATS}
@@ -272,11 +259,3 @@ def _videos(row: Configuration) -> dict[str, str]:
         return {}
     kept = {key: str(found) for key, found in data.items() if key not in PREPARING}
     return kept | {"_target_": plug(data) or "-"}
-
-
-def _finished(run: Run) -> float:
-    return (Path(run.folder) / SUMMARY).stat().st_mtime
-
-
-def _by_seed(same: dict[Any, Run]) -> list[Run]:
-    return sorted(same.values(), key=lambda run: (seed_of(run) or 0, str(run.folder)))

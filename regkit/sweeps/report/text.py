@@ -32,6 +32,7 @@ RARE = {
     *("debiased_accuracy", "debiased_val_accuracy", "val_loss"),
     *("shrunk_accuracy", "whole_latency_ms", "shrunk_latency_ms"),
 }
+MOST_ROWS = 24  # in a terminal
 NAMES = {key: heading for key, (heading, _) in COLUMNS.items()}
 NAMES["debiased_val_loss"] = "debiased validation loss"
 
@@ -150,15 +151,15 @@ def _plug(row: Configuration, part: str) -> str | None:
     return plug(node) if isinstance(node, dict) else None
 
 
-def plain_table(table: Table, choices: Sequence[Choice], most: int = 24) -> list[str]:
+def plain_table(table: Table, choices: Sequence[Choice]) -> list[str]:
     """Write the table in lines for a terminal, columns aligned, the chosen rows marked."""
     keys = [key for key in ("test_accuracy", "val_accuracy", "density", "live_groups", "roughness")]
     chosen = {choice.chosen for choice in choices}
     grid = [["", "configuration", "n", *(NAMES[key] for key in keys)]]
-    for row in table.rows[:most]:
+    for row in table.rows[:MOST_ROWS]:
         numbers = [spread(row.spread(key), COLUMNS[key][1]) for key in keys]
         grid.append(["*" * (row in chosen), table.name(row), str(len(row.runs)), *numbers])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in grid]
-    left_out = len(table.rows) - most
+    left_out = len(table.rows) - MOST_ROWS
     return [*lines, f"... and {left_out} more, see table.csv"] if left_out > 0 else lines

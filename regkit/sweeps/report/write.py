@@ -1,29 +1,28 @@
 """Write the report on folders of runs."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from regkit.errors import InputError
 from regkit.files import write_table, write_text
 from regkit.sweeps.report.choose import check_measure, choose
-from regkit.sweeps.report.comparison import write_comparison
-from regkit.sweeps.report.curves import over_epochs
-from regkit.sweeps.report.histories import Histories
-from regkit.sweeps.report.layers import layer_densities
+from regkit.sweeps.report.histories import Histories, layer_densities, over_epochs
 from regkit.sweeps.report.page import page, read_conclusions, rows_of_csv
-from regkit.sweeps.report.pareto import against_density, against_flops
-from regkit.sweeps.report.strengths import accuracy_against_lam, density_against_lam
 from regkit.sweeps.report.style import Picture, Scene, look
 from regkit.sweeps.report.table import tabulate
+from regkit.sweeps.report.trade_offs import trade_offs
 from regkit.training.runs import find_runs
 
 FOLDER, PAGE, TABLE = "report", "report.html", "table.csv"
 PAPER_DPI = 300
 COMPARED = {"accuracy_density", "density_lam", "accuracy_lam"}
+COMPARISON, WIDTH_PX = "comparison", 900  # for TensorBoard, the width of a screen
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +33,22 @@ class Report:
     page: Path
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write report.html, its pictures and table.csv, and return the page.
-
-    out: a folder; None is `report` in the first of the folders. TensorBoard's pictures go to
-        `comparison` in that one.
+def write_report(folders: Sequence[str | Path]) -> Path:
+    """Write the report to its usual place, and return the page.
 
     Raises: InputError when a folder holds no runs.
     """
-    return report(folders, out).page
+    return report(folders).page
 
 
 def report(
     folders: Sequence[str | Path], out: str | Path | None = None, by: str = "val_accuracy"
 ) -> Report:
-    """Write the report, choosing by another number of the validation if asked to.
+    """Write report.html, its pictures and table.csv.
 
+    out: a folder; None is `report` in the first of the folders. TensorBoard's pictures go to
+        `comparison` in that one.
+    by: the number of the validation that chooses.
     Raises: InputError when a folder holds no runs, or `by` may not choose.
     """
     check_measure(by)
@@ -64,18 +63,15 @@ def report(
     write_text(target / PAGE, page(scene, pictures, conclusions))
     write_table(target / TABLE, rows_of_csv(table, [choice.chosen for choice in scene.choices]))
     compared = {picture.name: png for picture, png in pictures if picture.name in COMPARED}
-    write_comparison(Path(folders[0]), compared)
+    _compare(Path(folders[0]), compared)
     return Report(scene, target / PAGE)
 
 
 def _draw(scene: Scene) -> Iterable[Picture]:
-    """Draw what there is something to draw of, one at a time."""
     if not scene.table.rows:
         return
     histories = Histories()
-    for draw in (against_density, against_flops, density_against_lam, accuracy_against_lam):
-        if (picture := draw(scene)) is not None:
-            yield picture
+    yield from trade_offs(scene)
     for draw in (over_epochs, layer_densities):
         if (picture := draw(scene, histories)) is not None:
             yield picture
@@ -83,7 +79,6 @@ def _draw(scene: Scene) -> Iterable[Picture]:
 
 def _save(picture: Picture, folder: Path) -> bytes:
     """Save a picture for papers, as PNG and PDF, and return the PNG."""
-    FigureCanvasAgg(picture.figure)
     file = io.BytesIO()
     picture.figure.savefig(file, format="png", dpi=PAPER_DPI)
     (folder / f"{picture.name}.png").write_bytes(file.getvalue())
@@ -110,3 +105,18 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}); give --out DIR.") from error
     return folder
+
+
+def _compare(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """Put pictures where TensorBoard finds them beside the runs; those of an earlier report go."""
+    target = folder / COMPARISON
+    for path in target.glob("events.out.tfevents.*"):
+        path.unlink()
+    if not pictures:
+        return
+    with SummaryWriter(str(target)) as writer:
+        for name, png in pictures.items():
+            with Image.open(io.BytesIO(png)) as image:
+                size = WIDTH_PX, round(image.height * WIDTH_PX / image.width)
+                small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            writer.add_image(f"{COMPARISON}/{name}", np.asarray(small), dataformats="HWC")

@@ -4,7 +4,7 @@ import mmap
 
 import pytest
 
-from regkit.benchmarks.reading import memory
+from regkit.benchmarks.reading import rounds as memory
 from regkit.benchmarks.reading.candidates import Task
 from regkit.benchmarks.reading.report import Memory
 from regkit.errors import InputError

@@ -8,8 +8,9 @@ import torch
 from small_films import TINY
 
 from regkit.__main__ import main
+from regkit.benchmarks.harness import machine, read
 from regkit.benchmarks.reading import candidates as contestants
-from regkit.benchmarks.reading import films, studio
+from regkit.benchmarks.reading import films
 from regkit.benchmarks.reading.candidates import (
     MEMMAP,
     ONE_READING,
@@ -20,7 +21,6 @@ from regkit.benchmarks.reading.candidates import (
     WHOLE,
 )
 from regkit.benchmarks.reading.report import Memory, Report, everything
-from regkit.benchmarks.report import machine, read
 from regkit.cli import throughput as command
 from regkit.errors import InputError
 from regkit.timing import Quartiles
@@ -105,7 +105,7 @@ def test_memory_is_measured_on_a_long_film(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(films, "LONG", TINY)
     monkeypatch.setattr(films, "SECONDS", 0.6)
-    monkeypatch.setattr(command.memory, "measure", measure)
+    monkeypatch.setattr(command, "measure", measure)
     monkeypatch.setattr(command, "absent", lambda: {"torchcodec": "no FFmpeg"})
     out = tmp_path / "run.json"
     assert main(["throughput", "--rounds", "0", "--memory", "--out", str(out)]) == 0
@@ -167,7 +167,7 @@ def test_a_file_of_other_figures_is_refused(tmp_path: Path):
 
 
 def test_a_file_too_long_to_read_whole_is_refused(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(studio, "MOST_BYTES", 30 * 96 * 64 * 3 - 1)
+    monkeypatch.setattr(films, "MOST_BYTES", 30 * 96 * 64 * 3 - 1)
     assert throughput(str(tiny)) == 2
     assert "whose frames take 0.0 GiB at once" in capsys.readouterr().err
 

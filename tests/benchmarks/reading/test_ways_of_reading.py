@@ -7,7 +7,7 @@ import pytest
 from small_films import GREY_STEP, NUM_FRAMES
 
 from regkit.benchmarks.reading import candidates as contestants
-from regkit.benchmarks.reading import studio
+from regkit.benchmarks.reading import films
 from regkit.benchmarks.reading.candidates import DECORD, WHOLE, Contestant, Film, Task, absent
 
 TASK = Task(num_frames=8, stride=2, short_px=32, threads=1)
@@ -15,7 +15,7 @@ TASK = Task(num_frames=8, stride=2, short_px=32, threads=1)
 
 @pytest.fixture
 def film(numbered, tmp_path) -> Film:
-    return studio.film("numbered", [str(numbered)], TASK, tmp_path)
+    return films.film("numbered", [str(numbered)], TASK, tmp_path)
 
 
 def numbers(clips: np.ndarray) -> list[list[int]]:
@@ -56,7 +56,7 @@ def test_all_read_the_same_frames(film, sampling):
 
 
 def test_scaled_frames_look_alike(tiny, tmp_path):
-    film = studio.film("tiny", [str(tiny)], TASK, tmp_path)
+    film = films.film("tiny", [str(tiny)], TASK, tmp_path)
     truth, *others = contestants.training(film, TASK)
     for other in others:
         off = np.abs(other.read(0, 3).astype(int) - truth.read(0, 3)).mean()
@@ -90,7 +90,7 @@ def test_copies_are_really_read(film):
         for path in (
             path
             for kind in ("memmap", "reencode")
-            for path in studio.Store(film.root, kind, 32).folder.glob("??/*")
+            for path in films.Store(film.root, kind, 32).folder.glob("??/*")
         )
     }
     assert names == {".frames", ".mp4"}

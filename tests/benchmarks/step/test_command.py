@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from regkit.__main__ import main
-from regkit.benchmarks.report import read
-from regkit.benchmarks.step import nets, report
+from regkit.benchmarks.harness import read
+from regkit.benchmarks.step import candidates, report
 from regkit.benchmarks.step.candidates import (
     FOREACH,
     FUSED,
@@ -60,7 +60,7 @@ def test_a_run_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFix
     assert written["options"]["rounds"] == 2
     found = read(Report, out)
     assert found.num_parameters == sum(
-        p.numel() for p in nets.make_net("synthetic", 1e4).parameters()
+        p.numel() for p in candidates.make_net("synthetic", 1e4).parameters()
     )
     assert [row.label for row in found.rows] == shown(printed)
     assert found.rows[0].to_fused == {"wall": Quartiles(1.0, 1.0, 1.0)}

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from regkit.benchmarks.rounds import ratios
-from regkit.benchmarks.step import nets
+from regkit.benchmarks.harness import ratios
+from regkit.benchmarks.step import candidates
 from regkit.benchmarks.step.candidates import FOREACH, FUSED, HOOK, PROX, Contestant
-from regkit.benchmarks.step.clocks import Rate
-from regkit.benchmarks.step.report import line
+from regkit.benchmarks.step.report import Rate, line
 from regkit.benchmarks.step.rounds import Rounds, contest, row_of
 from regkit.penalties import Box
 from regkit.timing import Quartiles, take_turns
@@ -94,7 +93,7 @@ def test_warmup_counts_for_nothing(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("regkit.benchmarks.step.rounds.time_step", clock)
     monkeypatch.setattr("regkit.benchmarks.step.rounds.time_training", whole)
-    net = nets.make_net("synthetic", 1e4)
+    net = candidates.make_net("synthetic", 1e4)
     heats = contest(
         net, torch.randn(2, 3, 4, 16, 16), {"box": Box(1.0)}, Rounds(3, 1, 2), Rate(1.0, ""), 1e-6
     )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import regkit.penalties
-from regkit.benchmarks.step import nets
+from regkit.benchmarks.step import candidates
 from regkit.benchmarks.step.candidates import (
     FOREACH,
     FUSED,
@@ -30,7 +30,7 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "penalty"
 
 
 def tiny() -> nn.Module:
-    return nets.make_net("synthetic", 1e4)
+    return candidates.make_net("synthetic", 1e4)
 
 
 def clip() -> torch.Tensor:

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from regkit.benchmarks.step import nets
+from regkit.benchmarks.step import candidates
 
 
 @pytest.mark.parametrize(("wanted", "least"), [(1e4, 0.4), (1e5, 0.75), (1e6, 0.8), (2e7, 0.9)])
 def test_the_synthetic_net_has_the_size_asked_for(wanted: float, least: float):
-    number = sum(p.numel() for p in nets.make_net("synthetic", wanted).parameters())
+    number = sum(p.numel() for p in candidates.make_net("synthetic", wanted).parameters())
     assert least * wanted <= number <= wanted
 
 
 def test_the_large_synthetic_net_has_tensors_of_all_sizes():
     with torch.device("meta"):
-        net = nets.make_net("synthetic", 300e6)
+        net = candidates.make_net("synthetic", 300e6)
     parameters = list(net.parameters())
     assert 0.98 * 300e6 < sum(p.numel() for p in parameters) <= 300e6
     assert len(parameters) == 302
@@ -25,5 +25,5 @@ def test_the_large_synthetic_net_has_tensors_of_all_sizes():
 
 
 def test_names_are_those_of_torchvision():
-    assert {"r3d_18", "mvit_v2_s", "swin3d_b", "synthetic"} <= set(nets.model_names())
-    assert sum(p.numel() for p in nets.make_net("mc3_18", 0.0).parameters()) == 11_695_440
+    assert {"r3d_18", "mvit_v2_s", "swin3d_b", "synthetic"} <= set(candidates.model_names())
+    assert sum(p.numel() for p in candidates.make_net("mc3_18", 0.0).parameters()) == 11_695_440

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from regkit.__main__ import main
-from regkit.benchmarks.report import read
-from regkit.benchmarks.step.clocks import Rate
-from regkit.benchmarks.step.report import Report
+from regkit.benchmarks.harness import read
+from regkit.benchmarks.step.report import Rate, Report
 from regkit.cli import bench as command
 from regkit.errors import InputError
 

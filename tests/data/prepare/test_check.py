@@ -13,9 +13,9 @@ import pytest
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 
+from regkit.data.clip_spec import Sampling
 from regkit.data.prepare.check import Checker, Facts, Part
-from regkit.data.reader import PyAV, Reader
-from regkit.data.sampling import Sampling
+from regkit.data.readers import PyAV, Reader
 
 WHOLE: Part = (0.0, None)
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from regkit.data.clip_spec import Sampling
 from regkit.data.prepare.check import Facts
 from regkit.data.prepare.findings import Findings, clip_frames, find, places, rows
-from regkit.data.sampling import Sampling
 from regkit.data.video import Splits, Video
 
 

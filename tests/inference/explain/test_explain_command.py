@@ -17,8 +17,7 @@ from regkit.data.clips import ClipDataset, collate
 from regkit.data.made import write_video
 from regkit.data.video import Video
 from regkit.errors import InputError
-from regkit.inference.explain.evidence import Questions
-from regkit.inference.explain.film import on_pixels, read_film
+from regkit.inference.explain.evidence import Questions, on_pixels, read_film
 from regkit.inference.explain.occlusion import occlusion
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.models.tiny3d import Tiny3D

@@ -18,8 +18,8 @@ from regkit.inference.explain.occlusion import (
     occluded_channels,
     occluded_places,
     occlusion,
+    order_effect,
 )
-from regkit.inference.explain.order import order_effect
 
 FRAMES, SIDE = 9, 8
 

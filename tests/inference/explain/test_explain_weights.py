@@ -6,10 +6,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from regkit.inference.explain.evidence import agreement, reinitialised
 from regkit.inference.explain.occlusion import occlusion
-from regkit.inference.explain.sanity import agreement, reinitialised
-from regkit.inference.explain.survived import survived
-from regkit.inference.explain.weights_picture import draw_weights, weights_inches
+from regkit.inference.explain.survived import draw_weights, survived, weights_inches
 from regkit.lightning.monitors.canvas import make_figure, pixels
 from regkit.models.cnn_gru import CnnGru
 from regkit.models.r2plus1d_18 import R2Plus1D18

@@ -13,10 +13,9 @@ from export_nets import Small, alive, expected
 from torch import Tensor, nn
 
 from regkit.errors import InputError
-from regkit.inference.export import onnx_file
+from regkit.inference.export import formats
 from regkit.inference.export.exported import largest_difference, written
-from regkit.inference.export.onnx_file import export_onnx
-from regkit.inference.export.program import export_program
+from regkit.inference.export.formats import export_onnx, export_program
 from regkit.lightning.video_classifier import VideoClassifier
 
 EXAMPLE = torch.zeros(1, 3, 4, 8, 8)
@@ -182,9 +181,9 @@ def test_the_comparison_sees_fixed_batches_and_shapes():
 def test_missing_packages_are_named(
     net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    find = onnx_file.find_spec
+    find = formats.find_spec
     monkeypatch.setattr(
-        onnx_file, "find_spec", lambda name: None if name == "onnxscript" else find(name)
+        formats, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
     with pytest.raises(InputError, match=r"needs onnxscript, which is not.*\.\[export\]"):
         export_onnx(net, EXAMPLE, tmp_path / "net.onnx")

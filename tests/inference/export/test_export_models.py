@@ -9,8 +9,7 @@ import torch
 from export_nets import MODELS, built, expected
 from torch import Tensor, nn
 
-from regkit.inference.export.onnx_file import export_onnx
-from regkit.inference.export.program import export_program
+from regkit.inference.export.formats import export_onnx, export_program
 
 EXAMPLE = torch.zeros(1, 3, 8, 32, 32)
 # Files of 130 MB, or graphs of 3000 nodes, take a minute; REGKIT_SLOW=1 tries all models.

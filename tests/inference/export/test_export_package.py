@@ -10,7 +10,7 @@ from export_nets import expected
 from torch import nn
 
 from regkit.errors import InputError
-from regkit.inference.export.package import export_package
+from regkit.inference.export.formats import export_package
 
 EXAMPLE = torch.zeros(1, 3, 4)
 

@@ -20,12 +20,10 @@ from regkit.data.stream import Feed, Stamps, is_live
 from regkit.data.timeline import VideoError
 from regkit.errors import InputError
 from regkit.inference.predict import frame_buffer as ring_module
-from regkit.inference.predict.classify import Classifier
-from regkit.inference.predict.film import Sliding, classify_film
+from regkit.inference.predict.film import Classifier, Sliding, classify_film
 from regkit.inference.predict.frame_buffer import BufferedFrame, FrameBuffer
-from regkit.inference.predict.live import classify_stream
-from regkit.inference.predict.smooth import Smoothing
-from regkit.inference.predict.stream_reader import feed_of
+from regkit.inference.predict.live import classify_stream, feed_of
+from regkit.inference.predict.result import Smoothing
 from regkit.inference.predict.windows import Span, lay
 from regkit.training.checkpoints import TrainedRun
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regkit.errors import InputError
-from regkit.inference.predict.smooth import UNSURE, Smoothing, average, borders, segments, viterbi
+from regkit.inference.predict.result import UNSURE, Smoothing, average, borders, segments, viterbi
 
 
 def rows(seed: int, count: int, classes: int) -> np.ndarray:

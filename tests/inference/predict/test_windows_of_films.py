@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regkit.data.clip_spec import ClipSpec
-from regkit.data.sampling import Sampling
+from regkit.data.clip_spec import ClipSpec, Sampling
 from regkit.data.timeline import Timeline
 from regkit.data.video import Video
 from regkit.errors import InputError

@@ -17,8 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from regkit.__main__ import main
 from regkit.lightning.monitors import density_map
-from regkit.sweeps.report.histories import Histories, spaced
-from regkit.sweeps.report.layers import layer_densities
+from regkit.sweeps.report.histories import Histories, layer_densities, spaced
 from regkit.sweeps.report.style import Scene
 from regkit.sweeps.report.table import tabulate
 from regkit.sweeps.report.write import write_report

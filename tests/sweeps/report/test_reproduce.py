@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regkit.sweeps.report.reproduce import commands, quote
+from regkit.sweeps.report.page import commands, quote
 from regkit.sweeps.report.table import tabulate
 from regkit.training.runs import find_runs
 
