@@ -49,7 +49,7 @@ class TopK(GroupPenalty):
         return replace(self, tightness=self.tightness * min(strength, 1.0))
 
     def most(self, num_groups: int) -> int:
-        """Return how many of so many groups stay."""
+        """Return how many of `num_groups` groups stay."""
         share = 1 - self.tightness * (1 - self.keep)
         return max(math.floor(share * num_groups + 1e-9), 1) if self.lam > 0 else num_groups
 
