@@ -33,7 +33,7 @@ def split_low_rank(
         were not, though they have a low rank.
     """
     found = {name: layer for name, layer in _layers(model) if _pays(layer)}
-    inputs = _inputs(model, example, found)
+    inputs = _inputs(model, example, found) if found else {}
     ranks, notes = {}, []
     for name, layer in found.items():
         if name not in inputs:
