@@ -75,6 +75,9 @@ def _arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpars
                 f"train got {word}; options of a run are words without dashes, as {key}=..., and "
                 "`regkit train --hydra-help` lists the others."
             )
+    shown = [f"--{flag}" for flag in ("run", "multirun", "cfg", "info") if getattr(args, flag)]
+    if len(shown) > 1:
+        raise InputError(f"train got {' and '.join(shown)}, of which it takes one at a time.")
     args.overrides += rest
     for word in args.overrides:
         if "=" not in word and not word.startswith("~"):

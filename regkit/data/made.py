@@ -98,7 +98,7 @@ class SyntheticMotion(VideoData):
             for place, split in enumerate(SPLITS)
             for number, path in enumerate(self._paths(split))
         ]
-        bar = tqdm(plan, desc="made videos", unit="video", file=sys.stderr)
+        bar = tqdm(plan, desc="made videos", unit="video", file=sys.stderr, disable=None)
         for place, split, number, path in bar:
             target = folder / split / path
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -431,7 +431,8 @@ class ProximalStep:
         for penalty, batches in group_batches(
             plan.parts, scale, moves, self.step_size, self.support.groups
         ):
-            prox_rows(penalty, batches, self.step_size, taken, self.state.num_steps)
+            when = (self.state.num_steps, context.is_last)
+            prox_rows(penalty, batches, self.step_size, taken, *when)
         self.support.keep_single_zeros(moves)
         for p in moves if context.keeps_zeros else ():
             local(p).mul_(context.nonzero[p])

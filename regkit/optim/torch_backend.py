@@ -42,17 +42,20 @@ def prox_rows(
     step_size: StepSizeOf,
     taken: Tensor | None,
     num_steps: int,
+    is_last: bool,
 ) -> None:
     """Apply a penalty to groups, of which each batch holds a part; changed in place.
 
-    num_steps: number of this step.
+    num_steps: number of this step. is_last: training ends with it.
     """
     values = [batch.values() for batch in batches]
     steps = [_unless_skipped(batch.step(step_size), taken) for batch in batches]
     rows = torch.cat(values, dim=1) if len(values) > 1 else values[0]
     step = beside(steps, values)
     if penalty.joint:
-        rows = _jointly(penalty, rows, step, batches[0], num_steps)
+        every = getattr(penalty, "every", 1)
+        since = num_steps % every or every  # the last step takes the prox for those before it
+        rows = _jointly(penalty, rows, step, batches[0], since if is_last or since == every else 0)
     else:
         rows = penalty.prox(rows, step)
     gates = batches[0].gates()
@@ -65,9 +68,9 @@ def prox_rows(
 
 
 def _jointly(
-    penalty: WeightPenalty, rows: Tensor, step: Number, batch: Batch, num_steps: int
+    penalty: WeightPenalty, rows: Tensor, step: Number, batch: Batch, times: int
 ) -> Tensor:
-    """Take the move again in a scalar metric, and the prox at every `every`-th step.
+    """Take the move again in a scalar metric, and the prox of so many steps; of 0, none.
 
     The scalar is the root mean square of the diagonal, as if the second moment were kept once
     for the whole matrix (Zhang et al., Adam-mini, ICLR 2025, algorithm 2).
@@ -81,8 +84,7 @@ def _jointly(
         scalar = torch.where(moved.any(), inverse.square().mean().rsqrt(), 0.0)
         rows = torch.where(moved, old - (old - rows) * inverse * scalar, rows)
         step = scalar
-    every = getattr(penalty, "every", 1)
-    return penalty.prox(rows, step * every) if num_steps % every == 0 else rows
+    return penalty.prox(rows, step * times) if times else rows
 
 
 def _unless_skipped(step: Number, taken: Tensor | None) -> Number:

@@ -20,7 +20,8 @@ class Nuclear(WeightPenalty):
     L1 on the singular values: the rank falls, and the layer can be split into two thin ones. There
     is no closed form in a diagonal metric, so `prox` takes one step size for the whole matrix.
 
-    every: take the prox at every k-th step, k times as strong; its eigenvalue problem is dear.
+    every: take the prox at every k-th step, k times as strong, and at the last one, where
+        `Schedule.num_steps` or the callback says which that is; its eigenvalue problem is dear.
     Raises: InputError unless `every` is a whole number >= 1.
     Source: Cai, Candes and Shen, SIAM J. Optim. 20 (2010), 1956-1982, theorem 2.1.
     """

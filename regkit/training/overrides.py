@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from regkit.errors import InputError
 from regkit.training.config import not_selected, register
 
+REGEXES = ("data.group",)  # options whose values are regular expressions
+
 # What other programs call an option of ours, where no letters tell.
 ELSEWHERE = {
     "learning_rate": "optimizer.lr",
@@ -276,12 +278,12 @@ def _is_there(package: str) -> bool:
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """Quote values that name existing files, so that spaces and = in them need no care."""
+    """Quote regular expressions and the names of existing files, whose letters mean nothing."""
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        special = re.search(r"[^\w./~-]", value)
-        if equals and special and "'" not in value and Path(value).expanduser().exists():
+        special = re.search(r"[^\w./~-]", value) and not re.search("['\"]", value)
+        if equals and special and (key in REGEXES or Path(value).expanduser().exists()):
             argument = f"{key}='{value}'"
         quoted.append(argument)
     return quoted

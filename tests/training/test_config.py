@@ -256,6 +256,13 @@ def test_paths_with_special_letters_need_no_care(tmp_path: Path):
     check_overrides(quote_paths([f"ckpt_path={odd}"]), CONFIGS)
 
 
+def test_a_regular_expression_is_taken_as_the_shell_hands_it_over():
+    words = quote_paths(["data=folder", "data.root=x", r"data.group=(S\d+)__"])
+    check_overrides(words, CONFIGS)
+    assert composed(*words)["data"]["group"] == r"(S\d+)__"
+    assert quote_paths([words[2], "data.group=null"]) == [words[2], "data.group=null"]
+
+
 @pytest.mark.parametrize(
     ("group", "stem"),
     [(g, p.stem) for g in ("data", "model", "penalty") for p in sorted((CONFIGS / g).glob("*"))],
