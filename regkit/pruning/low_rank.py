@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from regkit.pruning.latency import latency
 from regkit.structure.replica import fixed_seed, outputs, told
 
 # Exactly these: a subclass may do more with its weight, as attention does with its projections.
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Singular values below, relative to the largest, are rounding: float32 leaves 1e-7 of a zero.
@@ -64,12 +65,12 @@ def weight_rank(weight: Tensor) -> int:
     return max(1, int((values > ZERO * values.max()).sum()))
 
 
-def pair_of(layer: nn.Module, rank: int) -> nn.Sequential:
+def pair_of(layer: Layer, rank: int) -> nn.Sequential:
     """Make two layers of a rank in place of one, not filled: what mixes inputs, what outputs.
 
     The second is pointwise; the bias is its own.
     """
-    where = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    where: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     biased = layer.bias is not None
     if isinstance(layer, nn.Linear):
         first: nn.Module = nn.Linear(layer.in_features, rank, bias=False, **where)
@@ -77,22 +78,23 @@ def pair_of(layer: nn.Module, rank: int) -> nn.Sequential:
     else:
         shape = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
         options = {key: getattr(layer, key) for key in shape}
-        first = type(layer)(layer.in_channels, rank, bias=False, **options, **where)
-        second = type(layer)(rank, layer.out_channels, 1, bias=biased, **where)
+        made: Any = type(layer)
+        first = made(layer.in_channels, rank, bias=False, **options, **where)
+        second = made(rank, layer.out_channels, 1, bias=biased, **where)
     return nn.Sequential(first, second).train(layer.training)
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield what may be replaced: layers in one place each, with a weight of their own."""
     places = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     for name, layer in model.named_modules():
         alone = places[id(layer)] == 1 and all(owners[id(p)] == 1 for p in layer.parameters())
         if name and type(layer) in LAYERS and alone and getattr(layer, "groups", 1) == 1:
-            yield name, layer
+            yield name, cast(Layer, layer)
 
 
-def _pays(layer: nn.Module) -> bool:
+def _pays(layer: Layer) -> bool:
     matrix = layer.weight.detach().flatten(1)
     rank, (out, rest) = weight_rank(matrix), matrix.shape
     # Filters and inputs that are zero, and stay for a reason, make no low rank.
@@ -100,16 +102,17 @@ def _pays(layer: nn.Module) -> bool:
     return rank < alive and rank * (out + rest) < out * rest
 
 
-def _filled(layer: nn.Module, rank: int) -> nn.Sequential:
+def _filled(layer: Layer, rank: int) -> nn.Sequential:
     pair = pair_of(layer, rank)
     matrix = layer.weight.detach().double().flatten(1)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     root = values[:rank].sqrt()
     with torch.no_grad():
         for part, filling in ((0, root[:, None] * right[:rank]), (1, left[:, :rank] * root)):
-            pair[part].weight.copy_(filling.view_as(pair[part].weight))
+            weight = cast(Layer, pair[part]).weight
+            weight.copy_(filling.view_as(weight))
         if layer.bias is not None:
-            pair[1].bias.copy_(layer.bias)
+            cast(Tensor, pair[1].bias).copy_(layer.bias)
     return pair
 
 

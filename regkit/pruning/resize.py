@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from regkit.errors import InputError
 from regkit.files import replacing
-from regkit.pruning.low_rank import LAYERS, pair_of
+from regkit.pruning.low_rank import LAYERS, Layer, pair_of
 from regkit.structure.replica import unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,10 +59,10 @@ def sizes(model: nn.Module, smaller: nn.Module) -> dict[str, Size]:
     for name, module in model.named_modules():
         other = smaller.get_submodule(name)
         if type(module) in LAYERS and type(other) is nn.Sequential:
-            changed[f"{name}.{RANK}"] = other[0].weight.shape[0]
+            changed[f"{name}.{RANK}"] = cast(Layer, other[0]).weight.shape[0]
             continue
         for key, value in vars(module).items():
-            new = vars(other).get(key)
+            new: Any = vars(other).get(key)
             if _is_size(value) and _is_size(new) and value != new:
                 changed[f"{name}.{key}" if name else key] = new
     return changed
@@ -84,7 +84,7 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], sizes: Mapping[str, S
         owner, _, attribute = name.rpartition(".")
         module = _owner(model, owner, name)
         if attribute == RANK and type(module) in LAYERS:
-            model.set_submodule(owner, pair_of(module, value))
+            model.set_submodule(owner, pair_of(cast(Layer, module), cast(int, value)))
             continue
         if not _is_size(getattr(module, attribute, None)):
             raise InputError(

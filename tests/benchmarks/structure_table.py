@@ -31,7 +31,7 @@ from regkit.structure.coupling import couple
 from regkit.structure.replica import fixed_seed, outputs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "structure"))
-from own_nets import OWN, example_of
+from own_nets import OWN, example_of  # pyright: ignore[reportMissingImports]
 
 Make = Callable[[], tuple[nn.Module, Any]]
 
@@ -190,7 +190,7 @@ def torchvision_nets() -> Iterator[tuple[str, Make]]:
 
 
 def timm_nets() -> Iterator[tuple[str, Make]]:
-    import timm
+    import timm  # pyright: ignore[reportMissingImports]
 
     names = (
         "resnet26d res2net50_26w_4s resnest14d seresnet18 skresnet18 ecaresnet26t hrnet_w18_small"
@@ -213,7 +213,7 @@ def timm_nets() -> Iterator[tuple[str, Make]]:
 
 
 def transformers_nets() -> Iterator[tuple[str, Make]]:
-    import transformers as hf
+    import transformers as hf  # pyright: ignore[reportMissingImports]
 
     small = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     small |= {"intermediate_size": 96, "image_size": 32}
@@ -309,7 +309,7 @@ def transformers_nets() -> Iterator[tuple[str, Make]]:
 
 
 def pytorchvideo_nets() -> Iterator[tuple[str, Make]]:
-    from pytorchvideo.models import hub
+    from pytorchvideo.models import hub  # pyright: ignore[reportMissingImports]
 
     for name in ["slow_r50", "c2d_r50", "i3d_r50", "csn_r101", "r2plus1d_r50", "x3d_xs", "x3d_s"]:
         frames, side = (4, 182) if name.startswith("x3d") else (8, 224)
@@ -324,7 +324,7 @@ def pytorchvideo_nets() -> Iterator[tuple[str, Make]]:
 
 
 def monai_nets() -> Iterator[tuple[str, Make]]:
-    from monai.networks import nets
+    from monai.networks import nets  # pyright: ignore[reportMissingImports]
 
     volume = torch.randn(1, 1, 32, 32, 32)
     shape = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
@@ -343,7 +343,7 @@ def monai_nets() -> Iterator[tuple[str, Make]]:
 
 
 def segmentation_nets() -> Iterator[tuple[str, Make]]:
-    import segmentation_models_pytorch as smp
+    import segmentation_models_pytorch as smp  # pyright: ignore[reportMissingImports]
 
     for name in [
         "Unet",

@@ -53,7 +53,8 @@ def test_what_does_not_pay_stays() -> None:
 class ReadsItsWeight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer = lowered(nn.Linear(20, 20), 2)
+        self.layer = nn.Linear(20, 20)
+        lowered(self.layer, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.layer.weight.T + self.layer(x)

@@ -137,7 +137,8 @@ def test_zeroed_sets_shrink_with_equal_outputs_or_are_refused(
     model, clip = Drawn(steps).double().eval(), torch.randn(CLIP, dtype=torch.float64)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):
-            nn.init.uniform_(module.running_mean), nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
     before = clip.clone()
     coupling = couple(model, clip)
     assert not any("search failed" in note for note in coupling.notes)
