@@ -264,6 +264,7 @@ def test_names_of_any_letters_are_drawn():
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == CLASSES
 
 
+@pytest.mark.slow
 def test_two_ranks_write_one_table(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "gathered_predictions.py", tmp_path],

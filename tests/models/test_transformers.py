@@ -174,6 +174,7 @@ def test_a_step_of_l1_ends_at_exact_zeros(kind: type[VideoModel]):
     assert float((chosen == 0).float().mean()) == pytest.approx(0.38, abs=0.1)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("groups", ["filter", "head", "channel"])
 def test_a_step_empties_the_groups_that_are_small(kind: type[VideoModel], groups: str):

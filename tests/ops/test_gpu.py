@@ -58,6 +58,7 @@ def has_tools() -> bool:
     return all((tools / name).exists() for name in ("ptxas", "cuobjdump"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_tools(), reason="no ptxas and cuobjdump with triton")
 def test_machine_code_is_wide_and_keeps_to_registers():
     done = run(

@@ -186,6 +186,7 @@ def test_mini_batches_find_the_support_of_the_minimiser_and_of_the_truth(name: s
     assert score[True] > of_minimiser - 0.06
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_full_batches_wake_what_the_minimiser_needs(name: str):
     """All begins at zero, so that each weight of the minimiser has to wake on evidence."""

@@ -82,6 +82,7 @@ def test_a_zero_wakes_when_its_gradient_leaves_the_subdifferential(
     assert model.weight.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("penalty", [L1(LAM), GroupLasso(LAM)], ids=["l1", "groups"])
 def test_noise_wakes_no_zero(name: str, penalty: WeightPenalty):

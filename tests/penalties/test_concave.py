@@ -160,6 +160,7 @@ def prox_1d(oracle: skglm.penalties.base.BasePenalty, v: Array, step: float) -> 
     return np.array([oracle.prox_1d(float(number), step, 0) for number in v])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("penalty", "oracle", "most"),
     [

@@ -164,6 +164,7 @@ def test_hidden_units_go(cls: type):
     check_equal(model, small, torch.randn(2, *CLIP[1:]))
 
 
+@pytest.mark.slow
 def test_a_channel_that_is_zero_in_one_partner_only_stays_and_is_counted():
     model = livened(r3d_18(num_classes=3))
     kill(model.layer1[0].conv2[0].weight, 7)
@@ -195,6 +196,7 @@ def test_channels_that_are_constant_or_gone_are_not_counted_as_zero_in_one_partn
     assert any("2 are zero in some of the 2 weights" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_a_dead_branch_of_a_residual_net_keeps_one_channel():
     model = livened(r3d_18(num_classes=3))
     for parameter in model.layer2[1].conv1.parameters():
@@ -249,6 +251,7 @@ def test_a_constant_that_falls_off_at_the_borders_stays():
     assert any("differ from place to place" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_heads_of_mvit_go_where_nothing_reads_them():
     model = MViTV2S(num_classes=3).eval()
     blocks = model.net.blocks

@@ -88,6 +88,7 @@ def random_half(coupling: Coupling) -> dict[str, Tensor]:
     return dead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["channel", "channel_inputs"])
 @every_model
 def test_what_is_zero_can_be_removed(name: str, kind: str):

@@ -1,5 +1,6 @@
 """Whatever a net does with its channels: zeroed sets are cut with equal outputs, or refused."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +129,7 @@ def looped(layer: nn.Module, x: Tensor, width: int) -> Tensor:
     return h
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(steps=st.lists(STEPS, min_size=2, max_size=8), seed=st.integers(0, 99))
 def test_zeroed_sets_shrink_with_equal_outputs_or_are_refused(

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from programs import TRAIN, Program
 
@@ -57,6 +58,7 @@ def same(one: Path, two: Path) -> None:
         assert all(torch.equal(w, theirs[key]) for key, w in ours.items())
 
 
+@pytest.mark.slow
 def test_cross_validation_goes_on_after_a_kill(tmp_path: Path):
     """Two strengths, two folds, a refit; killed within the second job, then within the refit."""
     words = ["-cn", "cv", "penalty=l1", "lam=1e-3,1e-2", "data.cv_folds=2", *QUICK]
@@ -88,6 +90,7 @@ def test_cross_validation_goes_on_after_a_kill(tmp_path: Path):
         assert (tmp_path / "cut" / made).is_file()
 
 
+@pytest.mark.slow
 def test_a_path_goes_on_after_a_kill(tmp_path: Path):
     words = ["-cn", "path", "penalty=l1", "grid.num=3", "grid.high=1e-3", "path.epochs=2", *QUICK]
     words.append("debias_epochs=2")

@@ -10,6 +10,7 @@ pytest.importorskip("optuna")
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 
 
+@pytest.mark.slow
 def test_a_killed_job_leaves_the_others_alone(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     words = ("penalty=good,bad", "ends=kill", "hydra/launcher=parallel")

@@ -56,6 +56,7 @@ def test_failed_jobs_count_and_the_front_is_that_of_the_others(tmp_path: Path):
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path: Path):
     words = (*SPACE, "hydra.sweeper.num_trials=13", "hydra.sweeper.num_jobs=2")
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -108,6 +108,7 @@ def test_a_run_leaves_what_was_promised(folder: Path):
     assert {"val/confusion", "test/confusion"} <= set(events.Tags()["images"])
 
 
+@pytest.mark.slow
 def test_channels_go_until_the_density_is_met(folder: Path):
     """Which leaves a smaller net: a channel that is zero takes its readers with it."""
     summary = succeed(
@@ -127,6 +128,7 @@ def test_channels_go_until_the_density_is_met(folder: Path):
     assert {"groups/group_lasso", "objective/kkt"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["rmda", "ramda"])
 def test_dual_averaging_ends_sparse(folder: Path, optimizer: str):
     summary = succeed(
@@ -136,6 +138,7 @@ def test_dual_averaging_ends_sparse(folder: Path, optimizer: str):
     assert 0 < summary["density"] < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, 1])
 def test_kill_and_resume_is_bitwise_the_uninterrupted_run(folder: Path, every: int | None):
     """Dropout, random frames and momentum all have to continue where they were.
@@ -176,6 +179,7 @@ def test_kill_and_resume_is_bitwise_the_uninterrupted_run(folder: Path, every: i
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_no_strength_is_bitwise_no_penalty(folder: Path):
     succeed(folder, "none", "penalty=none", "trainer.max_epochs=2")
     succeed(folder, "zero", "penalty=[l1,temporal]", "lam=0", "trainer.max_epochs=2")
@@ -287,6 +291,7 @@ def interrupted(folder: Path, sign: str, *words: str) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(folder: Path):
     words = ["penalty=l1", "trainer.max_epochs=12", "hydra.run.dir=stopped"]
     err = interrupted(folder, "stopped/checkpoints/last.ckpt", *words)
@@ -299,6 +304,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
     assert json.loads((folder / "stopped/summary.json").read_text())["epochs"] == 12
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_sweep_says_how_to_go_on_with_all_of_it(folder: Path):
     words = ["-m", "hydra.sweep.dir=cut short", "seed=0,1", "trainer.max_epochs=9"]
     err = interrupted(folder, "cut short/*/checkpoints/last.ckpt", *words)
@@ -368,6 +374,7 @@ def test_a_refused_run_leaves_no_folder(refused: dict[str, tuple[int, str]], fol
     assert not (folder.parent / "config").exists()  # two above a file ckpt_path= that is not there
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(folder: Path):
     """Real DDP: gloo on the CPU, each process with its own half of the batches."""
     summary = succeed_anew(

@@ -218,6 +218,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_at_once_and_leaves_nobody(videos: Path):
     words = ["prepare", "data=folder", f"data.root={videos}", f"data.cache_root={videos / 'c'}"]
     caller = subprocess.Popen(

@@ -20,6 +20,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
 def test_models_leave_for_any_batch(config: Path, tmp_path: Path):
     net = built(config, EXAMPLE)
@@ -38,6 +39,7 @@ def test_models_leave_for_any_batch(config: Path, tmp_path: Path):
         close(torch.from_numpy(scores), expected(net, clip))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_deep_recurrent_nets_of_both_directions(kind: type, tmp_path: Path):
     class Recurrent(nn.Module):

@@ -115,6 +115,7 @@ def test_the_verb_writes_and_compares(run: Callable, capsys: pytest.CaptureFixtu
     check_standalone(folder)
 
 
+@pytest.mark.slow
 def test_another_program_gets_the_same_scores_of_many_clips(run: Callable):
     folder = run(**RICH)
     verb(f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", "format=onnx", "check=false")

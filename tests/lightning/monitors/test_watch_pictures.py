@@ -412,6 +412,7 @@ def test_group_penalties_leave_whole_filters_dead(tmp_path: Path):
     assert not all(alive)
 
 
+@pytest.mark.slow
 def test_ranks_count_together_and_one_draws(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "watched_ranks.py", tmp_path],
