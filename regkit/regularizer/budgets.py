@@ -117,13 +117,15 @@ def _sets(coupling: Coupling, parts: Sequence[Part], target: Target) -> dict[str
 
 def _check_reach(budget: Budget, parts: Sequence[Part], target: Target) -> None:
     """Refuse a budget that is met from the start, or not even by one channel of each set."""
-    free = [budget.sets[part.key] for part in parts if part.key in budget.sets]
-    least = budget.cost.lowest(free)
+    chosen = [part for part in parts if part.key in budget.sets]
+    trained = [part for part in chosen if all(p.requires_grad for p in part.parameters)]
+    least = budget.cost.lowest([budget.sets[part.key] for part in trained])
     if not least <= budget.share < 1:
         raise InputError(
             f"{target.name}={target.value:g} is {budget.share:.3g} of the whole net "
-            f"({budget.cost.whole:.4g}), and what is penalised leaves between {least:.3g} and 1 "
-            "of it. Give one between, or penalise more."
+            f"({budget.cost.whole:.4g}), and what is penalised and trained leaves between "
+            f"{least:.3g} and 1 of it ({len(chosen) - len(trained)} of {len(chosen)} sets of "
+            "channels are frozen). Give one between, penalise more, or train more."
         )
 
 

@@ -38,14 +38,14 @@ def couple(model: nn.Module, example: Any) -> Coupling:
     """Find what is removed together with each channel of a model.
 
     A copy runs in eval mode: weights, buffers and random numbers of the given model stay as they
-    are. What the graph of that run says is then tried on a copy with random weights, by cutting
-    channels out; what fails there is left out, with the reason.
+    are. What the labels that follow that run say is then tried on a copy with random weights, by
+    cutting channels out; what fails there is left out, with the reason.
 
     example: an input as in training: a tensor, a list or tuple of arguments, or a dict of named
         ones. The model runs on it about ten times, in float64: a batch of 1 is enough, and so is a
         small clip where the model takes any size.
     Raises: InputError when the model cannot be copied or does not run on the example.
-    Source: Fang et al., DepGraph: Towards Any Structural Pruning, 2023, for the graph.
+    Source: Fang et al., DepGraph: Towards Any Structural Pruning, 2023, for what is coupled.
     """
     inner = unwrapped(model)
     copy = replica(inner)
@@ -83,12 +83,12 @@ def channels(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequen
 
     Raises: InputError as `couple` does, without an example, and for a model that is sharded.
     """
-    return _bundles(model, example, "channel")
+    return _group_sets(model, example, "channel")
 
 
 def readers(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
     """Return all that reads each channel, and what is none; errors as of `channels`."""
-    return _bundles(model, example, "channel_inputs")
+    return _group_sets(model, example, "channel_inputs")
 
 
 def heads(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[str]]:
@@ -121,7 +121,9 @@ def heads(model: nn.Module, example: Any) -> tuple[Sequence[GroupSet], Sequence[
     return [*known, *found], coupling.notes
 
 
-def _bundles(model: nn.Module, example: Any, side: str) -> tuple[Sequence[GroupSet], Sequence[str]]:
+def _group_sets(
+    model: nn.Module, example: Any, side: str
+) -> tuple[Sequence[GroupSet], Sequence[str]]:
     if example is None:
         raise InputError(
             f"got groups={side!r}, which are found by running the model once, and no example to "

@@ -72,9 +72,8 @@ def trace(model: nn.Module, example: Any) -> Traced:
     _follow(follower, model, example)
     operations = tuple(follower.operations)
     if not channels.used() >= {name for name, p in model.named_parameters() if p.numel() > 1}:
-        with suppress(
-            Exception
-        ):  # One clip is too few for some batch norms: then there is no such run.
+        # One clip is too few for some batch norms: then there is no such run.
+        with suppress(Exception):
             _follow(follower, model.train(), example)
         model.eval()
     return Traced(_grouped(channels), operations)

@@ -187,7 +187,7 @@ def _restored(model: nn.Module, dead: Dead, buffers_too: bool) -> Iterator[None]
 
 @contextmanager
 def _scaled(model: nn.Module, scale: float) -> Iterator[None]:
-    """Multiply the weights of a model, biases and norms aside, and divide them afterwards."""
+    """Multiply the weights of a model, biases and norms aside, and put them back afterwards."""
     weights = [p for p in model.parameters() if p.ndim > 1 and p.is_floating_point()]
     kept = [p.detach().clone() for p in weights]
     with torch.no_grad():

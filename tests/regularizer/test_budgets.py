@@ -256,7 +256,17 @@ def test_nothing_is_warned_of_where_a_budget_is_met():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(lasso(), target_flops=0.3)
+
+
+def test_frozen_channels_are_not_counted_on():
     frozen = net()
     frozen[0].requires_grad_(False)
+    refused(lasso(), r"leaves between .* \(1 of 2 sets .* frozen\)", frozen, target_flops=0.05)
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = Schedule(target_flops=0.05, num_steps=STEPS)
+    Regularizer(model, lasso(), example=X[:1], schedule=schedule).attach(optimizer)
+    model[0].requires_grad_(False)  # behind its back
     with pytest.warns(UserWarning, match=r"target_flops: asked .* FLOPs .*0\.05.*no strength"):
-        trained(lasso(), model=frozen, target_flops=0.05)
+        for _ in range(STEPS):
+            step(model, optimizer)
