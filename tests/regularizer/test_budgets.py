@@ -44,9 +44,13 @@ def trained(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = Schedule(**kw, num_steps=STEPS)
     reg = Regularizer(model, penalty, example=X[:1], schedule=schedule).attach(optimizer)
-    for _ in range(stop):
-        step(model, optimizer)
+    run(model, optimizer, stop)
     return model, reg
+
+
+def run(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    for _ in range(num_steps):
+        step(model, optimizer)
 
 
 def lasso(groups: str = "channel") -> GroupLasso:
@@ -268,5 +272,4 @@ def test_frozen_channels_are_not_counted_on():
     Regularizer(model, lasso(), example=X[:1], schedule=schedule).attach(optimizer)
     model[0].requires_grad_(False)  # behind its back
     with pytest.warns(UserWarning, match=r"target_flops: asked .* FLOPs .*0\.05.*no strength"):
-        for _ in range(STEPS):
-            step(model, optimizer)
+        run(model, optimizer, STEPS)
