@@ -52,7 +52,7 @@ def couple(model: nn.Module, example: Any) -> Coupling:
     try:
         found, example = _smallest(copy, example)
         drafts = _CandidateGroups(copy, {clean_name(n): p for n, p in inner.named_parameters()})
-        for one in found.groups:
+        for one in found.groups():
             drafts.add(one)
         drafts.add_inner_layers()
         channels, notes = drafts.finished()

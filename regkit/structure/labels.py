@@ -112,6 +112,15 @@ class LabelStore:
             masks.append(mask[part])
         return masks[0], masks[1], masks[2]
 
+    def agrees(self, other: "LabelStore") -> bool:
+        """Say whether the same was seen of the same axes."""
+        return (
+            (self.first, self.sizes) == (other.first, other.sizes)
+            and torch.equal(self.roots(), other.roots())
+            and all(map(torch.equal, self.seen(), other.seen()))
+            and self.refused() == other.refused()
+        )
+
     def used(self) -> set[str]:
         """Return the names of the tensors that take channels in or make them."""
         reads, writes, _ = self.seen()

@@ -65,20 +65,30 @@ def _place(tensor: str) -> str:
 def _candidates(channels: Channels, model: nn.Module) -> Iterator[Width]:
     """Yield the numbers of all modules around the channels' layers that might count them."""
     sizes = {s.index.shape[1] for s in channels.slices}
-    taken = {(w.module, w.attribute) for w in channels.widths}
     owners = dict.fromkeys(
         name for s in channels.slices for name in _around(s.tensor.rpartition(".")[0])
     )
     for name in owners:
         module = model.get_submodule(name)
-        if type(module).__module__.partition(".")[0] == "torch":
+        if _is_torch(type(module)):
             continue
+        known = _known(module) | {w.attribute for w in channels.widths if w.module == name}
         for attribute, value in vars(module).items():
-            if type(value) is not int or value < 2 or (name, attribute) in taken:
+            if type(value) is not int or value < 2 or attribute in known:
                 continue
             per, rest = divmod(value, channels.num_groups)
             if per and not rest and any(size % per == 0 for size in sizes):
                 yield Width(name, attribute, per)
+
+
+def _known(module: nn.Module) -> set[str]:
+    """Return the numbers that a module has of a layer of torch: `layer_widths` counts those."""
+    bases = filter(_is_torch, type(module).__mro__)
+    return {name for cls in bases for name in vars(cls).get("__constants__", ())}
+
+
+def _is_torch(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
 
 
 def _around(name: str) -> Iterator[str]:

@@ -243,6 +243,9 @@ def _channel_norm(call: Call, channels: LabelStore) -> list[Facets]:
     if call.name == "native_group_norm":
         crossing = [f for f in held.facets if f.shape[1] > 1]
         channels.refuse(crossing, f"passes {_who(call, 'GroupNorm')}: {_NORM}")
+    elif not held.data and call.option("training"):
+        crossing = [f for f in held.facets if _varies([*f.shape[:1], *f.shape[2:]])]
+        channels.refuse(crossing, f"is read by weights that are standardised: {_OTHERS}")
     facets = [(f, held.data) for f in held.facets]
     for x in call.tensors[1:]:
         facets += [

@@ -42,21 +42,16 @@ class Traced:
     operations: by name, in the order of the run in eval mode.
     """
 
-    groups: list[TracedGroup]
+    channels: LabelStore
     operations: tuple[str, ...]
 
     def agrees(self, other: "Traced") -> bool:
         """Say whether another run did the same and found the very same channels."""
-        return (
-            self.operations == other.operations
-            and len(self.groups) == len(other.groups)
-            and all(
-                (a.reads, a.head, a.why) == (b.reads, b.head, b.why)
-                and a.index.keys() == b.index.keys()
-                and all(torch.equal(places, b.index[axis]) for axis, places in a.index.items())
-                for a, b in zip(self.groups, other.groups, strict=True)
-            )
-        )
+        return self.operations == other.operations and self.channels.agrees(other.channels)
+
+    def groups(self) -> list[TracedGroup]:
+        """Return the channels, alike ones together, in the order of the weights that hold them."""
+        return _grouped(self.channels)
 
 
 def trace(model: nn.Module, example: Any) -> Traced:
@@ -76,7 +71,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
         with suppress(Exception):
             _follow(follower, model.train(), example)
         model.eval()
-    return Traced(_grouped(channels), operations)
+    return Traced(channels, operations)
 
 
 def _follow(follower: "_Follower", model: nn.Module, example: Any) -> None:
@@ -170,7 +165,6 @@ class _Follower(TorchDispatchMode):
 
 
 def _grouped(channels: LabelStore) -> list[TracedGroup]:
-    """Return the channels, alike ones together, in the order of the weights that hold them."""
     root = channels.roots().tolist()
     reads, writes, headed = channels.seen()
     used = {root[label] for label in (reads | writes).nonzero().flatten().tolist()}

@@ -1,14 +1,15 @@
 """What is found, refused and cut in the nets of several libraries, and how long that takes.
 
 `python tests/benchmarks/structure_table.py [--json FILE] [PART OF A NAME ...]`: a line a net, and a
-JSON file with all of it. Libraries that are not installed are left out. Weights are random, inputs
+JSON file with all of it; nets that FILE holds are not run again. Libraries that are not installed
+are left out. Weights are random, inputs
 small. Each net is cut twice, without random channels whose writers, and whose readers, are zero;
 the difference of the outputs is relative to the largest. Seconds are of the CPU, to find channels.
 """
 
 import argparse
-import importlib.util
 import json
+import platform
 import sys
 import time
 import warnings
@@ -16,7 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from datetime import date
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from regkit.pruning.remove import remove
 from regkit.structure.channels import Coupling
 from regkit.structure.coupling import couple
 from regkit.structure.replica import fixed_seed, outputs
+from regkit.timing import cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "structure"))
 from own_nets import OWN, example_of  # pyright: ignore[reportMissingImports]
@@ -376,32 +381,47 @@ LIBRARIES: dict[str, Callable[[], Iterator[tuple[str, Make]]]] = {
 
 
 def main() -> None:
-    """Print a line a net, then how many of them, and write the file."""
+    """Print a line a net that the file lacks, then how many of all, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows: dict[str, list[Row]] = {}
-    for library, nets in LIBRARIES.items():
-        if importlib.util.find_spec(library) is None:
+    torch.set_num_threads(1)
+    held = asked.json is not None and asked.json.exists()
+    nets: dict[str, dict[str, Any]] = json.loads(asked.json.read_text())["nets"] if held else {}
+    for library, makes in LIBRARIES.items():
+        if find_spec(library) is None:
             print(f"{library} is not installed")
             continue
-        for name, make in nets():
-            full = f"{library}: {name}"
-            if asked.names and not any(part in full for part in asked.names):
-                continue
-            rows.setdefault(library, []).append(measured(name, make))
-            print(rows[library][-1], flush=True)
+        rows = nets.setdefault(library, {})
+        left = [(n, m) for n, m in makes() if n not in rows]
+        if asked.names:
+            left = [(n, m) for n, m in left if any(p in f"{library}: {n}" for p in asked.names)]
+        for place, (name, make) in enumerate(left, 1):
+            row = measured(name, make)
+            print(f"{library} {place}/{len(left)} {row}", flush=True)
+            rows[name] = {key: value for key, value in asdict(row).items() if key != "net"}
             if asked.json:
-                found = {key: [asdict(row) for row in made] for key, made in rows.items()}
-                asked.json.write_text(json.dumps(found, indent=1) + "\n")
-    every = [row for made in rows.values() for row in made]
+                text = json.dumps({**machine(), "nets": nets}, indent=1)
+                asked.json.write_text(text + "\n")
+    every = [Row(name, **row) for rows in nets.values() for name, row in rows.items()]
     wrong = [row.net for row in every if row.error or row.difference > 1e-4 or not row.unchanged]
     print(
-        f"{len(every)} nets of {len(rows)} libraries, {sum(r.found for r in every)} sets, longest "
+        f"{len(every)} nets of {len(nets)} libraries, {sum(r.found for r in every)} sets, longest "
         f"{max((r.seconds for r in every), default=0)} s; wrong or failed: {wrong or 'none'}"
     )
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were made with, and when."""
+    packages = ["torch", *(name for name in LIBRARIES if name != "torch")]
+    return {
+        "cpu": cpu_name(),
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages if find_spec(name) is not None},
+    }
 
 
 if __name__ == "__main__":
