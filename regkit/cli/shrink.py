@@ -8,7 +8,7 @@ import torch
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.pruning.shrink import TOLERANCE, shrink
-from regkit.training.checkpoints import load, save_shrunk
+from regkit.training.checkpoints import load, save_checkpoint
 from regkit.training.overrides import REQUIRED, options
 from regkit.training.stages import NUM_CLIPS, clips
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         tolerance=given["tolerance"],
         fastest=given["fastest"],
     )
-    save_shrunk(net.cpu(), held.recipe, held.model.classes, out)
+    save_checkpoint(net.cpu(), held.recipe, held.model.classes, out)
     print(f"{report}\n{out}")
 
 

@@ -76,7 +76,7 @@ def start_from(model: VideoClassifier, path: Path) -> None:
     model.hparams[SIZES] = smaller
 
 
-def save_shrunk(
+def save_checkpoint(
     net: nn.Module, recipe: Mapping[str, Any], classes: Sequence[str], path: Path
 ) -> None:
     """Write a checkpoint with a smaller net than the recipe makes.

@@ -18,7 +18,7 @@ from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
 from regkit.pruning.shrink import ShrinkReport, shrink
 from regkit.training.callbacks import warn_of_a_cut
-from regkit.training.checkpoints import save_shrunk
+from regkit.training.checkpoints import save_checkpoint
 from regkit.training.config import make, make_penalties, recipe_of
 from regkit.training.loggers import make_loggers
 from regkit.training.progress import progress, shows_bar
@@ -97,7 +97,7 @@ def shrink_stage(
     tested = trainer.test(small, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         path = folder / "checkpoints" / "shrunk.ckpt"
-        save_shrunk(net.cpu(), recipe_of(config), model.classes, path)
+        save_checkpoint(net.cpu(), recipe_of(config), model.classes, path)
         print(f"shrunk: {path}\n{report}", flush=True)
     if whole is not None:
         warn_of_a_cut(whole, tested["test/acc"], len(data.known_splits().test))

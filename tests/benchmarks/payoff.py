@@ -30,7 +30,7 @@ from regkit.pruning.counts import num_flops, num_parameters
 from regkit.pruning.latency import latency
 from regkit.structure.replica import replica
 from regkit.timing import cpu_name
-from regkit.training.checkpoints import load, save_shrunk
+from regkit.training.checkpoints import load, save_checkpoint
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 ROUTES = ("dense", "shrunk", "pruned")
@@ -60,7 +60,7 @@ def prune(run: Path, flops: int, out: Path) -> None:
         low, high = (ratio, high) if num_flops(net, example) > flops else (low, ratio)
     net = _pruned(held.model.net, example, head, high)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_shrunk(net, held.recipe, held.model.classes, out)
+    save_checkpoint(net, held.recipe, held.model.classes, out)
 
 
 def _pruned(

@@ -2,9 +2,9 @@
 
 `python tests/benchmarks/structure_table.py [--json FILE] [PART OF A NAME ...]`: a line a net, and a
 JSON file with all of it; nets that FILE holds are not run again. Libraries that are not installed
-are left out. Weights are random, inputs
-small. Each net is cut twice, without random channels whose writers, and whose readers, are zero;
-the difference of the outputs is relative to the largest. Seconds are of the CPU, to find channels.
+are left out. Weights are random, inputs small. Each net is cut twice, without random channels whose
+writers, and whose readers, are zero; the difference of the outputs is relative to the largest.
+Seconds are of one thread of the CPU, to find channels.
 """
 
 import argparse

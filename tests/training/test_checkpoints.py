@@ -11,7 +11,7 @@ from regkit.data.made import SyntheticMotion
 from regkit.errors import InputError
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.models.tiny3d import Tiny3D
-from regkit.training.checkpoints import load, save_shrunk
+from regkit.training.checkpoints import load, save_checkpoint
 from regkit.training.config import register
 
 RECIPE = {
@@ -51,7 +51,7 @@ def test_a_run_folder_gives_its_model_and_clips(run: Path):
 def test_the_shrunk_one_comes_first_and_gives_equal_scores(run: Path):
     held = load(run)
     small, _ = regkit.shrink(held.model.net, held.data.example(), timed=False)
-    save_shrunk(small, held.recipe, held.model.classes, run / "checkpoints" / "shrunk.ckpt")
+    save_checkpoint(small, held.recipe, held.model.classes, run / "checkpoints" / "shrunk.ckpt")
     again = load(run)
     assert again.shrunk
     assert again.model.net.features[1][0].out_channels == 5
