@@ -103,8 +103,9 @@ def _sets(coupling: Coupling, parts: Sequence[Part], target: Target) -> dict[str
     found = {}
     for part in parts:
         name, layout = part.group_set.name, part.penalty.layout
-        # Heads lie in what an attention layer reads of itself.
-        channels = known.get(f"{name}.heads" if layout == "head" else name)
+        # Heads of a layer that is known without a run lie in what it reads of itself.
+        inner = known.get(f"{name}.heads") if layout == "head" else None
+        channels = inner or known.get(name)
         if layout not in COUPLED or channels is None:
             raise InputError(
                 f"{type(part.penalty).__name__} got {target.name}={target.value:g}, and its "
