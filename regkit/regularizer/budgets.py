@@ -55,6 +55,35 @@ def budget_of(
     sets = _sets(coupling, [part for part in parts if part.penalty.sparsifies], target)
     cost = _of_first_rank(COSTS[target.kind](model, example, coupling))
     cost = replace(cost, multiple_of=schedule.multiple_of)
+    return _aimed(schedule, target, cost, sets, parts)
+
+
+def resumed(
+    budget: Budget, schedule: Schedule, parts: Sequence[Part], saved: Mapping[str, Any]
+) -> Budget:
+    """Return the budget with the cost of a saved training: what is measured anew differs.
+
+    saved: fields of that cost.
+    Raises: InputError when it is of other channels.
+    """
+    cost = replace(WidthCost(**saved), multiple_of=schedule.multiple_of)
+    if (cost.units, cost.channels) != (budget.cost.units, budget.cost.channels):
+        raise InputError(
+            f"load_state_dict got a budget of {sum(cost.channels)} channels in {len(cost.units)} "
+            f"sets, and this net has {sum(budget.cost.channels)} in {len(budget.cost.units)}, or "
+            "of other names. Give the state of a training of this net."
+        )
+    assert schedule.target is not None, "a budget has a target"
+    return _aimed(schedule, schedule.target, cost, budget.sets, parts)
+
+
+def _aimed(
+    schedule: Schedule,
+    target: Target,
+    cost: WidthCost,
+    sets: Mapping[str, str],
+    parts: Sequence[Part],
+) -> Budget:
     budget = Budget(target.share(cost.whole), cost, sets, {})
     _check_reach(budget, parts, target)
     weighed = schedule.by_cost and not schedule.layerwise

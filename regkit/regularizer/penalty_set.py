@@ -32,13 +32,14 @@ class PenaltySet:
         self.model = model
         self.bound = {name: bind(model, name, p, example) for name, p in penalties.items()}
         self.elementwise, self.grouped = _compose(list(self.bound.values()), self.names())
+        self._unscaled = {n: [p.penalty for p in one.parts] for n, one in self.bound.items()}
 
     def scale(self, factors: Mapping[str, float]) -> None:
-        """Multiply `lam` of the parts that have a factor, by their key."""
+        """Make `lam` that which the penalties had at first, times a factor by the part's key."""
         for name, one in self.bound.items():
             parts = [
-                replace(part, penalty=part.penalty.scaled(factors.get(part.key, 1.0)))
-                for part in one.parts
+                replace(part, penalty=penalty.scaled(factors.get(part.key, 1.0)))
+                for part, penalty in zip(one.parts, self._unscaled[name], strict=True)
             ]
             self.bound[name] = replace(one, parts=parts)
         self.elementwise, self.grouped = _compose(list(self.bound.values()), self.names())

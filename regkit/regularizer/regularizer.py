@@ -1,7 +1,7 @@
 """Penalties bound to a model: what is penalised, how much it adds, and the step that acts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from regkit.optim.target import TargetResult
 from regkit.penalties import ActivationPenalty, WeightPenalty
 from regkit.regularizer.activations import FrameCollector
 from regkit.regularizer.bound_penalty import BoundPenalty, Penalties, named
-from regkit.regularizer.budgets import budget_of, measured_share
+from regkit.regularizer.budgets import budget_of, measured_share, resumed
 from regkit.regularizer.penalty_set import PenaltySet
 from regkit.structure.distributed import all_reduce_counts, local
 from regkit.structure.groups import COUPLED, Read
@@ -407,13 +407,28 @@ class Regularizer:
         A collective where weights are sharded. It holds five bytes for each weight that a penalty
         may make zero: the average of its gradients, and its gate.
         """
-        return {"progress": self.progress.value, "steps": self._states()}
+        cost = None if self._budget is None else asdict(self._budget.cost)
+        return {"progress": self.progress.value, "steps": self._states(), "cost": cost}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state, before or after `attach`."""
+        """Continue from a saved state, before or after `attach`.
+
+        A budget is that of the saved training, whose latencies were measured then.
+        Raises: InputError when it is of another net.
+        """
         self._saved = list(state["steps"])
         if state["progress"] is not None:
             self.progress.reach(state["progress"])
+        if self._budget is not None and state["cost"] is not None:
+            parts = self._weights.grouped
+            self._budget = resumed(self._budget, self.schedule, parts, state["cost"])
+            self._weights.scale(self._budget.lam_scale)
+            optimizers = [step.optimizer for step in self._steps]
+            for step in self._steps:
+                step.detach()
+            self._steps = []
+            for optimizer in optimizers:
+                self.attach(optimizer)
         for place in range(len(self._steps)):
             self._restore(place)
 

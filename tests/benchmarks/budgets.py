@@ -56,7 +56,9 @@ def arms(flops: float) -> dict[str, tuple[Any, dict[str, Any]]]:
         "lasso strength": (lasso, {**asked, "by_cost": False}),
         "multiples of 8": (level, {**asked, "layerwise": True, "multiple_of": 8}),
         "parameters": (level, {"target_parameters": flops, "layerwise": True}),
+        "parameters by_cost": (level, {"target_parameters": flops}),
         "latency": (level, {"target_latency": 0.8, "layerwise": True}),
+        "latency by_cost": (level, {"target_latency": 0.8}),
     }
 
 

@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import random
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,6 +245,53 @@ def test_a_latency_is_met_by_the_table_and_measured_on_the_cut_net(
     assert str(result).startswith(f"target_latency: asked {600 * whole:.4g} ms (0.6)")
     _, other = trained(lasso(), target_latency=600 * whole if 600 * whole > 1 else 1.01)
     assert other.target_results()[0].target == pytest.approx(max(0.6, 1.01e-3 / whole))
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_resumed_training_keeps_the_latencies_that_were_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attached: bool, layerwise: bool
+):
+    """To the bit, by a clock that never measures the same twice."""
+    drawn = random.Random(0)
+
+    def clock(models: Mapping[str, Any], example: Any, budget_s: float = 4.0) -> Any:
+        times = {n: (1 + drawn.random()) * num_flops(m, example) for n, m in models.items()}
+        return {name: Quartiles(time, time, time) for name, time in times.items()}
+
+    monkeypatch.setattr(width_cost, "latency", clock)
+    monkeypatch.setattr(budgets, "latency", clock)
+    asked = {"target_latency": 0.6, "layerwise": layerwise}
+    model, reg = trained(lasso(), stop=STEPS // 2, **asked)
+    optimizer = reg._steps[0].optimizer
+    torch.save((model.state_dict(), reg.state_dict(), optimizer.state_dict()), tmp_path / "half")
+    run(model, optimizer, STEPS // 2)
+    held = torch.load(tmp_path / "half", weights_only=True)
+    other = net()
+    other.load_state_dict(held[0])
+    again = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    again.load_state_dict(held[2])
+    resumed = Regularizer(
+        other, lasso(), example=X[:1], schedule=Schedule(**asked, num_steps=STEPS)
+    )
+    assert resumed.state_dict()["cost"] != held[1]["cost"]
+    if attached:
+        resumed.attach(again)
+    resumed.load_state_dict(held[1])
+    if not attached:
+        resumed.attach(again)
+    assert resumed.state_dict()["cost"] == held[1]["cost"]
+    run(other, again, STEPS // 2)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_budget_of_another_net_is_refused():
+    _, reg = trained(lasso(), stop=2, target_flops=0.3)
+    state = reg.state_dict()
+    state["cost"] = {**state["cost"], "channels": (16, 25)}
+    with pytest.raises(InputError, match="a budget of 41 channels in 2 sets, and this net has 40"):
+        reg.load_state_dict(state)
 
 
 def test_what_goes_along_with_dead_channels_is_counted(monkeypatch: pytest.MonkeyPatch):
