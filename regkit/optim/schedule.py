@@ -59,9 +59,9 @@ class Schedule:
     target_flops, target_parameters, target_latency: instead, what the net costs once its dead
         channels are cut out (`regkit.shrink`), met to within a channel: a share of the whole net up
         to 1, above it FLOPs of one run, parameters, or milliseconds of one run on this device
-        (from a table of widths that is measured before training; a training that is resumed
-        measures anew, and so is not the uninterrupted one to the bit). For groups that can be
-        removed.
+        (from a table of widths that is measured before training, and kept in its checkpoints). For
+        groups that can be removed. Layers of low rank count as whole: what `shrink` saves by
+        writing them as two comes on top.
     layerwise: every layer (or set of channels) comes down to the target by a strength of its own;
         all keep the same share of their channels.
     by_cost: of a budget without `layerwise`: `lam` of each set of channels times what one of its

@@ -26,7 +26,14 @@ from regkit.structure.labels import Axis
 from regkit.structure.layer_widths import widths
 from regkit.structure.numbers import counted
 from regkit.structure.recurrent import PROJECTED, suffixes, unit_slices
-from regkit.structure.replica import check_runs, cut_examples, replica, told, unwrapped
+from regkit.structure.replica import (
+    check_runs,
+    cut_examples,
+    replica,
+    take_small_inputs,
+    told,
+    unwrapped,
+)
 from regkit.structure.selectors import EMBEDDINGS, NORMS, WEIGHTED, clean_name
 from regkit.structure.trace import Traced, TracedGroup, trace
 from regkit.structure.verify import CutVerifier, Unit
@@ -68,6 +75,7 @@ def couple(model: nn.Module, example: Any) -> Coupling:
 def _smallest(model: nn.Module, example: Any) -> tuple[Traced, Any]:
     """Trace the model; return the smallest example with which it does the same, for the trials."""
     found = trace(model, example)
+    take_small_inputs(model)
     for smaller in cut_examples(example):
         try:
             other = trace(model, smaller)
@@ -285,6 +293,8 @@ def _proved(channels: list[Channels], notes: Iterable[str], trial: CutVerifier) 
     seen = [c for c in channels if c.name not in unseen and c.together not in lost]
     seen, wrong = counted(seen, trial.model, lambda one: trial.fault([[one]], READER))
     wrong |= trial.verify(_units(seen), READER)
+    whole = {c.name for c in channels if c.head}
+    wrong = {name: _of_heads(why) if name in whole else why for name, why in wrong.items()}
     right = [c for c in seen if c.name not in wrong]
     readers_only = trial.verify(_units([c for c in right if c.by_writers]), WRITER)
     idle = {clean_name(name.rpartition(".")[0] or name) for name in trial.unreached}
@@ -296,6 +306,10 @@ def _proved(channels: list[Channels], notes: Iterable[str], trial: CutVerifier) 
     ]
     kept = (replace(c, by_writers=c.by_writers and c.name not in readers_only) for c in right)
     return Coupling(tuple(kept), tuple(lines))
+
+
+def _of_heads(why: str) -> str:
+    return f"its heads cannot be cut, for the code around them takes this number alone ({why})"
 
 
 def _units(channels: list[Channels]) -> list[Unit]:

@@ -5,7 +5,6 @@ Which of a module's numbers count channels cannot be read off, but with the righ
 a cut model gives the right outputs.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from regkit.structure.channels import Channels, Width
+from regkit.structure.verify import likeness
 
 Fault = Callable[[Channels], str | None]
 _Kind = tuple[str, str, int]
@@ -24,9 +24,11 @@ def counted(
     """Return the sets with the numbers that their removal lowers; by name, why others cannot go.
 
     fault: tries to cut some channels, and returns what is then wrong. What lies in layers of like
-        names, within modules of like classes, does alike: it is asked for the first of these.
+        names, within modules of like classes, does alike: it is asked for the first of these; and
+        where that cannot go, other numbers of the same modules are not tried in deeper layers.
     """
     known: dict[Any, frozenset[_Kind] | str] = {}
+    failed: dict[Any, str] = {}
     made, refused = [], {}
     for one in sets:
         numbers = (
@@ -35,11 +37,12 @@ def counted(
         if not numbers:
             made.append(one)
             continue
-        key = frozenset(numbers), frozenset((_place(s.tensor), s.axis, s.role) for s in one.slices)
+        key = frozenset(numbers), likeness([one])
         if key not in known:
-            known[key] = _found(one, numbers, fault)
+            known[key] = failed.get(key[1]) or _found(one, numbers, fault)
         found = known[key]
         if isinstance(found, str):
+            failed[key[1]] = found
             refused[one.name] = found
         else:
             made.append(_with(one, found, numbers))
@@ -55,11 +58,6 @@ def _found(one: Channels, numbers: dict[_Kind, Width], fault: Fault) -> frozense
             return some
         first = first or why
     return first or "no numbers were tried"
-
-
-def _place(tensor: str) -> str:
-    """Return the name of a tensor without the numbers of its layers."""
-    return re.sub(r"\d+", "#", tensor)
 
 
 def _candidates(channels: Channels, model: nn.Module) -> Iterator[Width]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -24,6 +25,30 @@ _ATTACHED = ("_fabric",)
 
 # Frames and sides of pictures that examples are cut to, where a net runs the same on these.
 _SMALLER = ((4, 32), (10**9, 32), (10**9, 64))
+
+
+class _Clamped:
+    """An average pool that is no larger than its input."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        given, axes = self.kernel_size, type(self)._axes
+        sizes = given if isinstance(given, tuple | list) else (given,) * axes
+        kept = [min(size, n) for size, n in zip(sizes, x.shape[-axes:], strict=True)]
+        if kept == list(sizes):
+            return super().forward(x)  # pyright: ignore[reportAttributeAccessIssue]: of the pool
+        return _AVERAGES[axes](x, kept)
+
+
+class _AvgPool2d(_Clamped, nn.AvgPool2d):
+    _axes = 2
+
+
+class _AvgPool3d(_Clamped, nn.AvgPool3d):
+    _axes = 3
+
+
+_POOLS = {nn.AvgPool2d: _AvgPool2d, nn.AvgPool3d: _AvgPool3d}
+_AVERAGES = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -77,6 +102,13 @@ def outputs(model: nn.Module, example: Any) -> list[Tensor]:
 def copied(example: Any) -> Any:
     """Return an example of the same values in containers and tensors of its own."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+
+
+def take_small_inputs(copy: nn.Module) -> None:
+    """Have the average pools of a copy take what is smaller than they are, as a whole."""
+    for module in copy.modules():
+        if type(module) in _POOLS:
+            module.__class__ = _POOLS[type(module)]
 
 
 def cut_examples(example: Any) -> Iterator[Any]:

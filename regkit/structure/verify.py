@@ -6,6 +6,8 @@ with them cut out. With weights at random an error can hide only by an unlikely 
 could behind zeros of an initialisation or of a sparse model.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -36,6 +38,9 @@ _SMALL = 0.4
 # A weight counts as seen when it changes the outputs by this many times the allowed error.
 _SEEN = 1000
 
+# So many of like names have to fail by themselves before the rest of them are not tried.
+_ALIKE = 2
+
 # What belongs together is judged together: the sets of a recurrent layer lose equally many.
 Unit = Sequence[Channels]
 
@@ -52,6 +57,7 @@ class CutVerifier:
         self._bar = tqdm(desc="channels", unit=" cuts", delay=3, leave=False, disable=None)
         self.model, self._example, self._dtype = _in_doubles(model, example)
         _randomise(self.model, self._draw)
+        self._failed: dict[str, dict[Any, list[str]]] = defaultdict(lambda: defaultdict(list))
         self.unreached: frozenset[str] = frozenset()
         self._reached = self._gradients()
         # Layers that run in training alone may read a channel too: there, cut models must run.
@@ -70,14 +76,22 @@ class CutVerifier:
         return wrong
 
     def _search(self, units: Sequence[Unit], role: str) -> dict[str, str]:
-        """Try all at once; where that fails, each half."""
+        """Try all at once; where that fails, each half.
+
+        Deep nets repeat their layers: what is like two that failed alone fails without a trial.
+        """
+        known = self._failed[role]
+        sure = {likeness(u): known[likeness(u)] for u in units if len(known[likeness(u)]) >= _ALIKE}
+        wrong = {c.name: sure[likeness(u)][0] for u in units if likeness(u) in sure for c in u}
+        units = [u for u in units if likeness(u) not in sure]
         why = self.fault(units, role) if units else None
         if why is None:
-            return {}
+            return wrong
         if len(units) == 1:
-            return {channels.name: why for channels in units[0]}
+            known[likeness(units[0])].append(why)
+            return wrong | {channels.name: why for channels in units[0]}
         half = len(units) // 2
-        return self._search(units[:half], role) | self._search(units[half:], role)
+        return wrong | self._search(units[:half], role) | self._search(units[half:], role)
 
     def unseen(self, channels: Channels) -> str | None:
         """Return why nothing can be said of channels that the outputs do not depend on."""
@@ -100,11 +114,13 @@ class CutVerifier:
                 self.model.eval()
 
     def _differs(self, model: nn.Module, dead: Dead) -> str | None:
-        whole = self._run(model)
-        remove_channels(model, dead)
-        left = self._run(model)
-        if self._trains:
-            self._run(model.train())
+        # What is wrong mostly fails in the cut model, and early: the whole one comes after it.
+        with _restored(model, dead, self._trains):
+            remove_channels(model, dead)
+            left = self._run(model)
+            if self._trains:
+                self._run(model.train())
+        whole = self._run(model.eval())
         if [o.shape for o in whole] != [o.shape for o in left]:
             return "is an output of the network"
         if any(_error(a, b) > _TOLERANCE[self._dtype] for a, b in zip(whole, left, strict=True)):
@@ -163,6 +179,12 @@ class CutVerifier:
         except Exception:  # One clip is too few for some batch norms: then there is no such check.
             return False
         return True
+
+
+def likeness(unit: Unit) -> frozenset[tuple[str, int, str]]:
+    """Return what is the same of channels in layers of like names."""
+    slices = (s for channels in unit for s in channels.slices)
+    return frozenset((re.sub(r"\d+", "#", s.tensor), s.axis, s.role) for s in slices)
 
 
 @contextmanager

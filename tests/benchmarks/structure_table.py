@@ -153,6 +153,8 @@ def same(a: Any, b: Any) -> bool:
 def reason(note: str) -> str:
     """Return why something was left out, without names and numbers."""
     why = note.partition(": ")[2]
+    first, _, rest = why.partition(" ")
+    why = rest if "." in first else why  # of the layer's own name
     for words in ("passes a LayerNorm", "passes a GroupNorm"):
         why = why.replace(words, "passes x, " + words.removeprefix("passes "))
     if why.startswith("passes ") and ", a" in why:
@@ -206,7 +208,8 @@ def timm_nets() -> Iterator[tuple[str, Make]]:
         " rexnet_100 mixnet_s hardcorenas_a lcnet_050 fbnetc_100 poolformer_s12 edgenext_xx_small"
     )
     for name in names.split():
-        yield name, lambda n=name: (timm.create_model(n, num_classes=10), image())
+        side = 96 if name == "inception_v4" else 64
+        yield name, lambda n=name, s=side: (timm.create_model(n, num_classes=10), image(s))
     sized = (
         "vit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 eva02_tiny_patch14_224"
     )
@@ -318,7 +321,7 @@ def pytorchvideo_nets() -> Iterator[tuple[str, Make]]:
 
     for name in ["slow_r50", "c2d_r50", "i3d_r50", "csn_r101", "r2plus1d_r50", "x3d_xs", "x3d_s"]:
         frames, side = (4, 182) if name.startswith("x3d") else (8, 224)
-        frames = 13 if name == "x3d_s" else frames
+        frames = {"x3d_s": 13, "csn_r101": 32, "r2plus1d_r50": 16}.get(name, frames)
         made = {"pretrained": False, "progress": False}
         yield name, lambda n=name, f=frames, s=side, o=made: (getattr(hub, n)(**o), clip(f, s))
     yield (
@@ -361,7 +364,7 @@ def segmentation_nets() -> Iterator[tuple[str, Make]]:
         "MAnet",
     ]:
         bare = {"encoder_name": "resnet18", "encoder_weights": None, "classes": 2}
-        yield f"smp {name}", lambda n=name, o=bare: (getattr(smp, n)(**o), image())
+        yield f"smp {name}", lambda n=name, o=bare: (getattr(smp, n)(**o), image(128))
 
 
 def own() -> Iterator[tuple[str, Make]]:

@@ -41,6 +41,10 @@ def test_outputs_stay(layer: nn.Module, clip: tuple[int, ...]) -> None:
     assert report.after.parameters < report.before.parameters
     assert report.max_difference <= 1e-5 * report.max_output
     assert type(net[0]) is type(layer)
+    rest = regkit.remaining(net, torch.randn(clip))
+    assert (rest.flops, rest.parameters) == (report.after.flops, report.after.parameters)
+    assert rest.ranks == report.ranks
+    assert "0, rank" in str(rest)
 
 
 def test_what_does_not_pay_stays() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -259,3 +260,43 @@ def test_the_classifier_is_an_output():
     for name in MODELS:
         (note,) = (n for n in built(name)[2].notes if "output of the network" in n)
         assert "(5)" in note
+
+
+class Standardised(nn.Conv2d):
+    """Filters of mean 0 and variance 1, over the channels that they read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(flat, None, None, training=True)
+        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
+
+
+def test_what_standardised_weights_read_stays_with_the_reason():
+    first, last = nn.Conv2d(3, 6, 1), nn.Conv2d(8, 2, 1)
+    net = nn.Sequential(first, nn.ReLU(), Standardised(6, 8, 1), nn.ReLU(), last)
+    found = couple(net, torch.randn(1, 3, 4, 4))
+    assert [c.name for c in found.channels] == ["2"]
+    assert any(n.startswith("0 (6): is read by weights that are standardised") for n in found.notes)
+
+
+def test_a_pool_of_the_examples_size_does_not_hold_the_trials_to_it():
+    """The trials run on 32 x 32; the model itself keeps its pool."""
+
+    class Seen(nn.Conv2d):
+        sizes: ClassVar[list[int]] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.sizes.append(x.shape[-1])
+            return super().forward(x)
+
+    net = nn.Sequential(
+        Seen(3, 6, 3, stride=16), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(6, 2)
+    )
+    x = torch.randn(1, 3, 128, 128)
+    found = couple(net, x)
+    assert [(c.name, c.num_groups) for c in found.channels] == [("0", 6)]
+    assert set(Seen.sizes) == {128, 32}
+    assert Seen.sizes.count(128) <= 3
+    assert type(net[2]) is nn.AvgPool2d
+    small = remove(net.eval(), found, {"0": torch.arange(6) < 2})
+    assert small(x).shape == (1, 2)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from foreign_nets import made
 from own_nets import CLIP, Attention
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
@@ -13,6 +14,7 @@ from regkit.errors import InputError
 from regkit.penalties import GroupLasso
 from regkit.structure.attention import heads
 from regkit.structure.channels import assert_disjoint
+from regkit.structure.coupling import couple
 from regkit.structure.coupling import heads as traced_heads
 from regkit.structure.groups import GroupSet
 from regkit.structure.recurrent import units
@@ -179,3 +181,10 @@ def test_heads_of_attention_that_is_not_known_are_found_by_a_run(kind: str):
     assert found.num_groups * found.size == sum(p.numel() for p in held)
     wanted = sum(p.detach().square().sum() for p in held)
     torch.testing.assert_close(found.rows().square().sum(), wanted)
+
+
+@pytest.mark.slow
+def test_heads_of_timesformer_stay_with_the_reason():
+    net, x = made("timesformer")
+    notes = couple(net, x).notes
+    assert sum("its heads cannot be cut, for the code around them takes" in n for n in notes) == 2

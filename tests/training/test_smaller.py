@@ -18,7 +18,7 @@ from regkit.training.summary import SUMMARY_FIELDS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, few batches
 
-SHRINK = ("experiment=shrink", "debias_epochs=1", "strength.target_density=0.3")
+SHRINK = ("experiment=shrink", "debias_epochs=1", "strength.target_flops=0.2")
 
 
 @pytest.fixture(scope="module")
