@@ -30,13 +30,13 @@ _SMALLER = ((4, 32), (10**9, 32), (10**9, 64))
 class _Clamped:
     """An average pool that is no larger than its input."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor) -> Tensor:
         given, axes = self.kernel_size, type(self)._axes
         sizes = given if isinstance(given, tuple | list) else (given,) * axes
-        kept = [min(size, n) for size, n in zip(sizes, x.shape[-axes:], strict=True)]
+        kept = [min(size, n) for size, n in zip(sizes, input.shape[-axes:], strict=True)]
         if kept == list(sizes):
-            return super().forward(x)  # pyright: ignore[reportAttributeAccessIssue]: of the pool
-        return _AVERAGES[axes](x, kept)
+            return super().forward(input)  # pyright: ignore[reportAttributeAccessIssue]: of the pool
+        return _AVERAGES[axes](input, kept)
 
 
 class _AvgPool2d(_Clamped, nn.AvgPool2d):

@@ -63,7 +63,7 @@ SUMMARY_FIELDS: dict[str, str] = {
     "layers": "the same by the name of the weight",
     "live_groups": "output rows (filters, units) with a weight that is not zero",
     "num_groups": "all output rows",
-    "remaining_parameters": "of the net without dead channels, low ranks split; null where not known",
+    "remaining_parameters": "of the net without dead channels, low ranks split; null where unknown",
     "remaining_flops": "of one run of that net on one clip; null where it is not known",
     "flops": "of one run of the whole net on one clip; null where it is not known",
     # The test, of the weights that test_checkpoint names

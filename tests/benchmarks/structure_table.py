@@ -391,8 +391,9 @@ def main() -> None:
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    held = asked.json is not None and asked.json.exists()
-    nets: dict[str, dict[str, Any]] = json.loads(asked.json.read_text())["nets"] if held else {}
+    nets: dict[str, dict[str, Any]] = {}
+    if asked.json is not None and asked.json.exists():
+        nets = json.loads(asked.json.read_text())["nets"]
     for library, makes in LIBRARIES.items():
         if find_spec(library) is None:
             print(f"{library} is not installed")

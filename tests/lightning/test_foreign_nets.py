@@ -15,7 +15,7 @@ from regkit.inference.export.formats import export_program
 from regkit.penalties import GroupLasso
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "structure"))
-from foreign_nets import CLASSES, made
+from foreign_nets import CLASSES, made  # pyright: ignore[reportMissingImports]
 
 CLIPS = 12
 

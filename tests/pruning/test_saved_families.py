@@ -12,7 +12,7 @@ from regkit.inference.export.exported import quiet
 from regkit.structure.coupling import couple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "structure"))
-from foreign_nets import FOREIGN, HERE, made
+from foreign_nets import FOREIGN, HERE, made  # pyright: ignore[reportMissingImports]
 
 
 def halved(model: nn.Module, example: torch.Tensor) -> nn.Module:
