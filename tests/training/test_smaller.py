@@ -50,9 +50,8 @@ def test_every_field_of_a_summary_is_explained(shrunk_run: tuple[Path, dict]):
     assert not unknown
     # This run is too short for a report on its support, and for a net that was denser before.
     costs = {"zeros_cost", "zeros_cost_noise", "zeros_cost_is_noise"}
-    budgets = {"target_flops", "target_parameters", "target_latency"}
-    shares = {"target_share", "reached_share"}  # of a budget
-    assert unused <= {*SupportReport._fields, "settled", *costs, *budgets, *shares}
+    others = {"target_density", "target_parameters", "target_latency"}
+    assert unused <= {*SupportReport._fields, "settled", *costs, *others}
 
 
 def test_every_curve_of_a_run_is_explained(shrunk_run: tuple[Path, dict]):
