@@ -265,10 +265,10 @@ def test_the_classifier_is_an_output():
 class Standardised(nn.Conv2d):
     """Filters of mean 0 and variance 1, over the channels that they read."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         flat = self.weight.reshape(1, self.out_channels, -1)
         weight = nn.functional.batch_norm(flat, None, None, training=True)
-        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
+        return self._conv_forward(input, weight.view_as(self.weight), self.bias)
 
 
 def test_what_standardised_weights_read_stays_with_the_reason():
@@ -285,9 +285,9 @@ def test_a_pool_of_the_examples_size_does_not_hold_the_trials_to_it():
     class Seen(nn.Conv2d):
         sizes: ClassVar[list[int]] = []
 
-        def forward(self, x: Tensor) -> Tensor:
-            self.sizes.append(x.shape[-1])
-            return super().forward(x)
+        def forward(self, input: Tensor) -> Tensor:
+            self.sizes.append(input.shape[-1])
+            return super().forward(input)
 
     net = nn.Sequential(
         Seen(3, 6, 3, stride=16), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(6, 2)

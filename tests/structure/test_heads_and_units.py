@@ -187,4 +187,6 @@ def test_heads_of_attention_that_is_not_known_are_found_by_a_run(kind: str):
 def test_heads_of_timesformer_stay_with_the_reason():
     net, x = made("timesformer")
     notes = couple(net, x).notes
-    assert sum("its heads cannot be cut, for the code around them takes" in n for n in notes) == 4  # time and space
+    assert (
+        sum("its heads cannot be cut, for the code around them takes" in n for n in notes) == 4
+    )  # time and space
