@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Chain(nn.Module):
         super().__init__()
         widths = [3, *(16 + 8 * k for k in range(depth))]
         layers: list[nn.Module] = []
-        for before, width in zip(widths, widths[1:], strict=False):
+        for before, width in pairwise(widths):
             layers += [nn.Conv3d(before, width, 3, padding=1), nn.BatchNorm3d(width), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten())
         self.head = nn.Linear(widths[-1], 5)

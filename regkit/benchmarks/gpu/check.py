@@ -14,6 +14,7 @@ from regkit.benchmarks.gpu.parts import Part, Row, Where
 # Processes are forked from one that has imported all and has not touched the GPU.
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["regkit.benchmarks.gpu.parts", "regkit.regularizer.regularizer"])
+PATIENCE_S = 5.0  # with a process that has said all
 DONE, FAILED, LATE, DIED = "done", "failed", "out of time", "died"
 
 
@@ -92,6 +93,7 @@ def _run(
             tell(name, found)
         else:
             ended = found
+            process.join(PATIENCE_S)
             break
     process.kill()
     process.join()
