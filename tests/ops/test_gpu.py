@@ -31,7 +31,7 @@ MOST = {
     "sgd elastic": (80, 0, 32),
     "scad root": (96, 0, 64),
     "bfloat16": (112, 0, 56),
-    "tiles of r3d_18, adamw root": (128, 0, None),
+    "tiles of r3d_18, adamw root": (128, 32, None),
     "tile 1 x 2048 sgd": (128, 0, None),
     "long rows of r3d_18, adamw root": (128, 32, None),
     "long 4 x 2048 adamw": (128, 0, None),
