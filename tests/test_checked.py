@@ -1,4 +1,4 @@
-"""Types and shapes in signatures are checked while testing: see conftest.py."""
+"""Types and shapes in signatures are checked while testing: see checked.py."""
 
 from collections.abc import Callable
 

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace) -> Report:
-    device = _device(args.device)
+    device = find_device(args.device)
     rounds, clip_shape = _check_numbers(args)
     penalties = make_penalties(args.penalties, args.lam, args.groups)
     if args.threads is not None:
@@ -158,7 +158,11 @@ def _check_numbers(args: argparse.Namespace) -> tuple[Rounds, tuple[int, int, in
     return Rounds(args.rounds, args.warmup, args.train_rounds), (frames, height, width)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return a device that is here.
+
+    Raises: InputError when it is not.
+    """
     allowed = ["cpu"]
     if torch.cuda.is_available():
         allowed += ["cuda", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]

@@ -15,12 +15,13 @@ RUNS = {
     "train": "train a video classifier: penalty=l1 lam=1e-4, as python train.py does",
     "sweep": "train with every combination of the values given: penalty=l1,l2 seed=0,1,2",
 }
-# Each has a module of its name, with add_options(parser) and run(arguments), which may return a
-# code.
+# Each has a module of its name (- is _ there), with add_options(parser) and run(arguments), which
+# may return a code.
 VERBS = {
     "bench": "measure what each penalty adds to a training step, on this machine",
     "explain": "say which time spans, colours, places and weights carried a decision",
     "export": "write a trained network as ONNX and torch.export program, compared with PyTorch",
+    "gpu-check": "say within minutes whether a GPU does all of this right, and how fast",
     "hog": "fit sparse logistic regression on hand-made features (HOG), and watch a stream with it",
     "lam": "say from which strength on a penalty wins, and which strengths to try",
     "predict": "say what happens when in a film, a folder of films, or a camera's stream",
@@ -32,7 +33,7 @@ VERBS = {
     "throughput": "measure how many clips a second one process reads from videos",
 }
 # These make no plug, and so take no folder of the user's own.
-PLUGLESS = {"bench", "report", "throughput"}
+PLUGLESS = {"bench", "gpu-check", "report", "throughput"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,4 +98,4 @@ def _parser(words: Sequence[str]) -> Parser:
 
 
 def _module(verb: str) -> Any:
-    return import_module(f"regkit.cli.{verb}")
+    return import_module(f"regkit.cli.{verb.replace('-', '_')}")

@@ -110,8 +110,11 @@ class Augment:
         label: Int64[Tensor, " videos"],
         draws: Sequence[int],
         num_classes: int,
+        host_label: Sequence[int] | None = None,
     ) -> tuple[Clips, Labels]:
         """Change each clip by its own draw, then mix the batch by the first one.
+
+        host_label: `label` as numbers; without, `no_flip_classes` makes the host wait for a GPU.
 
         Mixing makes `label` float (videos, num_classes), in batches of one clip too. Where mixup or
         `more` need fractions, `clip` is float from 0 to 1.
@@ -126,12 +129,17 @@ class Augment:
             )
         height, width = clip.shape[-2:]
         chains = {flips: self._chain(height, width, flips) for flips in (False, True)}
+        if not self.no_flip_classes:
+            flips = [True] * len(clip)
+        else:
+            numbers = label.tolist() if host_label is None else host_label
+            flips = [number not in self.no_flip_classes for number in numbers]
         with torch.random.fork_rng([clip.device] if clip.is_cuda else []):
             if len(clip) and any(chains.values()):
                 changed = []
-                for one, number, draw in zip(clip, label.tolist(), draws, strict=True):
+                for one, may_flip, draw in zip(clip, flips, draws, strict=True):
                     _seed(draw, clip.device)
-                    changed.append(_applied(chains[number not in self.no_flip_classes], one))
+                    changed.append(_applied(chains[may_flip], one))
                 clip = _stacked(changed)
             if self.mixup or self.cutmix:
                 _seed(draws[0] ^ _MIX if draws else 0, clip.device)
@@ -150,7 +158,7 @@ class Augment:
         if self.rand_augment:
             chain.append(v2.RandAugment(self.rand_augment, self.magnitude))
         if self.erase:
-            chain.append(v2.RandomErasing(self.erase))
+            chain.append(_BlackOut(self.erase))
         return [*chain, *self.more]
 
     def _mixed(
@@ -166,6 +174,15 @@ class Augment:
         )
         video, label = mix(tv_tensors.Video(clip.transpose(1, 2)), label)
         return video.as_subclass(Tensor).transpose(1, 2).contiguous(), label
+
+
+class _BlackOut(v2.RandomErasing):
+    """Blacks out a box; v2's own copies its colour from the host, which waits for a GPU."""
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        if params["v"] is not None:
+            params = {**params, "v": inpt.new_zeros(1, 1, 1)}
+        return super().transform(inpt, params)
 
 
 def _refusal(name: str, given: object, allowed: str) -> InputError:

@@ -190,7 +190,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Keys: clip (videos * views, 3, frames, size, size), views of one video side by side; label,
     path, start_s, end_s of each video; views, their number; `skipped` ("path: reason" of bad
-    files) and `draws` (one random number a video, for its augmentation).
+    files), `draws` (one random number a video, for its augmentation) and `host_label` (the labels
+    as numbers, which nobody has to wait for once `label` is on a GPU).
     """
     good = [sample for sample in samples if sample["path"] is not None]
     views, *shape = samples[0]["clip"].shape
@@ -205,6 +206,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "views": views,
         "skipped": [name for sample in samples for name in sample["skipped"]],
         "draws": [sample["draw"] for sample in good],
+        "host_label": [sample["label"] for sample in good],
     }
 
 

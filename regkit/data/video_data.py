@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -263,14 +263,12 @@ class VideoData(LightningDataModule, ABC):
             if name not in self.skipped:
                 self.skipped.add(name)
                 warnings.warn(f"{type(self).__name__} leaves out {name}", stacklevel=2)
-        draws, clip = batch.pop("draws"), batch["clip"]
+        draws, host_label, clip = batch.pop("draws"), batch.pop("host_label", None), batch["clip"]
         if training:
-            clip, batch["label"] = self.augment(clip, batch["label"], draws, self.num_classes)
+            given = (clip, batch["label"], draws, self.num_classes, host_label)
+            clip, batch["label"] = self.augment(*given)
         clip = functional.to_dtype(clip, torch.float32, scale=True)
-        mean, std = (
-            torch.tensor(list(values), device=clip.device).view(3, 1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        mean, std = (_by_channel(tuple(values), clip.device) for values in (self.mean, self.std))
         clip = (clip - mean) / std
         if self.modality == "difference":
             clip = torch.diff(clip, dim=2, prepend=clip[:, :, :1])
@@ -283,3 +281,9 @@ class VideoData(LightningDataModule, ABC):
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, self.skipped)
         return set().union(*gathered)
+
+
+@lru_cache
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers of each channel on a device; the host waits for it once, not every batch."""
+    return torch.tensor(values, device=device).view(3, 1, 1, 1)

@@ -108,11 +108,15 @@ VARIANTS = {
     "sgd elastic": (prox_entries, 4, {"update": "sgd", "states": 1}),
     "scad root": (prox_entries, 4, {**NONE, "formula1": kernel_of(SCAD.kernel), "root": 1}),
     "bfloat16": (prox_entries, 4, {"types": (B16, B16, F32, F32, F32)}),
-    "tile 16 x 128 adamw root": (prox_tiles, 8, {**FULL, "rows": (16,), "columns": (128,)}),
+    # All classes that r3d_18 has rows of: they share the registers of the largest.
+    "tiles of r3d_18, adamw root": (
+        prox_tiles, 8,
+        {**FULL, "rows": (4, 1, 16, 8), "columns": (512, 2048, 128, 256), "classes": 4},
+    ),
     "tile 1 x 2048 sgd": (
         prox_tiles, 8, {"update": "sgd", "states": 1, "rows": (1,), "columns": (2048,)},
     ),
-    "long 7 x 2048 adamw root": (prox_long, 16, {**FULL, "nums": (7,)}),
+    "long rows of r3d_18, adamw root": (prox_long, 16, {**FULL, "nums": (4, 7), "classes": 2}),
     "long 4 x 2048 adamw": (prox_long, 16, {"nums": (4,)}),
     "one group": (
         prox_groups, 8, {"metric": False, "groups": (1,), "entries": (2048,), "across": (0,)},

@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from regkit.ops.gpu import launch
 from regkit.ops.gpu import launch_tables as tables
 from regkit.ops.kernel_args import KernelArgs
 from regkit.penalties import L1
@@ -29,9 +31,9 @@ MOST = {
     "sgd elastic": (80, 0, 32),
     "scad root": (96, 0, 64),
     "bfloat16": (112, 0, 56),
-    "tile 16 x 128 adamw root": (128, 0, None),
+    "tiles of r3d_18, adamw root": (128, 32, None),
     "tile 1 x 2048 sgd": (128, 0, None),
-    "long 7 x 2048 adamw root": (128, 32, None),
+    "long rows of r3d_18, adamw root": (128, 32, None),
     "long 4 x 2048 adamw": (128, 0, None),
     "one group": (128, 32, None),
     "groups across root": (128, 32, None),
@@ -111,3 +113,19 @@ def test_importing_the_ops_and_the_penalties_loads_no_triton():
     )
     done = run("-c", script)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_long_compilation_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(launch, "PATIENCE_S", 0.05)
+    with launch._compilation_told(-1):
+        pass
+    time.sleep(0.1)
+    assert not caplog.records  # it was over before
+    for _ in range(2):
+        with launch._compilation_told(-2):
+            time.sleep(0.2)
+    assert [record.message for record in caplog.records] == [
+        "Compiling kernels for this GPU; they are kept for the next run."
+    ]

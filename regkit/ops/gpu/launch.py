@@ -3,8 +3,10 @@
 In Triton's interpreter (TRITON_INTERPRET=1) they run on the CPU.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ __all__ = ["prepare", "refresh", "run"]
 # Evaluations of the secular equation: see `regkit.ops.secular`. The compiler is not told, or it
 # would write each of them out.
 EVALUATIONS = 4
+# Seconds until it is told that kernels are compiled: those of r3d_18 take half a minute, once.
+PATIENCE_S = 3.0
+_LAUNCHED: set[int] = set()
 NUM_WARPS = {"entries": 4, "tiles": 8, "long": 16, "groups": 8}
 
 
@@ -37,7 +42,7 @@ def run(
     # A small copy from the CPU does not wait.
     weight = args.weights[0]
     params = params.to(weight.device, torch.float32, non_blocking=True).contiguous()
-    with _on(weight):
+    with _on(weight), _compilation_told(numbers.pointers.data_ptr()):
         if args.geometry is None:
             _entries(args, numbers, params, skip, scale, update, metric, formulas)
         else:
@@ -45,6 +50,23 @@ def run(
     # Autograd is told what was written behind its back.
     states = (*args.exp_avgs, *args.exp_avg_sqs, *args.max_exp_avg_sqs) if update != "none" else ()
     torch.autograd.graph.increment_version((*args.weights, *states, *args.gates))
+
+
+@contextmanager
+def _compilation_told(table: int) -> Iterator[None]:
+    """Log what takes long where a table, told by its address, is launched for the first time."""
+    if table in _LAUNCHED:
+        yield
+        return
+    message = "Compiling kernels for this GPU; they are kept for the next run."
+    timer = threading.Timer(PATIENCE_S, logging.getLogger(__name__).warning, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    _LAUNCHED.add(table)
 
 
 def _entries(

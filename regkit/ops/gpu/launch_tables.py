@@ -107,15 +107,15 @@ def refresh(table: LaunchTable, args: KernelArgs) -> LaunchTable | None:
         return table
     if len(addresses) != len(numbers.grads) or not _are_like(args.grads, args.weights):
         return None
-    if numbers.pointers.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
-            raise InputError(
-                "A CUDA graph is being captured, but gradients are not where they were before; a "
-                "replay would read freed memory. Call optimizer.zero_grad(set_to_none=False)."
-            )
-        numbers.pointers[GRADS].copy_(addresses.pin_memory(), non_blocking=True)
-    else:
+    if numbers.pointers.device.type == "cpu":
         numbers.pointers[GRADS].copy_(addresses)
+    elif torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "A CUDA graph is being captured, but gradients are not where they were before; a "
+            "replay would read freed memory. Call optimizer.zero_grad(set_to_none=False)."
+        )
+    else:
+        numbers.pointers[GRADS].copy_(addresses.pin_memory(), non_blocking=True)
     return LaunchTable(numbers._replace(grads=addresses))
 
 
