@@ -30,7 +30,7 @@ from regkit.data.timeline import LostError, Source, Timeline, VideoError, finger
 from regkit.errors import InputError
 from regkit.files import replacing
 
-_FORMAT = 2  # raise when equal names come to mean other contents
+_FORMAT = 3  # raise when equal names come to mean other contents
 # Frames, height, width; seconds a tick, width and height in the file: all little-endian.
 _HEADER = struct.Struct("<3qd2q")
 _SUFFIX = {"memmap": ".frames", "reencode": ".mp4"}
