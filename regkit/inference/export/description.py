@@ -80,7 +80,8 @@ def _squares(cut: ClipSpec) -> list[str]:
     size, short = cut.size_px, cut.short_px
     steps = [
         f"Scale each frame, as RGB, bilinearly (FFmpeg's swscale), to a short side of {short} px "
-        f"and a long side of round(long * {short} / short) px; then turn it upright."
+        f"and a long side of round(long * {short} / short) px; then turn and mirror it as its "
+        "display matrix says (ffmpeg does by itself)."
     ]
     middle = f"top = (height - {size}) // 2, left = (width - {size}) // 2"
     if cut.crops == 1:
