@@ -30,6 +30,7 @@ _REASONS = {
     "EOFError": "it ends before its first frame",
 }
 ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
+_LISTS = {"concat", "dash", "hls", "imf"}  # a film could name whatever lies on the disk
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _DEFAULT_PX = 5_000_000  # pixels that being marked default outweighs; FFmpeg, ffmpeg_mux_init.c
 _FALLBACK_FPS = 25.0  # of streams that tell neither time stamps nor a rate
@@ -118,6 +119,9 @@ def opened(source: Source, threads: int = 1) -> Iterator[tuple[InputContainer, V
     """
     try:
         with av.open(_checked(source), "r") as container:
+            kind = container.format.name
+            if kind in _LISTS:
+                raise VideoError(source, f"it is no film but a list of others ({kind})")
             stream = video_stream(container, source)
             stream.codec_context.thread_count = threads
             if threads != 1:
@@ -253,14 +257,14 @@ class Index:
         if not found:
             return None
         pts, keyframe, exact, tick_s, width_px, height_px = found[0]
-        return Timeline(
-            np.cumsum(np.frombuffer(zlib.decompress(pts), dtype=np.int64)),
-            np.frombuffer(zlib.decompress(keyframe), dtype=bool),
-            bool(exact),
-            tick_s,
-            width_px,
-            height_px,
-        )
+        try:
+            steps = np.frombuffer(zlib.decompress(pts), dtype=np.int64)
+            keys = np.frombuffer(zlib.decompress(keyframe), dtype=bool)
+        except (zlib.error, ValueError):  # damaged; it only saves time
+            return None
+        if not 0 < len(steps) == len(keys):
+            return None
+        return Timeline(np.cumsum(steps), keys, bool(exact), tick_s, width_px, height_px)
 
     def put(self, path: str, timeline: Timeline) -> None:
         """Remember the timeline of a file as it is now."""
