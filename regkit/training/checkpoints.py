@@ -13,6 +13,7 @@ from regkit.errors import InputError
 from regkit.files import replacing
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.pruning.resize import restore, sizes
+from regkit.training.allowed import check_recipe
 from regkit.training.config import make
 
 NAMES = ("shrunk", "debiased", "last")
@@ -42,19 +43,23 @@ def load(path: str | Path, names: Sequence[str] = NAMES) -> TrainedRun:
     path: a file, or a run folder, of which the first that is there is taken of
         checkpoints/shrunk.ckpt, debiased.ckpt, last.ckpt.
     names: others, or in another order.
-    Raises: InputError when there is none, or it is none of train.py.
+    Raises: InputError when there is none, it is none of train.py, or its recipe names what no
+        recipe may (`allowed`).
     """
     file = _file(Path(path).expanduser(), names)
     checkpoint = _read(file)
     made = checkpoint["hyper_parameters"]
     recipe, classes, smaller = made["recipe"], made["classes"], made.get(SIZES, {})
+    check_recipe(recipe, f"ckpt={file}", ("model", "optimizer", "data"))
     net = _net(recipe, len(classes))
     model = VideoClassifier(net, classes, make(recipe["optimizer"]), recipe=recipe)
     try:
         restore(model, checkpoint["state_dict"], smaller)
     except InputError as error:
         raise InputError(f"{file} does not fit its own recipe: {error}") from error
-    return TrainedRun(file, model.eval(), make(recipe["data"]), recipe, bool(smaller))
+    # Copies would be made, and others thrown out, where the recipe says.
+    data = make(recipe["data"], cache="none", cache_root=None)
+    return TrainedRun(file, model.eval(), data, recipe, bool(smaller))
 
 
 def start_from(model: VideoClassifier, path: Path) -> None:
