@@ -30,7 +30,7 @@ _REASONS = {
     "EOFError": "it ends before its first frame",
 }
 ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
-_LISTS = {"concat", "dash", "hls", "imf"}  # a film could name whatever lies on the disk
+_LISTS = {"concat", "dash", "hls", "imf"}  # a stranger's could name what lies on this disk
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _DEFAULT_PX = 5_000_000  # pixels that being marked default outweighs; FFmpeg, ffmpeg_mux_init.c
 _FALLBACK_FPS = 25.0  # of streams that tell neither time stamps nor a rate
