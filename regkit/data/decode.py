@@ -41,8 +41,8 @@ def read_frames(
     """Decode the frames at `indices` as RGB, upright, the short side scaled to `short_px`.
 
     From the keyframe before the first wanted frame it decodes only what wanted frames need.
-    Turned and mirrored as metadata say. Where the stream ends before it should, its last frame stands
-    in for the missing ones.
+    They are turned and mirrored as metadata say. Where the stream ends before it should, its last
+    frame stands in for the missing ones.
 
     threads: of the decoder; 0 lets it choose, and pays where no other process decodes.
     Raises: VideoError where nothing, or a broken frame on the way, can be decoded.

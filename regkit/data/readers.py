@@ -89,7 +89,12 @@ class TorchCodec(Reader):
         wanted, back = np.unique(indices, return_inverse=True)
         try:
             return self._read(source, wanted, short_px, timeline)[back]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:  # it has no type of its own
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            OSError,
+        ) as error:  # it has no type of its own
             frames = by_pyav.frames(source, indices, short_px, timeline)
             # Without the file's name, so that a set of such files gives one warning.
             warnings.warn(f"PyAV reads what torchcodec cannot: {_short(error)}", stacklevel=2)
@@ -116,9 +121,7 @@ class TorchCodec(Reader):
             raise ValueError("it gives frames other times")
         return batch.data.numpy()
 
-    def _opened(
-        self, source: Source, stream: int, sides: tuple[int, int], short_px: int
-    ) -> Any:
+    def _opened(self, source: Source, stream: int, sides: tuple[int, int], short_px: int) -> Any:
         """Open a stream; it raises where that is no video."""
         decoders, transforms = map(import_module, ("torchcodec.decoders", "torchcodec.transforms"))
         short, long = sorted(sides)

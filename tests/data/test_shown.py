@@ -305,7 +305,9 @@ def test_real_films_are_as_ffmpeg_shows_them(shared, capsys):
         if len(ours) != len(theirs):
             wrong.append(f"{path.name}: {len(ours)} frames, ffmpeg shows {len(theirs)}")
             continue
-        off = [np.abs(one.astype(np.int16) - other) for one, other in zip(ours, theirs, strict=True)]
+        off = [
+            np.abs(one.astype(np.int16) - other) for one, other in zip(ours, theirs, strict=True)
+        ]
         mean, most = max(one.mean() for one in off), max(int(one.max()) for one in off)
         size = f"{ours.shape[2]} x {ours.shape[1]}"
         rows.append((path.name, str(len(ours)), size, f"{mean:.2f}", str(most)))
