@@ -111,7 +111,7 @@ class Folder(RandomSplitData):
 
 
 def _videos(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the path of each video in a folder and those below it; links to folders are not followed."""
+    """Yield the path of each video in a folder and below it; links to folders are not followed."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_video(entry.name):
