@@ -101,8 +101,8 @@ class Orientation(NamedTuple):
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
         """Return width and height as shown."""
-        sides = frame.width, frame.height
-        return sides[::-1] if self.transposed else sides
+        width, height = frame.width, frame.height
+        return (height, width) if self.transposed else (width, height)
 
 
 def orientation(frame: VideoFrame) -> Orientation:

@@ -110,8 +110,8 @@ class TorchCodec(Reader):
         stream, shown = _shown_at(place, fingerprint(place)) if named else _shown(source)
         if shown.mirrored:
             raise ValueError("it would not mirror what is shown mirrored")
-        sides = (timeline.height_px, timeline.width_px)
-        sides = sides[::-1] if shown.transposed else sides
+        height, width = timeline.height_px, timeline.width_px
+        sides = (width, height) if shown.transposed else (height, width)
         found = self._opened(source, stream, sides, short_px)
         if len(found) != len(timeline) or (found.metadata.height, found.metadata.width) != sides:
             raise ValueError("it sees another number of frames, or another size")
