@@ -17,6 +17,7 @@ from regkit.training.allowed import check_recipe
 from regkit.training.config import make
 
 NAMES = ("shrunk", "debiased", "last")
+_MADE = ("model", "optimizer", "data")  # the parts of a recipe that `load` makes
 SIZES = "sizes"  # beside classes and recipe: the numbers in which the net differs from the recipe's
 
 
@@ -50,15 +51,17 @@ def load(path: str | Path, names: Sequence[str] = NAMES) -> TrainedRun:
     checkpoint = _read(file)
     made = checkpoint["hyper_parameters"]
     recipe, classes, smaller = made["recipe"], made["classes"], made.get(SIZES, {})
-    check_recipe(recipe, f"ckpt={file}", ("model", "optimizer", "data"))
+    check_recipe(recipe, f"ckpt={file}", _MADE)
     net = _net(recipe, len(classes))
+    # Copies would be made, and others thrown out, where the recipe says.
+    data = make(recipe["data"], cache="none", cache_root=None)
+    if not (isinstance(net, nn.Module) and isinstance(data, VideoData)):
+        raise InputError(f"ckpt={file} has a recipe of which no net or no videos can be made.")
     model = VideoClassifier(net, classes, make(recipe["optimizer"]), recipe=recipe)
     try:
         restore(model, checkpoint["state_dict"], smaller)
     except InputError as error:
         raise InputError(f"{file} does not fit its own recipe: {error}") from error
-    # Copies would be made, and others thrown out, where the recipe says.
-    data = make(recipe["data"], cache="none", cache_root=None)
     return TrainedRun(file, model.eval(), data, recipe, bool(smaller))
 
 
@@ -117,8 +120,10 @@ def _file(path: Path, names: Sequence[str]) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["hyper_parameters"]["recipe"]["model"]
-        checkpoint["state_dict"]
+        made = checkpoint["hyper_parameters"]
+        parts = [checkpoint["state_dict"], *(made["recipe"][part] for part in _MADE)]
+        if not (isinstance(made["classes"], list) and all(isinstance(p, Mapping) for p in parts)):
+            raise TypeError("a part is missing")
     except Exception as error:
         raise InputError(
             f"ckpt={path} is no checkpoint of train.py ({type(error).__name__}). Give a run "

@@ -226,6 +226,20 @@ def test_ones_own_classes_by_name(tmp_path, monkeypatch, capsys):
         load(through)
 
 
+@pytest.mark.parametrize("place", ["model", "data", "optimizer"])
+@pytest.mark.parametrize("part", ["os.system", None, 3, ["a"]])
+def test_parts_that_are_none(tmp_path, place, part):
+    with pytest.raises(InputError, match=r"is no checkpoint of train\.py"):
+        load(write(tmp_path, {**RECIPE, place: part}))
+
+
+@pytest.mark.parametrize("place", ["model", "data"])
+def test_what_is_made_has_to_be_of_its_kind(tmp_path, place):
+    for other in ({**RECIPE[place], "_partial_": True}, {"num_frames": 4}):
+        with pytest.raises(InputError, match="no net or no videos can be made"):
+            load(write(tmp_path, {**RECIPE, place: other}))
+
+
 def test_copies_are_not_made_where_a_recipe_says(tmp_path):
     place = str(tmp_path / "elsewhere")
     data = {**DATA, "cache": "reencode", "cache_root": place}
