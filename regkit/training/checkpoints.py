@@ -55,8 +55,8 @@ def load(path: str | Path, names: Sequence[str] = NAMES) -> TrainedRun:
     net = _net(recipe, len(classes))
     # Copies would be made, and others thrown out, where the recipe says.
     data = make(recipe["data"], cache="none", cache_root=None)
-    if not (isinstance(net, nn.Module) and isinstance(data, VideoData)):
-        raise InputError(f"ckpt={file} has a recipe of which no net or no videos can be made.")
+    if not isinstance(data, VideoData):
+        raise InputError(f"ckpt={file} has a recipe of which no videos can be made.")
     model = VideoClassifier(net, classes, make(recipe["optimizer"]), recipe=recipe)
     try:
         restore(model, checkpoint["state_dict"], smaller)
@@ -104,7 +104,10 @@ def save_shrunk(
 def _net(recipe: Mapping[str, Any], num_classes: int) -> nn.Module:
     # The weights are in the checkpoint: those that training began with need not be there any more.
     options = {k: None if k == "pretrained" else v for k, v in recipe["model"].items()}
-    return make(options, num_classes=num_classes)
+    net = make(options, num_classes=num_classes)
+    if not isinstance(net, nn.Module):
+        raise InputError("A recipe was given of which no net can be made.")
+    return net
 
 
 def _file(path: Path, names: Sequence[str]) -> Path:
