@@ -236,7 +236,7 @@ def test_parts_that_are_none(tmp_path, place, part):
 @pytest.mark.parametrize("place", ["model", "data"])
 def test_what_is_made_has_to_be_of_its_kind(tmp_path, place):
     for other in ({**RECIPE[place], "_partial_": True}, {"num_frames": 4}):
-        with pytest.raises(InputError, match="of which no (net|videos) can be made"):
+        with pytest.raises(InputError, match=r"of which no (net|videos) can be made"):
             load(write(tmp_path, {**RECIPE, place: other}))
 
 
