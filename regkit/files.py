@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,7 +55,32 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write CSV whole or not at all, as `write_text` does."""
+    """Write CSV whole or not at all, as `write_text` does; its cells are text (`cell`)."""
     how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with replacing(path) as draft, draft.open("w", **how) as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows(map(cell, row) for row in rows)
+
+
+_BEGINS_FORMULA = re.compile("'*[=+@\t\r-]")
+
+
+def cell(value: Any) -> Any:
+    """Mark text by a leading ' that programs for tables would take for a formula; `uncell` undoes.
+
+    A class of videos may be called =HYPERLINK(...), and whoever opens the table would run it.
+    """
+    text = isinstance(value, str) and _BEGINS_FORMULA.match(value) and not _is_number(value)
+    return f"'{value}" if text else value
+
+
+def uncell(text: str) -> str:
+    """Read what `cell` has written."""
+    return text[1:] if text.startswith("'") and _BEGINS_FORMULA.match(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,11 +1,12 @@
 """Whoever looks sees the old file or the new one, never half of one."""
 
+import csv
 import os
 from pathlib import Path
 
 import pytest
 
-from regkit.files import replacing, write_text
+from regkit.files import cell, replacing, uncell, write_table, write_text
 
 
 def test_a_file_is_whole_on_the_disk_before_it_takes_its_place(
@@ -51,3 +52,19 @@ def test_a_folder_takes_its_place_whole(tmp_path: Path):
         assert not (tmp_path / "shards").exists()
     assert (tmp_path / "shards" / "one").read_text() == "1"
     assert os.listdir(tmp_path) == ["shards"]
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+x", "-x", "@x", "\t=x", "'=x", "''@", '=HYPERLINK("a")']
+)
+def test_no_cell_is_a_formula(tmp_path, text):
+    write_table(tmp_path / "table.csv", [["name", text], ["plain", "it's"]])
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][1] == f"'{text}"
+    assert [[uncell(one) for one in row] for row in rows] == [["name", text], ["plain", "it's"]]
+
+
+@pytest.mark.parametrize("value", ["-1.5", "+2", "-inf", -1, "a=b", "x-y", ""])
+def test_numbers_and_plain_text_stay(value):
+    assert cell(value) == value

@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return train(["-m"] * (words[0] == "sweep") + words[1:])
         args = _parser(words).parse_args(words)
-        if getattr(args, "config_dir", None) is not None:
+        if args.verb not in PLUGLESS:
+            import_module("regkit.training.allowed").trust(*args.trust)
             import_module("regkit.training.overrides").use_own(args.config_dir)
         return _module(args.verb).run(args) or 0
     except InputError as error:
@@ -93,6 +94,13 @@ def _parser(words: Sequence[str]) -> Parser:
             if name not in PLUGLESS:
                 own.add_argument(
                     "--config-dir", metavar="DIR", help="of your own plugs, as for regkit train"
+                )
+                own.add_argument(
+                    "--trust",
+                    metavar="NAME",
+                    action="append",
+                    default=[],
+                    help="a class, package or address that a checkpoint may name",
                 )
     return parser
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.pruning.shrink import TOLERANCE, shrink
-from regkit.training.checkpoints import load, save_checkpoint
+from regkit.training.allowed import check_no_address
+from regkit.training.checkpoints import TrainedRun, load, save_checkpoint
 from regkit.training.overrides import REQUIRED, options
 from regkit.training.stages import NUM_CLIPS, clips
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise InputError(f"shrink got out={out}, in a folder that is not there.")
     device = _device(given["device"])
-    real = clips(held.data, given["clips"]) if given["clips"] and _is_there(held.data) else ()
+    real = clips(held.data, given["clips"]) if given["clips"] and _is_there(held) else ()
     net, report = shrink(
         held.model.net.to(device),
         held.data.example().to(device),
@@ -69,10 +69,11 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _is_there(data: VideoData) -> bool:
+def _is_there(held: TrainedRun) -> bool:
     """Say whether the videos of the run are to be had, and tell where they are not."""
     try:
-        data.ready()
+        check_no_address(held.recipe["data"], str(held.path))
+        held.data.ready()
     except (InputError, OSError) as error:
         print(f"compared on random clips only, for the run's videos are not there: {error}")
         return False

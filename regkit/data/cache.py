@@ -2,41 +2,37 @@
 
 import dataclasses
 import hashlib
-import math
 import os
 import shutil
-import struct
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from regkit.data.decode import Frames, Indices, Picture, pictures
+from regkit.data.copies import (
+    DamagedError,
+    FrameFile,
+    check_film,
+    read_frames_of,
+    write_film,
+    write_frames,
+)
+from regkit.data.decode import Frames, Indices, pictures
 from regkit.data.readers import Reader
 from regkit.data.timeline import LostError, Source, Timeline, VideoError, fingerprint
 from regkit.errors import InputError
 from regkit.files import replacing
 
-_FORMAT = 2  # raise when equal names come to mean other contents
-# Frames, height, width; seconds a tick, width and height in the file: all little-endian.
-_HEADER = struct.Struct("<3qd2q")
+_FORMAT = 3  # raise when equal names come to mean other contents
 _SUFFIX = {"memmap": ".frames", "reencode": ".mp4"}
-# Few frames between keyframes, no reordering, simple entropy coding: quick to enter, quick to read.
-_QUICK = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "g": "8", "bf": "0"}
-
 KINDS = ("none", "reencode", "memmap", "auto")
 _PROBES = 64  # videos that "auto" estimates the size from
 _CODED = 0.1  # bytes a pixel of a re-encoded copy: 0.03 to 0.1 measured on the videos at hand
@@ -80,7 +76,7 @@ class Store:
         entry = self.entry(path)
         entry.parent.mkdir(parents=True, exist_ok=True)
         counted = dataclasses.replace(timeline, exact=False)
-        write: Callable[..., None] = {"memmap": _write_memmap, "reencode": _write_video}[self.kind]
+        write = write_frames if self.kind == "memmap" else write_film
         with replacing(entry) as draft:
             for known in (timeline, counted):
                 everything = np.arange(len(known))
@@ -94,7 +90,10 @@ class Store:
 
 @dataclass(frozen=True)
 class Cached(Reader):
-    """A reader that takes the copy in a store where there is one."""
+    """A reader that takes the copy in a store where there is one.
+
+    A damaged copy is made again; until then, as without a copy, the file itself is read.
+    """
 
     inner: Reader
     store: Store
@@ -102,88 +101,55 @@ class Cached(Reader):
     def timeline(self, source: Source) -> Timeline:
         """Ask the copy, or the file."""
         copy = self._copy(source)
-        return copy[0] if isinstance(copy, tuple) else self.inner.timeline(copy)
+        if copy is None:
+            return self.inner.timeline(source)
+        return copy.timeline if isinstance(copy, FrameFile) else self.inner.timeline(copy)
 
     def frames(self, source: Source, indices: Indices, short_px: int, timeline: Timeline) -> Frames:
         """Read the copy, or the file."""
         copy = self._copy(source)
-        if isinstance(copy, tuple):
-            return copy[1][np.minimum(indices, len(copy[1]) - 1)]
-        return self.inner.frames(copy, indices, short_px, timeline)
+        if isinstance(copy, FrameFile):
+            try:
+                return copy.frames(indices)
+            except DamagedError as error:
+                self._mend(str(source), error)
+        elif copy is not None:
+            return self.inner.frames(copy, indices, short_px, timeline)
+        if self.store.kind == "reencode":  # a copy that is gone by now had times of its own
+            timeline = self.inner.timeline(source)
+        return self.inner.frames(source, indices, short_px, timeline)
 
-    def _copy(self, source: Source) -> tuple[Timeline, Frames] | Source:
-        """Return a mapped copy, the path of a coded one, or the source where there is none."""
+    def _copy(self, source: Source) -> FrameFile | str | None:
+        """Return the mapped frames, or the path of a film, as far as there are any."""
         if not isinstance(source, str):
-            return source
+            return None
         try:
             entry = self.store.entry(source)
-        except OSError:
-            return source  # no such file; whoever reads it says so
-        if self.store.kind != "memmap":
-            return str(entry) if entry.is_file() else source
+            if self.store.kind == "memmap":
+                return read_frames_of(entry)
+            check_film(entry)
+            return str(entry)
+        except DamagedError as error:
+            self._mend(source, error)
+        except FileNotFoundError:  # not copied, or thrown out; or no such file, which is said later
+            pass
+        except OSError as error:
+            warnings.warn(f"regkit cannot read its copy of {source} ({error})", stacklevel=2)
+        return None
+
+    def _mend(self, source: str, damage: DamagedError) -> None:
+        """Make a copy again, and say so."""
+        read_frames_of.cache_clear()
         try:
-            return read_memmap(entry)
-        except FileNotFoundError:  # not copied, or thrown out to make room
-            return source
-        except (OSError, ValueError, EOFError) as error:
-            warnings.warn(
-                f"regkit leaves out the copy {entry} of {source} ({error}); delete it, and it "
-                "will be made again.",
-                stacklevel=2,
-            )
-            return source
-
-
-def _write_memmap(target: Path, frames: Iterator[Picture], timeline: Timeline) -> None:
-    """Write the header, pts, then the pixels."""
-    facts = (timeline.tick_s, timeline.width_px, timeline.height_px)
-    with target.open("wb") as file:
-        for number, frame in enumerate(frames):
-            if number == 0:
-                file.write(_HEADER.pack(len(timeline), *frame.shape[:2], *facts))
-                file.write(timeline.pts.astype("<i8").data)
-            file.write(np.ascontiguousarray(frame).data)
-
-
-@lru_cache(1)  # a clip needs it twice, for its timeline and its frames
-def read_memmap(entry: Path) -> tuple[Timeline, Frames]:
-    """Map a copy into memory: nothing is read before it is used.
-
-    Raises: OSError when it is not there, ValueError when it is not whole.
-    """
-    with entry.open("rb") as file:
-        begin = file.read(_HEADER.size)
-        if len(begin) < _HEADER.size:
-            raise ValueError("it is not whole")
-        count, height, width, tick_s, width_px, height_px = _HEADER.unpack(begin)
-        shape, offset = (count, height, width, 3), _HEADER.size + 8 * count
-        if os.fstat(file.fileno()).st_size != offset + math.prod(shape):
-            raise ValueError("it is not whole")
-        pts = np.frombuffer(file.read(8 * count), dtype="<i8")
-        frames = np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=shape)
-    keyframe = np.ones(count, dtype=bool)
-    return Timeline(pts, keyframe, True, tick_s, width_px, height_px), frames
-
-
-def _write_video(target: Path, frames: Iterator[Picture], timeline: Timeline) -> None:
-    """Write H.264 with the time stamps of the file; sides are made even, as the format wants."""
-    tick = Fraction(timeline.tick_s).limit_denominator(1_000_000)
-    with av.open(str(target), "w") as container:
-        stream: VideoStream | None = None
-        for array, pts in zip(frames, (timeline.pts - timeline.pts[0]).tolist(), strict=True):
-            if stream is None:
-                stream = container.add_stream("libx264", options=_QUICK)
-                assert isinstance(stream, VideoStream)
-                height, width = (side + side % 2 for side in array.shape[:2])
-                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-                stream.time_base = stream.codec_context.time_base = tick
-                stream.thread_count = 1
-            frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-            frame.pts, frame.time_base = pts, tick
-            container.mux(stream.encode(frame))
-        if stream is None:
-            raise VideoError(str(target), "no frame could be decoded")
-        container.mux(stream.encode())
+            self.store.add(source, self.inner.timeline(source))
+            done = "it was made again"
+        except (VideoError, OSError) as error:
+            done = f"it cannot be made again ({error}); delete it"
+        warnings.warn(
+            f"regkit found the copy {self.store.entry(source)} of {source} damaged ({damage}), and "
+            f"reads the file; {done}. If that happens often, have the disk checked.",
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)

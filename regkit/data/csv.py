@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from regkit.data.video import SPLITS, Splits
 from regkit.errors import InputError
 
 _DELIMITERS = (",", "\t", ";", " ")
+_ODD = re.compile(r"//|(^|/)\.(/|$)|/$")  # a path that may be written otherwise
 _COLUMNS = ("path", "label", "start", "end", "group", "split")
 _ALIASES = {"training": "train", "testing": "test", "validation": "val", "valid": "val"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One video as it is written."""
 
@@ -249,14 +251,17 @@ class Csv(RandomSplitData):
             )
         return {name: listed for name, listed in parts.items() if listed}
 
-    def _where(self, row: Row) -> str:
-        return str(Path(Path(row.file).parent if self.root is None else self.root, row.path))
+    def _places(self, rows: Sequence[Row]) -> list[str]:
+        """Say where each file is."""
+        roots = {file: str(self.root or Path(file).parent) for file in {row.file for row in rows}}
+        places = [os.path.join(roots[row.file], row.path) for row in rows]
+        return [str(Path(place)) if _ODD.search(place) else place for place in places]
 
     def _check_once(self, rows: Sequence[Row]) -> None:
         first: dict[tuple[str, float, float | None], Row] = {}
         again = []
-        for row in rows:
-            seen = first.setdefault((self._where(row), row.start_s, row.end_s), row)
+        for row, place in zip(rows, self._places(rows), strict=True):
+            seen = first.setdefault((place, row.start_s, row.end_s), row)
             if seen is not row:
                 again.append(f"{row.path!r} in {seen.place} and in {row.place}")
         if again:
@@ -269,9 +274,8 @@ class Csv(RandomSplitData):
         rows = [row for row in rows if row.label in wanted]
         by_path = None if self.group is None else self._grouped([row.path for row in rows])
         entries = []
-        for number, row in enumerate(rows):
-            place = self._where(row)
+        for number, (row, place) in enumerate(zip(rows, self._places(rows), strict=True)):
             group = row.group or (place if by_path is None else by_path[number])
-            there = place if Path(place).is_file() else None
+            there = place if os.path.isfile(place) else None
             entries.append(Entry(place, there, row.label, group, row.start_s, row.end_s))
         return entries

@@ -18,7 +18,7 @@ _SUFFIXES = frozenset(EXTENSIONS.split())
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A video as an annotation lists it; `path` is None when its file is not there."""
 
@@ -64,9 +64,10 @@ def index(root: str) -> Index:
             below.clear()
             continue
         seen.add(real)
+        place = Path(folder).relative_to(root).as_posix()
+        above = "" if place == "." else f"{place}/"
         for name in filter(is_video, names):
-            place = Path(folder, name).relative_to(root).as_posix()
-            found.setdefault(os.path.splitext(name)[0], []).append(place)
+            found.setdefault(os.path.splitext(name)[0], []).append(above + name)
     return found
 
 
@@ -215,8 +216,9 @@ class RandomSplitData(VideoData):
             self._check("num_folds", named, "no val_groups or test_groups, or no folds")
 
     def _grouped(self, paths: Sequence[str]) -> list[str]:
-        pattern = "(.*)" if self.group is None else self.group
-        matches = [re.search(pattern, path) for path in paths]
+        if self.group is None:
+            return list(paths)
+        matches = [re.search(self.group, path) for path in paths]
         without = [path for path, match in zip(paths, matches, strict=True) if match is None]
         if without:
             raise InputError(

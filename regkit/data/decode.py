@@ -1,8 +1,13 @@
-"""Read chosen frames of a video file: the very frames that decoding from the start would give."""
+"""Read chosen frames of a video file: the very frames that decoding from the start would give.
+
+Here alone it is decided what a picture is: which way up, whether it is mirrored, how large.
+"""
 
 import dataclasses
+import struct
 import threading
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from av.container import InputContainer
@@ -19,6 +24,7 @@ _SKIPPING = {"h264", "hevc", "mpeg2video", "mpeg4"}
 LONGEST = 16  # long side over short side
 
 Picture = UInt8[np.ndarray, "height width 3"]
+Shown = UInt8[np.ndarray, "rows columns 3"]
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Indices = Int64[np.ndarray, " frames"]
 
@@ -35,8 +41,8 @@ def read_frames(
     """Decode the frames at `indices` as RGB, upright, the short side scaled to `short_px`.
 
     From the keyframe before the first wanted frame it decodes only what wanted frames need.
-    Rotation metadata is honoured. Where the stream ends before it should, its last frame stands
-    in for the missing ones.
+    They are turned and mirrored as metadata say. Where the stream ends before it should, its last
+    frame stands in for the missing ones.
 
     threads: of the decoder; 0 lets it choose, and pays where no other process decodes.
     Raises: VideoError where nothing, or a broken frame on the way, can be decoded.
@@ -75,11 +81,49 @@ def pictures(
             yield upright(frame, size)
 
 
-def upright(frame: VideoFrame, sides: tuple[int, int]) -> Picture:
-    """Scale a frame to width and height, and turn it as its metadata says."""
+class Orientation(NamedTuple):
+    """How stored pictures are shown: first rows and columns are swapped, then each is reversed."""
+
+    transposed: bool = False
+    rows_reversed: bool = False
+    columns_reversed: bool = False
+
+    @property
+    def mirrored(self) -> bool:
+        """Say whether left and right are swapped, which no turn does."""
+        return sum(self) % 2 == 1
+
+    def __call__(self, picture: Picture) -> Shown:
+        """Show a stored picture; no pixel is copied."""
+        shown = picture.swapaxes(0, 1) if self.transposed else picture
+        rows, columns = (-1 if reverse else 1 for reverse in self[1:])
+        return shown[::rows, ::columns]
+
+    def size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Return width and height as shown."""
+        width, height = frame.width, frame.height
+        return (height, width) if self.transposed else (width, height)
+
+
+def orientation(frame: VideoFrame) -> Orientation:
+    """Read the display matrix of a frame; turns between quarters become the nearest quarter.
+
+    A stored point (x, y) is shown at (a x + c y, b x + d y).
+    Source: FFmpeg, libavutil/display.h.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, d < 0, a < 0)
+    return Orientation(True, b < 0, c < 0)
+
+
+def upright(frame: VideoFrame, sides: tuple[int, int]) -> Shown:
+    """Scale a frame to width and height as they are stored, and show it as its metadata say."""
     scaled = _reformatter().reformat(frame, *sides, "rgb24", threads=1)
-    # Counter-clockwise, as FFmpeg counts.
-    return np.rot90(scaled.to_ndarray(), round(frame.rotation / 90))
+    return orientation(frame)(scaled.to_ndarray())
 
 
 def sides(frame: VideoFrame, short_px: int, source: Source) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Find the user's videos in folders named by class."""
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +60,14 @@ class Folder(RandomSplitData):
         return self.include is None or label in map(str, self.include)
 
     def _below(self, part: str) -> Found:
+        """List the videos of the class folders in a part of root, in order of their paths."""
+        with os.scandir(Path(self.root, part)) as entries:
+            labels = sorted(one.name for one in entries if one.is_dir() and self._wants(one.name))
+        above = (part,) if part else ()
         return [
-            (folder.name, path.relative_to(self.root).as_posix())
-            for folder in sorted(Path(self.root, part).iterdir())
-            if folder.is_dir() and self._wants(folder.name)
-            for path in sorted(folder.rglob("*"))
-            if is_video(path.name)
+            (label, "/".join(path))
+            for label in labels
+            for path in sorted(_videos(Path(self.root, part, label), (*above, label)))
         ]
 
     def _foldered(self) -> dict[str, Found] | None:
@@ -99,7 +103,18 @@ class Folder(RandomSplitData):
 
     def _entries(self, found: Found) -> list[Entry]:
         groups = self._grouped([path for _, path in found])
+        root = str(Path(self.root))
         return [
-            Entry(path, str(Path(self.root, path)), label, group)
+            Entry(path, os.path.join(root, path), label, group)
             for (label, path), group in zip(found, groups, strict=True)
         ]
+
+
+def _videos(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the path of each video in a folder and below it; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_video(entry.name):
+                yield (*above, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                yield from _videos(Path(entry.path), (*above, entry.name))

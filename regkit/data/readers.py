@@ -5,13 +5,22 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from regkit.data.decode import LONGEST, Frames, Indices, read_frames
-from regkit.data.timeline import Index, Source, Timeline, VideoError, read_timeline
+from regkit.data.decode import LONGEST, Frames, Indices, Orientation, orientation, read_frames
+from regkit.data.timeline import (
+    Index,
+    Source,
+    Timeline,
+    VideoError,
+    fingerprint,
+    opened,
+    read_timeline,
+)
 from regkit.errors import InputError
 
 
@@ -80,7 +89,12 @@ class TorchCodec(Reader):
         wanted, back = np.unique(indices, return_inverse=True)
         try:
             return self._read(source, wanted, short_px, timeline)[back]
-        except (RuntimeError, ValueError, IndexError) as error:  # torchcodec has no type of its own
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            OSError,
+        ) as error:  # it has no type of its own
             frames = by_pyav.frames(source, indices, short_px, timeline)
             # Without the file's name, so that a set of such files gives one warning.
             warnings.warn(f"PyAV reads what torchcodec cannot: {_short(error)}", stacklevel=2)
@@ -91,21 +105,24 @@ class TorchCodec(Reader):
 
         Raises: ValueError where its frames are not those of the timeline; what torchcodec raises.
         """
-        stored = (timeline.height_px, timeline.width_px)
-        found = self._opened(source, stored, short_px)
-        shown = (found.metadata.height, found.metadata.width)
-        if len(found) != len(timeline) or sorted(shown) != sorted(stored):
+        named = isinstance(source, str | os.PathLike)
+        place = str(source)
+        stream, shown = _shown_at(place, fingerprint(place)) if named else _shown(source)
+        if shown.mirrored:
+            raise ValueError("it would not mirror what is shown mirrored")
+        height, width = timeline.height_px, timeline.width_px
+        sides = (width, height) if shown.transposed else (height, width)
+        found = self._opened(source, stream, sides, short_px)
+        if len(found) != len(timeline) or (found.metadata.height, found.metadata.width) != sides:
             raise ValueError("it sees another number of frames, or another size")
-        if shown != stored:  # turned, which only an opened file tells
-            found = self._opened(source, shown, short_px)
         batch = found.get_frames_at(wanted.tolist())
         times_s = timeline.pts[wanted] * timeline.tick_s
         if np.abs(batch.pts_seconds.numpy() - times_s).max() > timeline.tick_s / 2:
             raise ValueError("it gives frames other times")
         return batch.data.numpy()
 
-    def _opened(self, source: Source, sides: tuple[int, int], short_px: int) -> Any:
-        """Open the first stream; it raises where that is no video."""
+    def _opened(self, source: Source, stream: int, sides: tuple[int, int], short_px: int) -> Any:
+        """Open a stream; it raises where that is no video."""
         decoders, transforms = map(import_module, ("torchcodec.decoders", "torchcodec.transforms"))
         short, long = sorted(sides)
         if not 0 < long <= LONGEST * short:
@@ -117,13 +134,27 @@ class TorchCodec(Reader):
         scaled = [max(short_px, round(side * short_px / short)) for side in sides]
         return decoders.VideoDecoder(
             source,
-            stream_index=0,
+            stream_index=stream,
             dimension_order="NHWC",
             num_ffmpeg_threads=self.threads,
             device="cpu",
             seek_mode="exact",
             transforms=[transforms.Resize(scaled)],
         )
+
+
+def _shown(source: Source) -> tuple[int, Orientation]:
+    """Return the number of the stream that is shown, and which way up; torchcodec tells neither."""
+    with opened(source) as (container, stream):
+        for frame in container.decode(stream):
+            return stream.index, orientation(frame)
+    raise VideoError(source, "no frame could be decoded")
+
+
+@lru_cache(4096)
+def _shown_at(path: str, _: str) -> tuple[int, Orientation]:
+    """Remember it of a file as it is now."""
+    return _shown(path)
 
 
 @dataclass(frozen=True)

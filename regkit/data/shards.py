@@ -17,6 +17,7 @@ from regkit.errors import InputError
 from regkit.files import replacing
 
 _INDEX = "index"  # the folder beside those of the splits; it holds one item, the lists of videos
+_FORMATS = ("bytes", "int")  # what shards hold, as litdata calls it
 _AHEAD = 2  # files read ahead by each thread
 _LARGEST = 2**32 - 2**20  # bytes; litdata points into a shard by 32 bits
 
@@ -80,9 +81,10 @@ def read_splits(root: str, options: Mapping[str, Any]) -> Splits:
     options: further arguments of litdata.StreamingDataset.
     Raises: InputError when there are no such shards.
     """
-    package = litdata("ShardedData")
     try:
-        packed = package.StreamingDataset(part(root, _INDEX), **options)[0]["splits"]
+        packed = opened(part(root, _INDEX), **options)[0]["splits"]
+    except InputError:
+        raise
     except Exception as error:  # each store has errors of its own
         raise InputError(
             f"ShardedData got root={root!r}, where no shards can be read ({type(error).__name__}: "
@@ -91,6 +93,38 @@ def read_splits(root: str, options: Mapping[str, Any]) -> Splits:
     lists = json.loads(gzip.decompress(packed))
     rows = {name: [Video(*row) for row in lists[name]] for name in SPLITS}
     return Splits(**rows, classes=lists["classes"])
+
+
+def opened(place: str, **options: Any) -> Any:
+    """Open the shards of a split, if they hold data alone; litdata would unpickle others.
+
+    options: further arguments of litdata.StreamingDataset.
+    Raises: InputError when the index names anything that `write_shards` does not write.
+    """
+    stream = litdata("ShardedData").StreamingDataset(place, **options)  # reads no shard yet
+    index = json.loads(Path(stream.input_dir.path, "index.json").read_text())
+    config, names = index["config"], [chunk["filename"] for chunk in index["chunks"]]
+    wrong = [form for form in config["data_format"] if form not in _FORMATS]
+    wrong += [kind for kind in _containers(config["data_spec"]) if kind != "builtins.dict"]
+    wrong += [config[key] for key in ("compression", "encryption") if config.get(key)]
+    wrong += [name for name in names if Path(name).name != name]  # a place of its own choice
+    if wrong:
+        raise InputError(
+            f"ShardedData got {place}, whose index.json names {wrong[0]!r}; shards are read that "
+            f"hold {' and '.join(_FORMATS)} alone, as regkit prepare --shards writes them."
+        )
+    return stream
+
+
+def _containers(spec: str) -> list[Any]:
+    """List what an item is made of; what litdata makes of it may be a class of anybody's."""
+    nodes, found = [json.loads(spec)[1]], []
+    while nodes:
+        node = nodes.pop()
+        if node["type"] is not None:
+            found.append(node["type"])
+        nodes += node["children_spec"]
+    return found
 
 
 def part(root: str, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from regkit.data.clips import ClipDataset, loader_options
 from regkit.data.decode import Frames, Indices
 from regkit.data.readers import READERS, Reader
-from regkit.data.shards import litdata, part, read_splits, video_of
+from regkit.data.shards import litdata, opened, part, read_splits, video_of
 from regkit.data.timeline import Source, Timeline
 from regkit.data.video import Splits, Video
 from regkit.data.video_data import VideoData
@@ -64,8 +64,8 @@ class ShardedData(VideoData):
         package, videos = litdata("ShardedData"), getattr(self.known_splits(), split)
         if not videos:
             raise InputError(f"ShardedData got root={self.root!r}, which has no {split} videos.")
-        opened = partial(package.StreamingDataset, part(self.root, split), **self._options())
-        shelf = _Shelf(opened, len(videos), READERS[self.reader](1 if self.num_workers else 0))
+        stream_of = partial(opened, part(self.root, split), **self._options())
+        shelf = _Shelf(stream_of, len(videos), READERS[self.reader](1 if self.num_workers else 0))
         # Workers live for one epoch, in which they see no video twice: memory would not pay.
         cut = self.cut(views, crops)
         dataset = ClipDataset(shelf, cut, shelf, training, self.seed, 0, self.on_error)
@@ -73,7 +73,7 @@ class ShardedData(VideoData):
         clips = _Clips(dataset, shelf)
         # Training on several ranks drops what does not divide (None); evaluation drops nothing.
         drop = None if training else False
-        stream = opened(shuffle=training, seed=self.seed, drop_last=drop, transform=clips)
+        stream = stream_of(shuffle=training, seed=self.seed, drop_last=drop, transform=clips)
         clips.stream = stream
         options = loader_options(self.num_workers, float(self.timeout_s), self.seed)
         size = math.ceil(self.batch_size / (views * crops))

@@ -17,6 +17,8 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import Bool, Float64, Int64
@@ -28,8 +30,11 @@ _REASONS = {
     "EOFError": "it ends before its first frame",
 }
 ROUNDING_S = 1e-6  # time stamps come rounded to their ticks
+_LISTS = {"concat", "dash", "hls", "imf"}  # a stranger's could name what lies on this disk
+_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
+_DEFAULT_PX = 5_000_000  # pixels that being marked default outweighs; FFmpeg, ffmpeg_mux_init.c
 _FALLBACK_FPS = 25.0  # of streams that tell neither time stamps nor a rate
-_FORMAT = 1  # raise when rows come to mean something else
+_FORMAT = 2  # raise when rows come to mean something else
 _TABLE = (
     f"CREATE TABLE IF NOT EXISTS timeline_{_FORMAT} (path TEXT PRIMARY KEY, fingerprint TEXT, "
     "pts BLOB, keyframe BLOB, exact INTEGER, tick_s REAL, width_px INTEGER, height_px INTEGER)"
@@ -108,12 +113,15 @@ class Timeline:
 
 @contextmanager
 def opened(source: Source, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the first video stream; what fails within becomes a VideoError.
+    """Open the film in a file; what fails within becomes a VideoError.
 
     threads: of the decoder; 0 lets it choose.
     """
     try:
         with av.open(_checked(source), "r") as container:
+            kind = container.format.name
+            if kind in _LISTS:
+                raise VideoError(source, f"it is no film but a list of others ({kind})")
             stream = video_stream(container, source)
             stream.codec_context.thread_count = threads
             if threads != 1:
@@ -124,16 +132,27 @@ def opened(source: Source, threads: int = 1) -> Iterator[tuple[InputContainer, V
 
 
 def video_stream(container: InputContainer, source: Source) -> VideoStream:
-    """Return the first video stream.
+    """Return the stream that FFmpeg shows: of the films the largest, if none is marked default.
+
+    Covers and thumbnails are no films.
 
     Raises: VideoError where there is none, or it cannot be decoded.
     """
-    if not container.streams.video:
-        raise VideoError(source, "it has no video stream")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
+    streams = container.streams.video
+    films = [stream for stream in streams if not stream.disposition & _PICTURES]
+    if not films:
+        what = "pictures are attached to it, but " if streams else ""
+        raise VideoError(source, f"{what}it has no video stream")
+    decoded = [stream for stream in films if stream.codec_context is not None]
+    if not decoded:
         raise VideoError(source, "no decoder for its codec")
-    return stream
+    return max(decoded, key=_rank)  # of equals, the first
+
+
+def _rank(stream: VideoStream) -> int:
+    context = stream.codec_context
+    default = bool(stream.disposition & Disposition.default)
+    return context.width * context.height + _DEFAULT_PX * default
 
 
 def told(error: Exception) -> str:
@@ -163,8 +182,10 @@ def read_timeline(source: Source) -> Timeline:
     pts: list[int | None] = []
     keys: list[bool] = []
     with opened(source) as (container, stream):
+        codec = stream.codec_context.codec.canonical_name
         for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:  # edit lists hide frames
+            hidden = packet.is_discard  # by an edit list
+            if packet.size and not hidden and is_shown(packet, codec):
                 pts.append(packet.pts)
                 keys.append(packet.is_keyframe)
         # AVI stores no pts; with reordered frames FFmpeg's guess is wrong.
@@ -182,6 +203,21 @@ def read_timeline(source: Source) -> Timeline:
     order = np.argsort(known)
     ordered = np.array(known, dtype=np.int64)[order]
     return Timeline(ordered, keyframe[order], True, tick_s, width, height)
+
+
+def is_shown(packet: bytes | Packet, codec: str) -> bool:
+    """Say whether a packet becomes a picture; some of VP8 and VP9 are there to refer to alone.
+
+    Source: RFC 6386, section 9.1; VP9 bitstream specification, section 6.2 and annex B.
+    """
+    if codec not in ("vp8", "vp9"):
+        return True
+    first, last = memoryview(packet)[0], memoryview(packet)[-1]
+    if codec == "vp8":
+        return bool(first & 0x10)
+    several = last & 0xE0 == 0xC0  # hidden frames with the one that is shown
+    bits = f"{first:08b}"[5:] if first & 0x30 == 0x30 else f"{first:08b}"[4:]
+    return several or bits[0] == "1" or bits[2] == "1"
 
 
 def fingerprint(path: str) -> str:
@@ -221,14 +257,14 @@ class Index:
         if not found:
             return None
         pts, keyframe, exact, tick_s, width_px, height_px = found[0]
-        return Timeline(
-            np.cumsum(np.frombuffer(zlib.decompress(pts), dtype=np.int64)),
-            np.frombuffer(zlib.decompress(keyframe), dtype=bool),
-            bool(exact),
-            tick_s,
-            width_px,
-            height_px,
-        )
+        try:
+            steps = np.frombuffer(zlib.decompress(pts), dtype=np.int64)
+            keys = np.frombuffer(zlib.decompress(keyframe), dtype=bool)
+        except (zlib.error, ValueError):  # damaged; it only saves time
+            return None
+        if not 0 < len(steps) == len(keys):
+            return None
+        return Timeline(np.cumsum(steps), keys, bool(exact), tick_s, width_px, height_px)
 
     def put(self, path: str, timeline: Timeline) -> None:
         """Remember the timeline of a file as it is now."""

@@ -1,20 +1,21 @@
 """Labelled videos, and who is in which split: dealt by whole groups, to folds, drawn again."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from regkit.errors import InputError
 
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """Name one file, or the part of it from `start_s` to `end_s` (None: its end).
 
@@ -55,13 +56,17 @@ def by_group(
     shares: of the videos, by split.
     """
     groups, total = _groups(videos)
-    target = np.outer(list(shares.values()), np.maximum(total, 1))
-    dealt = np.zeros_like(target)
+    target = np.outer(list(shares.values()), np.maximum(total, 1)).tolist()
+    dealt = np.zeros_like(target).tolist()
     parts: list[list[Video]] = [[] for _ in shares]
-    for g in np.random.default_rng(seed).permutation(len(groups)):
+    splits = range(len(parts))
+    for g in np.random.default_rng(seed).permutation(len(groups)).tolist():
         label, count = _counted(groups[g])
-        split = int(np.argmax((1 - dealt[:, label] / target[:, label]) @ count))
-        dealt[split, label] += count
+        need = [[1 - dealt[s][c] / target[s][c] for c in label] for s in splits]
+        gain = [one[0] * count[0] for one in need] if len(label) == 1 else np.array(need) @ count
+        split = max(splits, key=gain.__getitem__)
+        for c, number in zip(label, count, strict=True):
+            dealt[split][c] += number
         parts[split] += groups[g]
     return dict(zip(shares, parts, strict=True))
 
@@ -105,12 +110,14 @@ def _groups(videos: Sequence[Video]) -> tuple[list[list[Video]], Float[np.ndarra
     return groups, total.astype(float)
 
 
-def _counted(group: list[Video]) -> tuple[Int[np.ndarray, " present"], Int[np.ndarray, " present"]]:
+def _counted(group: list[Video]) -> tuple[list[int], list[int]]:
     """Return the classes of a group and how many videos it has of each.
 
     Of hundreds of classes a group has a few; counting only these keeps large sets fast.
     """
-    return np.unique([video.label for video in group], return_counts=True)
+    counts = Counter(video.label for video in group)
+    label = sorted(counts)
+    return label, [counts[c] for c in label]
 
 
 def resampled(

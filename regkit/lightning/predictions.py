@@ -10,12 +10,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from regkit.files import write_table
 from regkit.lightning.loggers import show
@@ -23,6 +24,7 @@ from regkit.lightning.monitors.canvas import pixels, write_png
 
 MOST_COUNTED = 20  # classes, up to which a cell has room for its count
 MOST_NAMED = 120  # classes, up to which the names, at 7 points, still fit a screen
+MOST_DRAWN = 1000  # classes, up to which each has a pixel of its own
 LONGEST_NAME = 32  # letters; Something-Something's classes are sentences
 INCHES_A_COUNT, INCHES_A_NAME, INCHES_UNNAMED = 0.45, 0.13, 9.0
 
@@ -191,7 +193,9 @@ def draw(counts: Int[Tensor, "classes classes"], classes: Sequence[str]) -> Figu
     axes = figure.add_subplot()
     # The root of the share, so that rare confusions are seen among hundreds of classes.
     norm = PowerNorm(0.5, vmin=0, vmax=1)
-    image = axes.imshow(shares.numpy(), cmap="Blues", norm=norm, interpolation="nearest")
+    edges = (-0.5, num_classes - 0.5, num_classes - 0.5, -0.5)
+    cells = _pooled(shares).numpy()
+    image = axes.imshow(cells, cmap="Blues", norm=norm, interpolation="nearest", extent=edges)
     axes.set(xlabel="predicted", ylabel="true")
     bar = figure.colorbar(image, ax=axes, shrink=0.6)
     bar.set_label("share of the true class")
@@ -207,6 +211,17 @@ def draw(counts: Int[Tensor, "classes classes"], classes: Sequence[str]) -> Figu
             count = str(int(counts[row, column]))
             axes.text(column, row, count, ha="center", va="center", fontsize=8, color=color)
     return figure
+
+
+def _pooled(shares: Float[Tensor, "classes classes"]) -> Float[Tensor, "cells cells"]:
+    """Keep of cells that share a pixel the darkest, so that it is seen.
+
+    The last ones are filled up, which at most stretches the picture by a pixel.
+    """
+    side = -(-len(shares) // MOST_DRAWN)
+    if side == 1:
+        return shares
+    return max_pool2d(shares[None], side, ceil_mode=True)[0]
 
 
 def _classes(module: pl.LightningModule) -> Sequence[str]:

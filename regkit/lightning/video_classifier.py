@@ -9,10 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from regkit.errors import InputError
 from regkit.ops.temporal import roughness
@@ -127,7 +127,8 @@ class VideoClassifier(pl.LightningModule):
         scores = video_scores(logits, views)
         measures.update(scores, label, self.loss(scores, label))
         if views > 1:
-            measures.view_accuracy.update(logits, label.repeat_interleave(views))
+            hits = logits.argmax(1) == label.repeat_interleave(views)
+            measures.view_accuracy.update(hits.float())
         # Relative to the spread of the batch, so of all of its clips together.
         num_calls = len(frames) // len(parts)
         for z in (torch.cat(frames[call::num_calls]) for call in range(num_calls)):
@@ -145,16 +146,41 @@ class VideoClassifier(pl.LightningModule):
             self.log(f"{split}_class/{self.classes[index]}", value)
 
 
+class ClassCounts(Metric):
+    """How many videos of each class there are, and how many of them were hit.
+
+    torchmetrics' own counts go through a table of classes by classes in each batch.
+    """
+
+    hits: Tensor
+    videos: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("hits", "videos"):
+            none = torch.zeros(num_classes, dtype=torch.int64)
+            self.add_state(name, default=none, dist_reduce_fx="sum")
+
+    def update(self, hits: Bool[Tensor, " videos"], label: Int[Tensor, " videos"]) -> None:
+        """Count the videos of one batch."""
+        classes = torch.arange(len(self.videos), device=label.device)
+        belongs = label[:, None] == classes
+        self.videos += belongs.sum(0)
+        self.hits += (belongs & hits[:, None]).sum(0)
+
+    def compute(self) -> tuple[Int[Tensor, " classes"], Int[Tensor, " classes"]]:
+        """Return the hits and the videos of each class."""
+        return self.hits, self.videos
+
+
 class Measures(nn.Module):
     """What is measured on a whole split."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.counts = MulticlassStatScores(num_classes, average=None)
-        self.accuracy_top5 = None
-        if num_classes > 5:
-            self.accuracy_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-        self.view_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.counts = ClassCounts(num_classes)
+        self.accuracy_top5 = MeanMetric() if num_classes > 5 else None
+        self.view_accuracy = MeanMetric()
         self.loss = MeanMetric()
         self.roughness = MeanMetric()
 
@@ -165,9 +191,10 @@ class Measures(nn.Module):
         loss: Float[Tensor, ""],
     ) -> None:
         """Count the videos of one batch."""
-        self.counts.update(scores, label)
+        self.counts.update(scores.argmax(1) == label, label)
         if self.accuracy_top5 is not None:
-            self.accuracy_top5.update(scores, label)
+            among = scores.topk(5, dim=1).indices == label[:, None]
+            self.accuracy_top5.update(among.any(1).float())
         self.loss.update(loss, len(label))
 
     def compute(
@@ -177,7 +204,7 @@ class Measures(nn.Module):
 
         anywhere: says whether something holds on any rank.
         """
-        hits, _, _, _, videos = self.counts.compute().unbind(1)
+        hits, videos = self.counts.compute()
         present = videos > 0
         per_class = hits[present] / videos[present]
         results = {

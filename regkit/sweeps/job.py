@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regkit.errors import InputError
 from regkit.sweeps.path import follow
+from regkit.training.allowed import check_words
 from regkit.training.fit import fit
 from regkit.training.overrides import one_line, use_own
 from regkit.training.progress import keep_lines_off_the_screen, tell
@@ -150,12 +151,12 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     folder = Path(given[-1].removeprefix(WORD).strip("'\"")).expanduser().absolute()
     sweep, run = folder / "multirun.yaml", folder / "config" / "hydra.yaml"
     if sweep.is_file():
-        started = _started(sweep, _PLACES, own is not None)
+        started = _started(sweep, _PLACES, own is not None, rest)
         return ["-m", *started, f"hydra.sweep.dir='{folder}'", *rest]
     if run.is_file():
         if {"-m", "--multirun"} & set(rest):
             raise InputError(f"resume={folder} is one run, and no sweep; take it up without -m.")
-        started = _started(run, (*_PLACES, *_OF_SWEEPS), own is not None)
+        started = _started(run, (*_PLACES, *_OF_SWEEPS), own is not None, rest)
         return [*started, f"hydra.run.dir='{folder}'", *rest]
     raise InputError(
         f"resume={folder} was given, where no run and no sweep was started: it has neither "
@@ -169,15 +170,19 @@ def own_folder(hydra: Any) -> str | None:
     return next((str(s.path) for s in sources if s.provider == "command-line"), None)
 
 
-def _started(path: Path, without: tuple[str, ...], own_given: bool) -> list[str]:
+def _started(
+    path: Path, without: tuple[str, ...], own_given: bool, again: Sequence[str]
+) -> list[str]:
     """Return the words of a run or sweep, but those that begin so.
 
     own_given: whether a folder with the user's own plugs is; the one that is noted there is not
         taken, for Python would run what lies in it, and the run may be somebody else's.
+    again: words that the user has given once more, and so vouches for.
     """
     try:
         hydra: Any = OmegaConf.load(path).hydra
-        words = [*hydra.overrides.hydra, *hydra.overrides.task]
+        noted: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+        words = [str(word) for word in (*noted["hydra"], *noted["task"])]
         name, own = hydra.job.config_name, own_folder(hydra)
     except Exception as error:
         raise InputError(f"{path} cannot be read as Hydra wrote it: {error}.") from error
@@ -187,4 +192,5 @@ def _started(path: Path, without: tuple[str, ...], own_given: bool) -> list[str]
             "needs. If you trust them, give that folder again."
         )
     kept = [word for word in words if not word.lstrip("+~").startswith(without)]
+    check_words([word for word in kept if word not in again], name, f"The run in {path.parent}")
     return ["-cn", name, *kept]

@@ -13,9 +13,11 @@ from regkit.errors import InputError
 from regkit.files import replacing
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.pruning.resize import restore, sizes
+from regkit.training.allowed import check_recipe
 from regkit.training.config import make
 
 NAMES = ("shrunk", "debiased", "last")
+_MADE = ("model", "optimizer", "data")  # the parts of a recipe that `load` makes
 SIZES = "sizes"  # beside classes and recipe: the numbers in which the net differs from the recipe's
 
 
@@ -42,19 +44,25 @@ def load(path: str | Path, names: Sequence[str] = NAMES) -> TrainedRun:
     path: a file, or a run folder, of which the first that is there is taken of
         checkpoints/shrunk.ckpt, debiased.ckpt, last.ckpt.
     names: others, or in another order.
-    Raises: InputError when there is none, or it is none of train.py.
+    Raises: InputError when there is none, it is none of train.py, or its recipe names what no
+        recipe may (`allowed`).
     """
     file = _file(Path(path).expanduser(), names)
     checkpoint = _read(file)
     made = checkpoint["hyper_parameters"]
     recipe, classes, smaller = made["recipe"], made["classes"], made.get(SIZES, {})
+    check_recipe(recipe, f"ckpt={file}", _MADE)
     net = _net(recipe, len(classes))
+    # Copies would be made, and others thrown out, where the recipe says.
+    data = make(recipe["data"], cache="none", cache_root=None)
+    if not isinstance(data, VideoData):
+        raise InputError(f"ckpt={file} has a recipe of which no videos can be made.")
     model = VideoClassifier(net, classes, make(recipe["optimizer"]), recipe=recipe)
     try:
         restore(model, checkpoint["state_dict"], smaller)
     except InputError as error:
         raise InputError(f"{file} does not fit its own recipe: {error}") from error
-    return TrainedRun(file, model.eval(), make(recipe["data"]), recipe, bool(smaller))
+    return TrainedRun(file, model.eval(), data, recipe, bool(smaller))
 
 
 def start_from(model: VideoClassifier, path: Path) -> None:
@@ -96,7 +104,10 @@ def save_checkpoint(
 def _net(recipe: Mapping[str, Any], num_classes: int) -> nn.Module:
     # The weights are in the checkpoint: those that training began with need not be there any more.
     options = {k: None if k == "pretrained" else v for k, v in recipe["model"].items()}
-    return make(options, num_classes=num_classes)
+    net = make(options, num_classes=num_classes)
+    if not isinstance(net, nn.Module):
+        raise InputError("A recipe was given of which no net can be made.")
+    return net
 
 
 def _file(path: Path, names: Sequence[str]) -> Path:
@@ -112,8 +123,10 @@ def _file(path: Path, names: Sequence[str]) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["hyper_parameters"]["recipe"]["model"]
-        checkpoint["state_dict"]
+        made = checkpoint["hyper_parameters"]
+        parts = [checkpoint["state_dict"], *(made["recipe"][part] for part in _MADE)]
+        if not (isinstance(made["classes"], list) and all(isinstance(p, Mapping) for p in parts)):
+            raise TypeError("a part is missing")
     except Exception as error:
         raise InputError(
             f"ckpt={path} is no checkpoint of train.py ({type(error).__name__}). Give a run "

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regkit.errors import InputError
+from regkit.training.allowed import trust_folder
 from regkit.training.config import not_selected, register
 
 REGEXES = ("data.group",)  # options whose values are regular expressions
@@ -75,6 +76,7 @@ def use_own(folder: str | None) -> Path | None:
         raise InputError(f"--config-dir got {folder}, which is no folder.")
     if str(path) not in sys.path:
         sys.path.append(str(path))
+    trust_folder(path)
     return path
 
 

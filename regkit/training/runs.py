@@ -289,10 +289,17 @@ def adopt(config: DictConfig, old: Mapping[str, Any]) -> None:
     """
     for name, options in config.penalty.items():
         if options.get("lam") == AUTO and name in old["penalty"]:
-            options.lam = old["penalty"][name]["lam"]
+            options.lam = _strength(old["penalty"][name]["lam"])
     if config.lam == AUTO:
-        config.lam = old["lam"]
+        config.lam = _strength(old["lam"])
     check_unchanged(old, recipe_of(config))
+
+
+def _strength(lam: Any) -> float:
+    """Refuse a strength that is no number: what a checkpoint holds would become a plug."""
+    if not isinstance(lam, int | float):
+        raise InputError(f"The checkpoint of this run has lam={lam}, which is no number.")
+    return lam
 
 
 def _effective(recipe: Mapping[str, Any]) -> dict[str, Any]:

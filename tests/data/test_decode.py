@@ -257,3 +257,12 @@ def test_colon_in_a_name_is_no_protocol(write, monkeypatch):
 def test_error_survives_pickling():
     error = pickle.loads(pickle.dumps(VideoError("x.mp4", "it is odd")))
     assert (str(error), error.path, error.reason) == ("x.mp4: it is odd", "x.mp4", "it is odd")
+
+
+def test_a_list_of_other_files_is_no_film(write, tmp_path):
+    """FFmpeg would show any film on the disk that a stranger's file names."""
+    write("secret.mp4")
+    listing = tmp_path / "film.mp4"
+    listing.write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with pytest.raises(VideoError, match=r"film\.mp4: it is no film but a list of others"):
+        read_timeline(listing)

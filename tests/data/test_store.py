@@ -6,9 +6,10 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from regkit.data.cache import Cached, Store, read_memmap
+from regkit.data.cache import Cached, Store
+from regkit.data.copies import read_frames_of
 from regkit.data.readers import Indexed, PyAV
-from regkit.data.timeline import Index, Timeline, VideoError, read_timeline
+from regkit.data.timeline import _FORMAT, Index, Timeline, VideoError, read_timeline
 
 SIZE = 30  # of 64 x 48 px: 40 x 30, even, as copies are
 
@@ -93,26 +94,90 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing(write, tmp_path):
         assert [file for file in store.folder.rglob("*") if file.is_file()] == []
 
 
-def test_a_broken_copy_is_named_and_left_out(write, tmp_path):
+KINDS = ["memmap", "reencode"]
+DAMAGES = ["nothing", "40 bytes", "half", "zeroed", "first bit", "any bit", "last bit"]
+
+
+def damaged(whole: bytes, damage: str) -> bytes:
+    content = bytearray(whole)
+    cut = {"nothing": 0, "40 bytes": 40, "half": len(whole) // 2}
+    if damage in cut:
+        return whole[: cut[damage]]
+    if damage == "zeroed":  # as a file that was never written back
+        return bytes(len(whole))
+    place = {"first bit": 0, "any bit": len(whole) // 2, "last bit": len(whole) - 1}[damage]
+    content[place] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_copy_is_made_again(write, tmp_path, kind, damage):
+    """And what is read is the file, in the middle of a run as well as at its begin."""
+    path, everything = str(write("vfr.mkv", **CODINGS["vfr.mkv"])), np.arange(24)
+    store, timeline = Store(str(tmp_path / "cache"), kind, SIZE), read_timeline(path)
+    truth = PyAV().frames(path, everything, SIZE, timeline)
+    store.add(path, timeline)
+    reader = Cached(PyAV(), store)
+    sound, known = store.entry(path).read_bytes(), reader.timeline(path)
+    copied = reader.frames(path, everything, SIZE, known)
+    read_frames_of.cache_clear()
+    store.entry(path).write_bytes(damaged(sound, damage))
+    with pytest.warns(UserWarning, match=r"found the copy .* damaged .* it was made again") as said:
+        got = reader.frames(path, everything, SIZE, known)
+    assert len(said) == 1
+    np.testing.assert_array_equal(got, truth)
+    assert store.entry(path).read_bytes() == sound
+    again = reader.frames(path, everything, SIZE, reader.timeline(path))  # warns no more
+    np.testing.assert_array_equal(again, copied)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_that_is_gone_takes_no_times_with_it(write, tmp_path, kind):
+    """It is thrown out while a worker remembers its timeline; frames are those of the file."""
+    path = str(write("late.mp4", times=list(range(1, 25)), g="6"))
+    store, timeline = Store(str(tmp_path / "cache"), kind, SIZE), read_timeline(path)
+    store.add(path, timeline)
+    reader = Cached(PyAV(), store)
+    known = reader.timeline(path)
+    store.entry(path).unlink()
+    read_frames_of.cache_clear()
+    truth = PyAV().frames(path, np.array([3, 11]), SIZE, timeline)
+    np.testing.assert_array_equal(reader.frames(path, np.array([3, 11]), SIZE, known), truth)
+
+
+def test_a_damaged_copy_that_cannot_be_made_again(write, tmp_path, monkeypatch):
     path = str(write("a.mp4"))
     store, timeline = Store(str(tmp_path / "cache"), "memmap", SIZE), read_timeline(path)
     store.add(path, timeline)
-    whole = store.entry(path).read_bytes()
-    truth = PyAV().frames(path, np.array([5]), SIZE, timeline)
-    for broken in (b"", whole[:40], whole[: len(whole) // 2]):
-        store.entry(path).write_bytes(broken)
-        with pytest.warns(UserWarning, match="leaves out the copy .*delete it"):
-            frames = Cached(PyAV(), store).frames(path, np.array([5]), SIZE, timeline)
-        np.testing.assert_array_equal(frames, truth)
+    store.entry(path).write_bytes(b"x")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "add", full)
+    with pytest.warns(UserWarning, match=r"cannot be made again .*No space left.*delete it"):
+        frames = Cached(PyAV(), store).frames(path, np.array([5]), SIZE, timeline)
+    np.testing.assert_array_equal(frames, PyAV().frames(path, np.array([5]), SIZE, timeline))
 
 
 def test_mapping_reads_nothing_ahead(write, tmp_path):
     path = str(write("a.mp4"))
     store = Store(str(tmp_path / "cache"), "memmap", SIZE)
     store.add(path, read_timeline(path))
-    _, frames = read_memmap(store.entry(path))
-    assert isinstance(frames, np.memmap)
-    assert not frames.flags.writeable
+    rows = read_frames_of(store.entry(path)).rows
+    assert isinstance(rows, np.memmap)
+    assert not rows.flags.writeable
+
+
+def test_a_damaged_row_of_the_index_only_costs_time(write, index):
+    path = str(write("a.mp4"))
+    Indexed(PyAV(), index).timeline(path)
+    for damage in ("x'00'", "(SELECT keyframe)"):
+        with sqlite3.connect(index.file) as connection:
+            connection.execute(f"UPDATE timeline_{_FORMAT} SET pts = {damage}")
+        assert index.get(path) is None
+        assert same(Indexed(PyAV(), index).timeline(path), read_timeline(path))
 
 
 def test_index_answers_for_unchanged_files_only(write, index, monkeypatch):
@@ -195,5 +260,7 @@ def test_index_survives_pickling_and_keeps_rows_small(write, index):
     index.put(path, read_timeline(path))
     assert same(pickle.loads(pickle.dumps(index)).get(path), read_timeline(path))
     with sqlite3.connect(index.file) as connection:
-        ((size,),) = connection.execute("SELECT length(pts) + length(keyframe) FROM timeline_1")
+        ((size,),) = connection.execute(
+            f"SELECT length(pts) + length(keyframe) FROM timeline_{_FORMAT}"
+        )
     assert size < 300

@@ -331,3 +331,55 @@ def test_the_missing_package_is_named(root, files, tmp_path, monkeypatch):
         streamed(root)
     with pytest.raises(InputError, match=r"regkit\[stream\]"):
         write_shards(files, tmp_path / "set")
+
+
+class _Touch:
+    """What unpickling runs."""
+
+    def __init__(self, mark: str):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.mark),)
+
+
+@pytest.mark.parametrize("split", ["index", "train"])
+def test_a_strangers_pickle_is_not_read(root, tmp_path, split):
+    """litdata itself would unpickle it, as the last lines show."""
+    strange, mark = tmp_path / "strange", tmp_path / "mark"
+    shutil.copytree(root, strange)
+    shutil.rmtree(strange / split)
+    writer = litdata.streaming.writer.BinaryWriter(str(strange / split), chunk_bytes=10**6)
+    writer[0] = {"number": 0, "video": b"", "about": _Touch(str(mark)), "splits": b""}
+    writer.done()
+    writer.merge()
+    assert "pickle" in (strange / split / "index.json").read_text()
+    with pytest.raises(InputError, match=r"index\.json names 'pickle'"):
+        next(iter(ShardedData(root=str(strange), num_workers=0).ready().train_dataloader()))
+    assert not mark.exists()
+    assert litdata.StreamingDataset(str(strange / split))[0]
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("filename", "../chunk.bin"),
+        ("compression", "zstd"),
+        ("encryption", "x"),
+        (
+            "data_spec",
+            '[1, {"type": "collections.defaultdict", "context": {"default_factory_module": "this"},'
+            ' "children_spec": []}]',
+        ),
+    ],
+)
+def test_an_index_names_shards_of_its_own_alone(root, tmp_path, key, value):
+    strange = tmp_path / "strange"
+    shutil.copytree(root, strange)
+    file = strange / "index" / "index.json"
+    index = json.loads(file.read_text())
+    (index["chunks"][0] if key == "filename" else index["config"])[key] = value
+    file.write_text(json.dumps(index))
+    with pytest.raises(InputError, match="names '"):
+        ShardedData(root=str(strange)).ready()

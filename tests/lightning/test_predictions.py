@@ -278,3 +278,15 @@ def test_two_ranks_write_one_table(tmp_path: Path):
     assert "equal" in done.stdout
     assert len(pictures(tmp_path, "val/confusion")) == 1
     assert len(pictures(tmp_path, "test/confusion")) == 1
+
+
+def test_of_thousands_of_classes_a_single_confusion_is_seen():
+    """Matplotlib alone would need 400 MiB, and might pass over the one cell."""
+    counts = torch.zeros(2000, 2000, dtype=torch.int64)
+    blank, counts[1501, 37] = pixels(draw(counts, [""] * 2000)), 1
+    seen = np.argwhere((pixels(draw(counts, [""] * 2000)) != blank).any(2))
+    assert 0 < len(seen) < 10
+    drawn = np.argwhere((pixels(draw(torch.eye(2000).long(), [""] * 2000)) != blank).any(2))
+    low, high = drawn.min(0), drawn.max(0)
+    share = (seen.mean(0) - low) / (high - low)
+    np.testing.assert_allclose(share, [1501 / 2000, 37 / 2000], atol=3e-3)

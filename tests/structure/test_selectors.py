@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from regkit import InputError, Regularizer
@@ -141,7 +142,7 @@ def test_summary_says_what_and_why():
 def test_a_weight_without_a_scale_is_left_out_with_the_reason():
     """Of the old spectral_norm; what torch's pruning masks has a scale, and stays a weight."""
     net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
-    nn.utils.prune.l1_unstructured(net[1], "weight", 0.5)
+    prune.l1_unstructured(net[1], "weight", 0.5)
     entries = {e.name: e for e in select_parameters(net)}
     assert not entries["0.weight_orig"].chosen
     assert "its scale means nothing" in entries["0.weight_orig"].why

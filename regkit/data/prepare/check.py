@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from av.error import FFmpegError
-from av.video.frame import VideoFrame
 from jaxtyping import Float64
 
 from regkit.data.clip_spec import Sampling
+from regkit.data.decode import orientation
 from regkit.data.readers import Reader
 from regkit.data.timeline import ROUNDING_S, Timeline, VideoError, opened
 
@@ -92,7 +92,7 @@ class Checker:
             first = next(frames, None)
             if first is None:
                 raise VideoError(facts.path, "no frame could be decoded")
-            width, height = _shown(first)
+            width, height = orientation(first).size(first)
             count += 1
             try:
                 while not self.quick and next(frames, None) is not None:
@@ -142,11 +142,6 @@ class Checker:
 def _digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _shown(frame: VideoFrame) -> tuple[int, int]:
-    sides = frame.width, frame.height
-    return (sides[1], sides[0]) if round(frame.rotation / 90) % 2 else sides
 
 
 def _hidden(path: str) -> int:

@@ -11,6 +11,7 @@ from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.inference.export.exported import Run, scores_of
 from regkit.inference.export.formats import INPUT, OUTPUT
+from regkit.training.allowed import check_no_address
 from regkit.training.checkpoints import TrainedRun
 from regkit.training.config import make
 
@@ -80,7 +81,8 @@ def _squares(cut: ClipSpec) -> list[str]:
     size, short = cut.size_px, cut.short_px
     steps = [
         f"Scale each frame, as RGB, bilinearly (FFmpeg's swscale), to a short side of {short} px "
-        f"and a long side of round(long * {short} / short) px; then turn it upright."
+        f"and a long side of round(long * {short} / short) px; then turn and mirror it as its "
+        "display matrix says (ffmpeg does by itself)."
     ]
     middle = f"top = (height - {size}) // 2, left = (width - {size}) // 2"
     if cut.crops == 1:
@@ -145,7 +147,9 @@ def on_test_clips(held: TrainedRun, run: Run) -> Agreement:
 
 def _test_clips(held: TrainedRun) -> Iterator[Tensor]:
     # Each clip is read once: a cache of the whole data set would take longer.
-    data: VideoData = make(held.recipe["data"], cache="none", num_workers=0).ready()
+    check_no_address(held.recipe["data"], str(held.path))
+    options = {"cache": "none", "cache_root": None, "num_workers": 0}
+    data: VideoData = make(held.recipe["data"], **options).ready()
     if not data.known_splits().test:
         raise InputError("the data set has no test split")
     if data.classes != held.model.classes:

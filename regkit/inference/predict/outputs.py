@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from regkit.errors import InputError
-from regkit.files import write_table, write_text
+from regkit.files import cell, write_table, write_text
 from regkit.inference.predict import picture
 from regkit.inference.predict.film import Film, rates
 from regkit.inference.predict.live import Tell
@@ -54,10 +54,10 @@ def growing(out: Path, classes: Sequence[str], top: int) -> Iterator[Tell]:
     """Return what prints a window and adds it to windows.csv, which is there at every moment."""
     with (out / "windows.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(_columns(classes, top))
+        table.writerow(map(cell, _columns(classes, top)))
 
         def tell(window: Window, row: Row, behind_ms: float) -> None:
-            table.writerow(_cells(window, row, classes, top))
+            table.writerow(map(cell, _cells(window, row, classes, top)))
             file.flush()
             label = int(row.argmax())
             print(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from regkit.errors import InputError
+from regkit.files import uncell
 from regkit.sweeps.ensembles import decomposition
 from regkit.training.config import key_value, short
 from regkit.training.runs import Run, group_norms
@@ -120,7 +121,7 @@ def read_table(path: Path) -> Table:
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            header, *rows = csv.reader(file)
+            header, *rows = ([*map(uncell, row)] for row in csv.reader(file))
         classes = [column[2:-1] for column in header[_ABOUT:]]
         number = {label: place for place, label in enumerate(classes)}
         label = np.array([number[row[_PLACE]] for row in rows], dtype=np.int64)
