@@ -84,7 +84,7 @@ class RegularizerCallback(pl.Callback):
         self._steps_in_batch = self._step_at_start = 0
         self._loss: Tensor | None = None
         self._kkt: Tensor | None = None
-        self._checked = False
+        self._checked = self._concluded = False
         self._began = 0.0
         self._busy_s = 0.0
         self._num_batches = 0
@@ -118,6 +118,7 @@ class RegularizerCallback(pl.Callback):
         carried = self._state_of(pl_module)
         self._release()
         self._checked, self._logged_step, self.target_results = False, -1, []
+        self._concluded = False
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise InputError(
                 f"RegularizerCallback got {type(trainer.strategy).__name__}, which trains flat "
@@ -233,11 +234,18 @@ class RegularizerCallback(pl.Callback):
         if trainer.global_step != self._logged_step:
             self._log(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn of what was asked for and is not there."""
+    def conclude(self) -> None:
+        """Measure what training has come to: `target_results` and `support_report`."""
         reg = self._bound()
         self.target_results = reg.target_results()
         self.support_report = reg.support_report()
+        self._concluded = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of what was asked for and is not there."""
+        reg = self._bound()
+        if not self._concluded:
+            self.conclude()
         progress = reg.progress.value or 0.0
         said = self.schedule.num_steps is not None and progress >= 1.0  # by the step itself
         if not trainer.is_global_zero or said:

@@ -3,12 +3,11 @@
 import math
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig
 
 from regkit.errors import InputError
@@ -36,23 +35,13 @@ def callbacks(
     validated: whether there are videos for it.
     Raises: InputError when one of `callbacks` is none of Lightning's.
     """
-    checkpoint = partial(
-        ModelCheckpoint,
-        folder / "checkpoints",
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
     made: list[pl.Callback] = [
         LearningRateMonitor("step"),
         Predictions(folder),
         Pictures(folder, config.pictures_every_n_epochs),
-        checkpoint(filename="last"),
     ]
     if validated:
         made.append(CostOfZeros(lambda: _density(regularize)))
-        made.append(checkpoint(filename="best", monitor="val/acc", mode="max"))
-    if config.save_every_n_steps is not None:
-        made.append(checkpoint(filename="last", every_n_train_steps=config.save_every_n_steps))
     if config.stop_dominated is not None:
         made.append(StopDominated(folder, lambda: _density(regularize)))
     return made + [_own(str(name), options) for name, options in config.callbacks.items()]

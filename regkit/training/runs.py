@@ -7,26 +7,30 @@ import shutil
 import traceback
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import yaml
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tensorboard.backend.event_processing import event_accumulator, io_wrapper
 
 from regkit.errors import InputError
-from regkit.files import write_text
+from regkit.files import finite, make_folder, sweep_drafts, write_json, write_text
+from regkit.training.checkpoints import one_line, read
 from regkit.training.config import AUTO, check_unchanged, only_watches, recipe_of
+from regkit.training.progress import is_first, tell
 
 Status = Literal["done", "failed", "unfinished", "pruned"]
 Curve = tuple[Int64[np.ndarray, " points"], Float[np.ndarray, " points"]]
 
 SUMMARY, FAILED, CONFIG, NORMS = "summary.json", "failed.txt", "config/config.yaml", "groups.npz"
+STAGES, LOCK = "stages.json", ".lock"
 # Folders that hold no runs: of one run, and of what is written about several.
 ASIDE = {"config", "checkpoints", "report", "comparison"}
 # Of other kinds one event each: 0 would mean all of them, and pictures are large.
@@ -193,73 +197,139 @@ def _what_lies_in(folder: Path) -> str:
     return f"It holds {', '.join(names[:5])}{more}" if names else "It is empty."
 
 
+class FolderInUseError(InputError):
+    """Another run is at work in the folder."""
+
+
 class RunFolder:
     """Keep what a run leaves in its folder, so that it goes on where it was stopped.
 
-    Stages: trained (`checkpoints/last.ckpt`, epoch by epoch), tested (`tested.json`), and, with all
-    that was asked for, done (`summary.json`). A job that failed leaves `failed.txt`.
+    Stages: trained (`checkpoints/last.ckpt`, epoch by epoch), then those of `stages.json`, each
+    with what the summary says of it, and done (`summary.json`). A job that failed leaves
+    `failed.txt`.
+
+    Attributes:
+        start: the checkpoint to go on from; None where training begins.
     """
 
     def __init__(self, path: Path, ckpt_path: str | None = None) -> None:
         self.path = path
-        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.last = path / "checkpoints" / "last.ckpt"
         if ckpt_path is not None:
-            self.checkpoint = Path(ckpt_path).expanduser()
+            self.last = Path(ckpt_path).expanduser()
+        self.start: Path | None = None
+        self._record: dict[str, Any] = {}
 
-    def held(self) -> dict[str, Any] | None:
+    @contextmanager
+    def owned(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Own the folder while this lasts; the lock goes with the process, however that ends.
+
+        wait_s: for another run there; -1: as long as it takes.
+        Raises: FolderInUseError. InputError when the folder cannot be written to.
+        """
+        make_folder(self.path, f"A run got the folder {self.path}")
+        try:
+            with FileLock(self.path / LOCK, timeout=wait_s):
+                yield
+        except Timeout as error:
+            raise FolderInUseError(
+                f"Another run is at work in {self.path}. Wait for it, or take another folder "
+                "(hydra.run.dir=...)."
+            ) from error
+
+    def checkpoint(self) -> dict[str, Any] | None:
         """Read the checkpoint to go on from; None where a run begins.
 
-        Raises: InputError when it is none of ours.
+        Where the last one is damaged that is the best one, which is said.
+        Raises: InputError when there is none that can be used.
         """
-        if not self.checkpoint.is_file():
-            return None
-        try:
-            checkpoint = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            checkpoint["hyper_parameters"]["recipe"]
-        except Exception as error:
+        broken = []
+        for path in (self.last, self.last.with_name("best.ckpt")):
+            if not path.is_file():
+                continue
+            try:
+                checkpoint = read(path)
+                checkpoint["hyper_parameters"]["recipe"]
+            except Exception as error:
+                broken.append(f"{path} ({one_line(error)})")
+                continue
+            self.start = path
+            if broken:
+                self._record = {}  # of what was trained after this one
+                tell(
+                    f"{broken[0]} is damaged. The run goes on from {path}, after epoch "
+                    f"{checkpoint['epoch'] + 1}; what was trained since then is trained again."
+                )
+            return checkpoint
+        if broken:
             raise InputError(
-                f"ckpt_path={self.checkpoint} is no checkpoint of train.py "
-                f"({type(error).__name__}); give the file checkpoints/last.ckpt of a run folder."
-            ) from error
-        return checkpoint
+                f"{' and '.join(broken)}: no checkpoint of train.py, or damaged. Give another "
+                "checkpoint of this run, as ckpt_path=..., or delete it to train anew."
+            )
+        return None
 
-    def summary(self, recipe: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the summary of this very run, if it is done."""
-        path = self.path / SUMMARY
-        if not path.is_file() or _effective(recipe) != _effective(old):
-            return None
-        return json.loads(path.read_text())
+    def read_stages(self) -> dict[str, Any] | None:
+        """Read what is over, and return the recipe that it was made by; None where nothing is.
 
-    def tested(self, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what is known of a run that was stopped after its test."""
-        path = self.path / "tested.json"
+        Raises: InputError when the file is damaged.
+        """
+        path = self.path / STAGES
         if not path.is_file():
             return None
-        held = json.loads(path.read_text())
-        return held["summary"] if held["recipe"] == _effective(recipe) else None
+        try:
+            self._record = json.loads(path.read_text())
+            return self._record["recipe"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({one_line(error)}). Delete it: the run does again what "
+                "comes after training."
+            ) from error
 
-    def keep_tested(self, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-        """Keep what was measured, for a run that is stopped from here on."""
-        held = {"recipe": _effective(recipe), "summary": summary}
-        write_text(self.path / "tested.json", json.dumps(held))
+    def is_of(self, recipe: Mapping[str, Any]) -> bool:
+        """Say whether the stages that are over were of this recipe."""
+        return bool(self._record) and _effective(self._record["recipe"]) == _effective(recipe)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def forget_others(self, recipe: Mapping[str, Any]) -> None:
+        """Forget the stages of another recipe, and what they left."""
+        if self.is_of(recipe) or not is_first():
+            return
+        self._record = {}
+        for name in (STAGES, SUMMARY, "checkpoints/debiased.ckpt", "checkpoints/shrunk.ckpt"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def has(self, stage: str) -> bool:
+        """Say whether a stage is over."""
+        return stage in self._record.get("stages", {})
+
+    def add(self, stage: str, found: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+        """Keep what a stage has found: it is over."""
+        stages = {**self._record.get("stages", {}), stage: dict(found)}
+        self._record = {"recipe": dict(recipe), "stages": stages}
+        if is_first():
+            write_json(self.path / STAGES, self._record)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what all stages have found, as JSON has it."""
+        parts = self._record["stages"].values()
+        return finite({key: value for part in parts for key, value in part.items()})
+
+    def finish(self) -> None:
         """Write the summary, last of all."""
-        write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
-        (self.path / "tested.json").unlink(missing_ok=True)
+        if is_first():
+            write_json(self.path / SUMMARY, self.summary())
 
     def fail(self, error: Exception) -> None:
         """Leave word of what stopped the job."""
         self.path.mkdir(parents=True, exist_ok=True)
         lines = "".join(traceback.format_exception(error))
-        (self.path / FAILED).write_text(f"{type(error).__name__}: {error}\n\n{lines}")
+        write_text(self.path / FAILED, f"{type(error).__name__}: {error}\n\n{lines}")
 
     def is_fresh(self) -> bool:
         """Say whether there is nothing yet but what Hydra leaves when a job begins."""
         config, here = self.path / "config", Path.cwd()
         names = {entry.name for entry in self.path.iterdir()}
         inner = {entry.name for entry in config.iterdir()} if config.is_dir() else set()
-        ours = names <= {"config", "train.log"} and inner <= _OF_HYDRA
+        ours = names <= {"config", "train.log", LOCK} and inner <= _OF_HYDRA
         return ours and not here.is_relative_to(self.path.absolute())
 
     def is_trained(self) -> bool:
@@ -278,8 +348,10 @@ class RunFolder:
             above.rmdir()
 
     def begin(self) -> None:
-        """Take away the word of an earlier failure."""
+        """Take away the word of an earlier failure, and the drafts of a process that was killed."""
         (self.path / FAILED).unlink(missing_ok=True)
+        for folder in (self.path, self.path / "checkpoints"):
+            sweep_drafts(folder)
 
 
 def adopt(config: DictConfig, old: Mapping[str, Any]) -> None:
