@@ -13,7 +13,6 @@ from typing import Any
 
 from regkit.errors import InputError
 
-
 DRAFTS = ".*.tmp*"  # names of what a killed process may leave beside the files it wrote
 
 

@@ -126,9 +126,7 @@ def refuse(error: InputError) -> NoReturn:
     sys.exit(2)
 
 
-def tell_how_to_go_on(
-    folder: Path, hydra: Any, code: Any = 130, more: str = ""
-) -> NoReturn:
+def tell_how_to_go_on(folder: Path, hydra: Any, code: Any = 130, more: str = "") -> NoReturn:
     """End the program, and say what continues the run or sweep in this folder.
 
     code: to exit with; by default that of Ctrl-C.

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
+from regkit.lightning.divergence import DivergenceMonitor
 from regkit.lightning.monitors.pictures import Pictures
 from regkit.lightning.predictions import Predictions
 from regkit.lightning.stop_dominated import StopDominated
@@ -23,6 +24,8 @@ Kind = TypeVar("Kind", bound=pl.Callback)
 
 # A loss of accuracy that is this many standard errors is no noise.
 ERRORS = 2.0
+# Right guesses of which there have to be so many, for one to know.
+FEW = 5
 # A net that is denser by less than this counts as the same.
 DENSER = 0.05
 
@@ -39,6 +42,9 @@ def callbacks(
         LearningRateMonitor("step"),
         Predictions(folder),
         Pictures(folder, config.pictures_every_n_epochs),
+        DivergenceMonitor(
+            lambda: _density(regularize), config.on_divergence, config.save_every_n_steps
+        ),
     ]
     if validated:
         made.append(CostOfZeros(lambda: _density(regularize)))
@@ -151,6 +157,19 @@ class CostOfZeros(pl.Callback):
                 stacklevel=2,
             )
         return cost
+
+
+def warn_of_chance(accuracy: float, num_classes: int, num_videos: int) -> None:
+    """Warn where a trained net does no better than one that guesses."""
+    chance = 1 / num_classes
+    enough = num_videos * chance >= FEW
+    if enough and accuracy <= chance + ERRORS * share_error(chance, num_videos):
+        warnings.warn(
+            f"Nothing was learnt: the accuracy is {accuracy:.3f} on {num_videos} videos, and "
+            f"guessing among {num_classes} classes reaches {chance:.3f}. Look at the clips "
+            "(regkit prepare), train longer, or try another optimizer.lr or less lam.",
+            stacklevel=2,
+        )
 
 
 def warn_of_a_cut(whole: float, shrunk: float, num_videos: int) -> None:

@@ -22,7 +22,7 @@ from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
 from regkit.regularizer.regularizer import Regularizer
 from regkit.training import summary as sums
-from regkit.training.callbacks import callbacks, cost_of_zeros, was_pruned
+from regkit.training.callbacks import callbacks, cost_of_zeros, warn_of_chance, was_pruned
 from regkit.training.checkpoints import read, start_from
 from regkit.training.config import check, make, make_penalties, recipe_of
 from regkit.training.keep import KeepCheckpoints, Place
@@ -134,7 +134,7 @@ def _train_and_test(
         assert reg is not None
         regularize.conclude()
         return {
-            **sums.trained(config, trainer, model, reg, keep.measures),
+            **sums.trained(config, trainer, model, reg, keep.measures, place.epochs),
             **sums.targets(regularize),
             **sums.support(regularize),
             **cost_of_zeros(trainer, num_val),
@@ -162,6 +162,7 @@ def _train_and_test(
     _take_weights(model, held.path, config.test_checkpoint)
     tested = _test(trainer, model, data, regularize.regularizer, held.path)
     log_end(loggers)
+    warn_of_chance(tested["test_accuracy"], data.num_classes, len(data.known_splits().test))
     return {**keep.results, **tested}
 
 

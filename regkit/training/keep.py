@@ -213,7 +213,7 @@ class KeepCheckpoints(Checkpoint):
         measured = trainer.callback_metrics.items()
         self.measures |= {name: float(value) for name, value in measured}
         loop = trainer.fit_loop
-        place = Place(loop.epoch_progress.current.processed, 0, loop.epoch_loop.total_batch_idx + 1)
+        place = Place(_epochs(trainer), 0, loop.epoch_loop.total_batch_idx + 1)
         self._stopped = trainer.should_stop and loop._can_stop_early
         if self._stopped or _is_at_end(trainer, place):
             self.results = self._conclude(self, place)
@@ -246,8 +246,9 @@ class KeepCheckpoints(Checkpoint):
 
     def _save_within(self, trainer: pl.Trainer, validates: bool) -> None:
         loop = trainer.fit_loop
-        epochs, batches = loop.epoch_progress.current.processed, loop.batch_idx + 1
-        place = Place(epochs, batches, loop.epoch_loop.total_batch_idx + 1, validates)
+        place = Place(
+            _epochs(trainer), loop.batch_idx + 1, loop.epoch_loop.total_batch_idx + 1, validates
+        )
         self._save(trainer, place, [self._last])
 
     def _save(self, trainer: pl.Trainer, place: Place, paths: list[Path]) -> None:
@@ -262,6 +263,12 @@ class KeepCheckpoints(Checkpoint):
     def _end(self, trainer: pl.Trainer) -> None:
         stop.waits = False
         raise stop.Stopped(stop.requested or stop.SIGNALS[0])
+
+
+def _epochs(trainer: pl.Trainer) -> int:
+    """Return how many are over, in the hook that ends one."""
+    current: Any = trainer.fit_loop.epoch_progress.current
+    return current.processed
 
 
 def _is_asked_to_stop(trainer: pl.Trainer) -> bool:

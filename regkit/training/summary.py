@@ -96,10 +96,12 @@ def trained(
     model: VideoClassifier,
     reg: Regularizer,
     measured: Mapping[str, float],
+    epochs: int,
 ) -> dict[str, Any]:
     """Sum up the weights that training ends with, in the hook that ends its last epoch.
 
     measured: the latest measures, by name.
+    epochs: that were trained.
     """
     loss = measured["train/loss"]
     leading = leading_penalty(config.penalty, config.lam)
@@ -119,7 +121,7 @@ def trained(
         "val_loss": measured.get("val/loss"),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.global_step,
-        "epochs": trainer.fit_loop.epoch_progress.current.processed,
+        "epochs": epochs,
     }
 
 
