@@ -21,6 +21,7 @@ from regkit.training.overrides import (
     quote_paths,
     use_own,
 )
+from regkit.training.runs import RunFolder
 
 
 def train(words: Sequence[str]) -> int:
@@ -56,6 +57,9 @@ def _check_run(config: DictConfig) -> None:
     swept = config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN"
     if config.path is None and not swept:
         check(config)
+        folder = Path(config.hydra.run.dir)
+        if folder.is_dir():  # before Hydra writes to it
+            RunFolder(folder).refuse_if_owned()
 
 
 def _arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -289,23 +290,33 @@ class ClipLoader(DataLoader):
             except StopIteration:
                 return
             except RuntimeError as error:
-                if _LOST.match(str(error)) is None:
+                if (loss := self.loss_of(error)) is None:
                     raise
-                raise self._loss(batches, str(error)) from error
+                raise loss from error
             self.waited_s += time.perf_counter() - began
             yield batch
 
-    def _loss(self, batches: Any, reason: str) -> InputError:
+    def loss_of(self, error: RuntimeError) -> InputError | None:
+        """Name the file that a lost worker held, and end the others; None of another error.
+
+        torch tells of a dead worker in the middle of whatever this process does.
+        """
+        workers = dict(enumerate(getattr(self._iterator, "_workers", ())))
+        if _LOST.match(str(error)) is None or not workers:
+            return None
         dataset = self.dataset
         assert isinstance(dataset, ClipDataset)
-        workers = dict(enumerate(batches._workers))
         dead = {number: worker for number, worker in workers.items() if not worker.is_alive()}
         held = "; ".join(
             f"{dataset.held(number) or 'nothing yet'} (exit code {worker.exitcode})"
             for number, worker in (dead or workers).items()
         )
+        for worker in workers.values():
+            with suppress(RuntimeError):  # torch tells of this one too
+                worker.kill()  # one that was stopped would not heed a gentler word
+                worker.join()
         return InputError(
-            f"A process that reads videos was lost: {reason.splitlines()[0]} It held {held}. "
+            f"A process that reads videos was lost: {str(error).splitlines()[0]} It held {held}. "
             "Look at that file with regkit prepare; exit code -9 often means that the "
             "memory was full: take a smaller data.worker_ram_mib or data.num_workers. A file that "
             "takes too long is stopped after data.timeout_s."

@@ -221,14 +221,12 @@ class Index:
         if not found:
             return None
         pts, keyframe, exact, tick_s, width_px, height_px = found[0]
-        return Timeline(
-            np.cumsum(np.frombuffer(zlib.decompress(pts), dtype=np.int64)),
-            np.frombuffer(zlib.decompress(keyframe), dtype=bool),
-            bool(exact),
-            tick_s,
-            width_px,
-            height_px,
-        )
+        try:
+            steps = np.frombuffer(zlib.decompress(pts), dtype=np.int64)
+            keys = np.frombuffer(zlib.decompress(keyframe), dtype=bool)
+        except (zlib.error, ValueError, TypeError):  # damaged: the file itself says it again
+            return None
+        return Timeline(np.cumsum(steps), keys, bool(exact), tick_s, width_px, height_px)
 
     def put(self, path: str, timeline: Timeline) -> None:
         """Remember the timeline of a file as it is now."""

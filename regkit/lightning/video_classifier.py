@@ -105,9 +105,19 @@ class VideoClassifier(pl.LightningModule):
         return self.trainer.strategy.reduce(self._totals.clone(), reduce_op="sum")
 
     def on_train_epoch_end(self) -> None:
-        """Log loss and accuracy of the epoch, and start anew."""
-        for name, mean in self.train_means().items():
-            self.log(f"train/{name}", mean)
+        """Log loss and accuracy of the epoch, and start anew.
+
+        At once: Lightning would tell the loggers when the checkpoint of the epoch is written, and a
+        run that is killed between the two lack them.
+        """
+        means = {f"train/{name}": mean for name, mean in self.train_means().items()}
+        self.log_dict(means, logger=False)
+        numbers = {name: float(mean) for name, mean in means.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(
+                {**numbers, "epoch": self.current_epoch}, self.trainer.global_step - 1
+            )
+            logger.save()
         self._totals = torch.zeros_like(self._totals)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

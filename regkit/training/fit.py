@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch.distributed import is_available, is_torchelastic_launched
 
+from regkit.data.clips import ClipLoader
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
@@ -29,7 +30,7 @@ from regkit.training.keep import KeepCheckpoints, Place
 from regkit.training.loggers import log_end, log_start, make_loggers
 from regkit.training.progress import is_first, progress, shows_bar
 from regkit.training.resolve_lam import resolve_auto_lam
-from regkit.training.runs import SUMMARY, RunFolder, adopt
+from regkit.training.runs import GONE_S, SUMMARY, RunFolder, adopt
 from regkit.training.stages import debias, shrink_stage
 
 # Processes that the CPU of any machine may run: two ranks are tried out on a single core.
@@ -45,7 +46,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     check(config)
     refuse_missing_devices(config.trainer)
     held = RunFolder(folder, config.ckpt_path)
-    with held.owned(-1 if _is_swept() else 0) if is_first() else nullcontext():
+    with held.owned(-1 if _is_swept() else GONE_S) if is_first() else nullcontext():
         return _fit(config, held)
 
 
@@ -156,7 +157,12 @@ def _train_and_test(
     )
     _refuse_scripted_sweep(trainer)
     log_start(loggers, config, held.path)
-    trainer.fit(model, datamodule=data, ckpt_path=held.start)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=held.start)
+    except RuntimeError as error:
+        loader = trainer.train_dataloader
+        loss = loader.loss_of(error) if isinstance(loader, ClipLoader) else None
+        raise error if loss is None else loss from error
     assert regularize.regularizer is not None
     assert keep.results is not None
     _take_weights(model, held.path, config.test_checkpoint)

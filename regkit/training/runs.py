@@ -31,6 +31,7 @@ Curve = tuple[Int64[np.ndarray, " points"], Float[np.ndarray, " points"]]
 
 SUMMARY, FAILED, CONFIG, NORMS = "summary.json", "failed.txt", "config/config.yaml", "groups.npz"
 STAGES, LOCK = "stages.json", ".lock"
+GONE_S = 6.0  # after which the workers of a run that was killed are gone, and its lock with them
 # Folders that hold no runs: of one run, and of what is written about several.
 ASIDE = {"config", "checkpoints", "report", "comparison"}
 # Of other kinds one event each: 0 would mean all of them, and pictures are large.
@@ -143,17 +144,16 @@ def curves(run: Run) -> dict[str, Curve]:
     """Read the curves of a run: steps and values of each tag, in the order of the steps.
 
     Where a run was continued, the later event file takes over from the step that it started at,
-    as TensorBoard shows it.
+    as TensorBoard shows it; what both have logged at one step comes once.
     """
     if not any(io_wrapper.IsSummaryEventsFile(name) for name in os.listdir(run.folder)):
         return {}
     events = event_accumulator.EventAccumulator(str(run.folder), SCALARS_ONLY).Reload()
     found = {}
     for tag in events.Tags()["scalars"]:
-        points = events.Scalars(tag)
-        steps = np.array([point.step for point in points], dtype=np.int64)
-        values = np.array([point.value for point in points], dtype=np.float64)
-        found[tag] = steps, values
+        points = {point.step: point.value for point in events.Scalars(tag)}
+        steps = np.array(list(points), dtype=np.int64)
+        found[tag] = steps, np.array(list(points.values()), dtype=np.float64)
     return found
 
 
@@ -236,6 +236,11 @@ class RunFolder:
                 f"Another run is at work in {self.path}. Wait for it, or take another folder "
                 "(hydra.run.dir=...)."
             ) from error
+
+    def refuse_if_owned(self) -> None:
+        """Refuse a second run in this folder, and one that could write nothing there."""
+        with self.owned(GONE_S):
+            pass
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Read the checkpoint to go on from; None where a run begins.

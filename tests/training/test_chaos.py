@@ -81,7 +81,7 @@ def left_by(folder: Path) -> dict[str, Any]:
     left["predictions"] = (folder / "predictions.csv").read_text()
     left["groups"] = dict(np.load(folder / "groups.npz"))
     for name, (steps, values) in curves(read_run(folder)).items():
-        if not name.startswith("speed/"):
+        if not name.startswith("speed/") and name != "epoch":  # which comes with speeds too
             left[f"curve {name}"] = (steps, values)
     return left
 
