@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def sweep_drafts(folder: Path) -> None:
-    """Remove the drafts of a folder whose writer was killed; no one else may write to it now."""
+def sweep_drafts(folder: Path, older_s: float = 0.0) -> None:
+    """Remove the drafts of a folder whose writer was killed.
+
+    older_s: how long ago they were written to at least; 0 where nobody else writes there now.
+    """
     for draft in folder.glob(DRAFTS):
-        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        if time.time() - draft.stat().st_mtime >= older_s:
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, told: str) -> Path:

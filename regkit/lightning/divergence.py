@@ -59,8 +59,7 @@ class DivergenceMonitor(pl.Callback):
     ) -> None:
         """Look at the loss, or keep it until it is looked at."""
         loss = loss.detach()
-        alone = trainer.world_size == 1 and loss.device.type == "cpu"
-        if alone and not math.isfinite(loss):
+        if is_near(loss, trainer) and not math.isfinite(loss):
             self._tell(trainer, f"the loss was {float(loss)}{_unlike_a_clip(self._batch)}")
         if self._losses is None:
             self._losses = torch.zeros((), device=loss.device)
@@ -132,6 +131,11 @@ class DivergenceMonitor(pl.Callback):
         if self._way == "stop":
             raise DivergedError(f"{text} on_divergence=warn goes on all the same.")
         warnings.warn(text, stacklevel=2)
+
+
+def is_near(loss: Tensor, trainer: pl.Trainer) -> bool:
+    """Say whether a loss can be read at once: nothing is waited for, nobody has to agree."""
+    return trainer.world_size == 1 and loss.device.type == "cpu"
 
 
 def _anywhere(trainer: pl.Trainer, here: bool) -> bool:

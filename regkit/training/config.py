@@ -1,6 +1,7 @@
 """The root of the configuration: types, ranges, run names, and errors that say what is allowed."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("started", started, replace=True, use_cache=True)
 
 
 # Options that say where a run lies and how it is watched, not what comes out of it.
@@ -201,6 +203,13 @@ def run_dir(ckpt_path: str | None, fresh: str) -> str:
     if ckpt_path is None:
         return fresh
     return str(Path(ckpt_path).expanduser().absolute().parent.parent)
+
+
+def started(now: str) -> str:
+    """Name a run by when it started; a batch job of SLURM, which may start it again, by the job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    by_hand = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "sh", "interactive")
+    return now if job is None or by_hand else f"slurm-{job}"
 
 
 def short(value: Any) -> str:

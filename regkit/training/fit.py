@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch.distributed import is_available, is_torchelastic_launched
 
-from regkit.data.clips import ClipLoader
 from regkit.data.video_data import VideoData
 from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
@@ -157,12 +156,7 @@ def _train_and_test(
     )
     _refuse_scripted_sweep(trainer)
     log_start(loggers, config, held.path)
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=held.start)
-    except RuntimeError as error:
-        loader = trainer.train_dataloader
-        loss = loader.loss_of(error) if isinstance(loader, ClipLoader) else None
-        raise error if loss is None else loss from error
+    trainer.fit(model, datamodule=data, ckpt_path=held.start)
     assert regularize.regularizer is not None
     assert keep.results is not None
     _take_weights(model, held.path, config.test_checkpoint)

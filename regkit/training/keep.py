@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
+from regkit.data.clips import ClipLoader
 from regkit.errors import InputError
 from regkit.files import replacing
 from regkit.training import stop
@@ -233,8 +234,13 @@ class KeepCheckpoints(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Let a signal end the run at once from here on."""
+        """Let a signal end the run at once from here on, and name the file of a lost worker."""
         stop.waits = False
+        every = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+        for loader in every if isinstance(exception, RuntimeError) else ():
+            loss = loader.loss_of(exception) if isinstance(loader, ClipLoader) else None
+            if loss is not None:
+                raise loss from exception
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a training that is longer already than it is to be."""
