@@ -155,12 +155,9 @@ def test_slurm_is_asked_for_the_job_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_folder_has_one_owner(tmp_path: Path):
     one, two = RunFolder(tmp_path / "a run"), RunFolder(tmp_path / "a run")
-    with (
-        one.owned(),
-        pytest.raises(FolderInUseError, match="Another run is at work in .*a run"),
-        two.owned(),
-    ):
-        raise AssertionError("two owners")
+    said = r"Another run is at work in .*a run"
+    with one.owned(), pytest.raises(FolderInUseError, match=said), two.owned():
+        pytest.fail("two owners")
     with two.owned():
         pass
 
