@@ -21,7 +21,7 @@ from regkit.training.overrides import (
     quote_paths,
     use_own,
 )
-from regkit.training.runs import RunFolder
+from regkit.training.runs import RunFolder, refuse_unwritable
 
 
 def train(words: Sequence[str]) -> int:
@@ -57,8 +57,9 @@ def _check_run(config: DictConfig) -> None:
     swept = config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN"
     if config.path is None and not swept:
         check(config)
-        folder = Path(config.hydra.run.dir)
-        if folder.is_dir():  # before Hydra writes to it
+        folder = Path(config.hydra.run.dir)  # before Hydra writes to it
+        refuse_unwritable(folder)
+        if folder.is_dir():
             RunFolder(folder).refuse_if_owned()
 
 

@@ -260,10 +260,13 @@ class KeepCheckpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer, place: Place, paths: list[Path]) -> None:
         self._place = place
         trainer.save_checkpoint(paths[0])
+        for path in paths[1:]:
+            if paths[0].is_dir():  # of several ranks
+                trainer.save_checkpoint(path)
+            elif trainer.is_global_zero:
+                with replacing(path) as draft:
+                    shutil.copyfile(paths[0], draft)
         self._place = None
-        for path in paths[1:] if trainer.is_global_zero else []:
-            with replacing(path) as draft:
-                shutil.copyfile(paths[0], draft)
         trainer.strategy.barrier("checkpoint")
 
     def _end(self, trainer: pl.Trainer) -> None:

@@ -359,6 +359,13 @@ class RunFolder:
             sweep_drafts(folder)
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder of a run that cannot be made, or not be written to."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise InputError(f"hydra.run.dir={folder} was given; give a folder to write to.")
+
+
 def adopt(config: DictConfig, old: Mapping[str, Any]) -> None:
     """Take over the strengths that the run was given, where they are to be found again.
 

@@ -26,8 +26,8 @@ class Stopped(SystemExit):
     """What ends a run that was told to end; the exit code is that of the signal."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
-        self.signum = signum
+        super().__init__(signum)  # what a process that hands this on makes it of again
+        self.signum, self.code = signum, 128 + signum
 
 
 @contextmanager

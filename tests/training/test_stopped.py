@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from test_fit import run as fit_run
 from regkit.errors import InputError
 from regkit.training import checkpoints
 from regkit.training.keep import KeepCheckpoints
-from regkit.training.runs import FolderInUseError, RunFolder
+from regkit.training.runs import FolderInUseError, RunFolder, refuse_unwritable
 from regkit.training.stop import Stopped, heeding_signals, requeue
 
 QUICK = [
@@ -139,6 +140,8 @@ def test_a_signal_that_nobody_waits_for_ends_at_once():
         signal.raise_signal(signal.SIGTERM)
     assert stop.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
+    copied = pickle.loads(pickle.dumps(stop.value))  # as joblib does
+    assert (copied.code, copied.signum) == (143, signal.SIGTERM)
 
 
 def test_slurm_is_asked_for_the_job_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -264,3 +267,31 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert names <= {"last.ckpt", "best.ckpt"}
     fit_run(tmp_path / "cut", *words)
     same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_worker_ends_the_run_and_names_its_file(tmp_path: Path, signum: int):
+    words = [*QUICK, "data.num_workers=1", "data.timeout_s=3", "trainer.max_epochs=500"]
+    process = start(tmp_path, *words, "hydra.run.dir=one")
+
+    def act() -> None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children
+        for child in children:
+            os.kill(int(child), signum)
+
+    once(tmp_path, "one/checkpoints/last.ckpt", process, act)
+    code, _, err = process.communicate(60)
+    assert code == 2, err
+    line = err.splitlines()[-1]
+    assert line.startswith("regkit: A process that reads videos was lost"), err
+    assert ".mp4" in line
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
+    with pytest.raises(InputError, match=r"hydra\.run\.dir=.*new/run was given; give a folder to"):
+        refuse_unwritable(tmp_path / "new" / "run")
