@@ -2,12 +2,13 @@
 
 import errno
 import logging
+import multiprocessing
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +52,10 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
     quieten()
     use_own(own_folder(HydraConfig.get()))  # a launcher may run this in a process of its own
     with heeding_signals():
-        return _run_job(config, folder)
+        try:
+            return _run_job(config, folder)
+        finally:
+            _end_workers()
 
 
 def _run_job(config: DictConfig, folder: Path) -> float | None:
@@ -69,6 +73,14 @@ def _run_job(config: DictConfig, folder: Path) -> float | None:
     if is_first():
         print_summary(summary, folder)
     return summary["test_accuracy"]
+
+
+def _end_workers() -> None:
+    """End the processes that still read videos: for one that was stopped, an exit would wait."""
+    for worker in multiprocessing.active_children():
+        with suppress(RuntimeError):  # torch tells that it has lost one
+            worker.kill()
+            worker.join()
 
 
 def _end_stopped(stop: BaseException, folder: Path) -> NoReturn:

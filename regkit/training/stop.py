@@ -44,7 +44,7 @@ def heeding_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        waits = False
+        requested, waits = None, False
         for number in _heeded:
             signal.signal(number, before[number])
 

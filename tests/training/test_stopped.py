@@ -66,7 +66,7 @@ def same(one: Path, two: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_answered_with_a_checkpoint(tmp_path: Path, signum: int):
-    words = [*QUICK, "trainer.max_epochs=20"]
+    words = [*QUICK, "trainer.max_epochs=6"]
     process = start(tmp_path, *words, "hydra.run.dir=stopped")
     sign = "stopped/checkpoints/last.ckpt"
     once(tmp_path, sign, process, lambda: os.kill(process.pid, signum))
@@ -74,7 +74,7 @@ def test_a_signal_is_answered_with_a_checkpoint(tmp_path: Path, signum: int):
     assert code == 128 + signum, err
     assert err.endswith("\nregkit: stopped. To go on: regkit train resume=stopped\n")
     place = torch.load(tmp_path / sign, weights_only=True)["place"]
-    assert 0 < place["epochs"] < 20
+    assert 0 < place["epochs"] < 6
     code, _, err = start(tmp_path, "resume=stopped").communicate(200)
     assert code == 0, err
     code, _, err = start(tmp_path, *words, "hydra.run.dir=whole").communicate(200)
@@ -84,7 +84,7 @@ def test_a_signal_is_answered_with_a_checkpoint(tmp_path: Path, signum: int):
 
 @pytest.mark.slow
 def test_a_sweep_that_was_told_to_end_does_not_look_done(tmp_path: Path):
-    words = ["-m", *QUICK, "trainer.max_epochs=12", "seed=0,1", "hydra.sweep.dir=sweep"]
+    words = ["-m", *QUICK, "trainer.max_epochs=5", "seed=0,1", "hydra.sweep.dir=sweep"]
     process = start(tmp_path, *words)
     sign = "sweep/*/checkpoints/last.ckpt"
     once(tmp_path, sign, process, lambda: os.kill(process.pid, signal.SIGTERM))
