@@ -45,7 +45,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     check(config)
     refuse_missing_devices(config.trainer)
     held = RunFolder(folder, config.ckpt_path)
-    with held.owned(-1 if _is_swept() else GONE_S) if is_first() else nullcontext():
+    with held.owned(-1.0 if _is_swept() else GONE_S) if is_first() else nullcontext():
         return _fit(config, held)
 
 

@@ -54,11 +54,12 @@ class Place:
         validation = dict.fromkeys(("ready", "started"), int(self.validates))
         validation |= {"processed": 0, "completed": 0}
         own = of["epoch_loop.state_dict"]
+        ends = self.validates and of["epoch_loop.batch_progress"]["is_last_batch"]
         # The batch at hand is counted when its validation is over.
         counted = own["_batches_that_stepped"] + (self.batches > 0 and not self.validates)
         return {
             **of,
-            "state_dict": self._loaders(of["state_dict"]),
+            "state_dict": self._loaders(of["state_dict"], ends),
             "epoch_progress": dict.fromkeys(
                 ("total", "current"), epochs | {"completed": self.epochs}
             ),
@@ -66,8 +67,7 @@ class Place:
             "epoch_loop.batch_progress": {
                 "total": before,
                 "current": batches,
-                "is_last_batch": self.validates
-                and of["epoch_loop.batch_progress"]["is_last_batch"],
+                "is_last_batch": ends,
             },
             "epoch_loop.val_loop.batch_progress": {
                 **of["epoch_loop.val_loop.batch_progress"],
@@ -76,9 +76,12 @@ class Place:
             },
         }
 
-    def _loaders(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state of the loaders; regkit's own begins at this place."""
-        here = {"epoch": self.epochs, "batches_done": self.batches}
+    def _loaders(self, state: Mapping[str, Any], ends: bool) -> dict[str, Any]:
+        """Return the state of the loaders; regkit's own begins with the next batch.
+
+        ends: whether that is of the next epoch.
+        """
+        here = {"epoch": self.epochs + ends, "batches_done": 0 if ends else self.batches}
         loaders = state.get("combined_loader", [])
         return {
             **state,
@@ -150,8 +153,11 @@ class KeepCheckpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up the place."""
+        """Take up the place; refuse one that training is not to get to."""
         self._place = Place(**checkpoint[PLACE]) if PLACE in checkpoint else None
+        most = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if self._place is not None and 0 <= most < self._place.epochs:
+            raise _is_longer(trainer, self._place.epochs)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -243,12 +249,9 @@ class KeepCheckpoints(Checkpoint):
                 raise loss from exception
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a training that is longer already than it is to be."""
+        """Refuse a training that was to be longer, and is now said to be over."""
         if self.results is None:
-            raise InputError(
-                f"trainer.max_epochs={trainer.max_epochs} was given, and this run has trained for "
-                f"{trainer.current_epoch} already. Give that or more, or another folder."
-            )
+            raise _is_longer(trainer, trainer.current_epoch)
 
     def _save_within(self, trainer: pl.Trainer, validates: bool) -> None:
         loop = trainer.fit_loop
@@ -272,6 +275,13 @@ class KeepCheckpoints(Checkpoint):
     def _end(self, trainer: pl.Trainer) -> None:
         stop.waits = False
         raise stop.Stopped(stop.requested or stop.SIGNALS[0])
+
+
+def _is_longer(trainer: pl.Trainer, epochs: int) -> InputError:
+    return InputError(
+        f"trainer.max_epochs={trainer.max_epochs} was given, and this run has trained for {epochs} "
+        "already, for more to come. Give more, or another folder."
+    )
 
 
 def _epochs(trainer: pl.Trainer) -> int:

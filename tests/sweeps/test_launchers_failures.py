@@ -72,7 +72,7 @@ def test_an_old_failure_is_not_taken_for_a_new_one(tmp_path: Path):
 
 
 def _hold(folder: Path) -> None:
-    with RunFolder(folder).owned(-1), (folder / "log.txt").open("a") as log:
+    with RunFolder(folder).owned(-1.0), (folder / "log.txt").open("a") as log:
         log.write("in ")
         log.flush()
         time.sleep(0.3)
