@@ -4,7 +4,6 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -297,7 +296,7 @@ class ClipLoader(DataLoader):
             yield batch
 
     def loss_of(self, error: RuntimeError) -> InputError | None:
-        """Name the file that a lost worker held, and end the others; None of another error.
+        """Name the file that a lost worker held; None of another error.
 
         torch tells of a dead worker in the middle of whatever this process does.
         """
@@ -311,10 +310,6 @@ class ClipLoader(DataLoader):
             f"{dataset.held(number) or 'nothing yet'} (exit code {worker.exitcode})"
             for number, worker in (dead or workers).items()
         )
-        for worker in workers.values():
-            with suppress(RuntimeError):  # torch tells of this one too
-                worker.kill()  # one that was stopped would not heed a gentler word
-                worker.join()
         return InputError(
             f"A process that reads videos was lost: {str(error).splitlines()[0]} It held {held}. "
             "Look at that file with regkit prepare; exit code -9 often means that the "

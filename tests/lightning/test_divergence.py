@@ -54,8 +54,8 @@ def fit(net: Net, monitor: DivergenceMonitor, log_every: int = 1) -> pl.Trainer:
         callbacks=[monitor],
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The '?train_dataloader", UserWarning)
-        warnings.filterwarnings("ignore", ".*does not have many workers")
+        for known in ("does not have many workers", "LeafSpec", "logging interval"):
+            warnings.filterwarnings("ignore", f".*{known}")
         trainer.fit(net, DataLoader(TensorDataset(torch.ones(12, 1)), batch_size=2))
     return trainer
 
