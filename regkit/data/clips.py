@@ -2,8 +2,11 @@
 
 import multiprocessing
 import re
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ _NAME_BYTES = 4096  # of the path that a worker holds
 
 Key = tuple[int, int | None]  # (epoch, index); None pads a rank's share of an evaluation
 Clip = UInt8[np.ndarray, "clips frames size size 3"]
+_GRACE_S, _LOOK_S = 5.0, 1.0  # beyond the timeout of a batch; how often a watch looks
 _LOST = re.compile("DataLoader worker|DataLoader timed out")  # how torch begins these messages
 
 
@@ -276,14 +280,21 @@ class ClipLoader(DataLoader):
         dataset.watch(num_workers)
         self._batches_done = batches_done
         self.waited_s = 0.0  # of this process for batches, all in all
+        self.waits_since: float | None = None
+        self._watch: threading.Thread | None = None
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Start the epoch now, and hand out its batches."""
-        return self._watched(super().__iter__())
+        batches = super().__iter__()
+        if self.num_workers > 0 and self._watch is None:
+            watch = partial(_end_silent_workers, weakref.ref(self), self.timeout + _GRACE_S)
+            self._watch = threading.Thread(target=watch, daemon=True)
+            self._watch.start()
+        return self._watched(batches)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
-            began = time.perf_counter()
+            began = self.waits_since = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -292,6 +303,8 @@ class ClipLoader(DataLoader):
                 if (loss := self.loss_of(error)) is None:
                     raise
                 raise loss from error
+            finally:
+                self.waits_since = None
             self.waited_s += time.perf_counter() - began
             yield batch
 
@@ -330,3 +343,21 @@ class ClipLoader(DataLoader):
         assert isinstance(self.sampler, EpochSampler)
         self.sampler.set_epoch(state["epoch"])
         self.sampler.done = state["batches_done"] * (self.batch_size or 1)
+
+    def end_workers(self) -> None:
+        """Kill the workers; whoever waits for them learns that they are gone."""
+        for worker in getattr(self._iterator, "_workers", ()):
+            worker.kill()
+
+
+def _end_silent_workers(loader_of: Callable[[], ClipLoader | None], patience_s: float) -> None:
+    """Kill workers that were waited for too long, as long as there is a loader.
+
+    torch's own timeout does not see a worker that stops while it hands its batch over.
+    """
+    while (loader := loader_of()) is not None:
+        since = loader.waits_since
+        if since is not None and time.perf_counter() - since > patience_s:
+            loader.end_workers()
+        del loader
+        time.sleep(_LOOK_S)
