@@ -308,7 +308,7 @@ class ClipLoader(DataLoader):
             self.waited_s += time.perf_counter() - began
             yield batch
 
-    def loss_of(self, error: RuntimeError) -> InputError | None:
+    def loss_of(self, error: BaseException) -> InputError | None:
         """Name the file that a lost worker held; None of another error.
 
         torch tells of a dead worker in the middle of whatever this process does.

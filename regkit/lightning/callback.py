@@ -104,10 +104,15 @@ class RegularizerCallback(pl.Callback):
         return f"{type(self).__name__}[{','.join(chosen)}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the regularizer's state, and how long an epoch is."""
+        """Return the regularizer's state, how long an epoch is, and what the last batch came to."""
         if self.regularizer is None:
             return {}
-        return {**self.regularizer.state_dict(), "batches_in_epoch": self._batches_in_epoch}
+        last = {"loss": self._loss, "terms": self.regularizer.last_activation_terms}
+        return {
+            **self.regularizer.state_dict(),
+            "batches_in_epoch": self._batches_in_epoch,
+            "last_batch": {**last, "logged_step": self._logged_step},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until `fit` has made the regularizer."""
@@ -136,6 +141,9 @@ class RegularizerCallback(pl.Callback):
         if carried is not None:
             self.regularizer.load_state_dict(carried)
             self._batches_in_epoch = carried.get("batches_in_epoch", self._batches_in_epoch)
+            last = carried.get("last_batch", {"loss": None, "terms": {}, "logged_step": -1})
+            self._loss, self._logged_step = last["loss"], last["logged_step"]
+            self.regularizer.last_activation_terms.update(last["terms"])
         if not pl_module.automatic_optimization:
             ManualBackward.of(pl_module).callbacks.append(self)
 

@@ -243,7 +243,7 @@ class KeepCheckpoints(Checkpoint):
         """Let a signal end the run at once from here on, and name the file of a lost worker."""
         stop.waits = False
         every = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
-        for loader in every if isinstance(exception, RuntimeError) else ():
+        for loader in every:
             loss = loader.loss_of(exception) if isinstance(loader, ClipLoader) else None
             if loss is not None:
                 raise loss from exception

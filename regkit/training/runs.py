@@ -20,7 +20,10 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]  # made when it is imported
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from regkit.errors import InputError
