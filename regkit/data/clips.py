@@ -6,7 +6,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -250,6 +249,41 @@ def loader_options(num_workers: int, timeout_s: float, seed: int) -> dict[str, A
     }
 
 
+class _Wait:
+    """Kill workers that are waited for too long; whoever waits learns that they are gone.
+
+    torch's own timeout does not see a worker that stops while it hands its batch over.
+
+    Attributes:
+        since: when the wait began; None while nobody waits.
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self._workers: Sequence[Any] = ()
+        self._thread: threading.Thread | None = None
+        self._over = False
+
+    def watch(self, workers: Sequence[Any], patience_s: float) -> None:
+        """Watch these workers from here on, in a thread."""
+        self._workers = workers
+        if workers and self._thread is None:
+            self._thread = threading.Thread(target=self._look, args=(patience_s,), daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._over, self._workers = True, ()
+
+    def _look(self, patience_s: float) -> None:
+        while not self._over:
+            since = self.since
+            if since is not None and time.perf_counter() - since > patience_s:
+                for worker in self._workers:
+                    worker.kill()
+            time.sleep(_LOOK_S)
+
+
 class ClipLoader(DataLoader):
     """Load batches, name the file when a worker dies, and go on within an epoch.
 
@@ -280,21 +314,18 @@ class ClipLoader(DataLoader):
         dataset.watch(num_workers)
         self._batches_done = batches_done
         self.waited_s = 0.0  # of this process for batches, all in all
-        self.waits_since: float | None = None
-        self._watch: threading.Thread | None = None
+        self._wait = _Wait()
+        weakref.finalize(self, self._wait.end)
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Start the epoch now, and hand out its batches."""
         batches = super().__iter__()
-        if self.num_workers > 0 and self._watch is None:
-            watch = partial(_end_silent_workers, weakref.ref(self), self.timeout + _GRACE_S)
-            self._watch = threading.Thread(target=watch, daemon=True)
-            self._watch.start()
+        self._wait.watch(getattr(batches, "_workers", ()), self.timeout + _GRACE_S)
         return self._watched(batches)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
-            began = self.waits_since = time.perf_counter()
+            began = self._wait.since = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -304,7 +335,7 @@ class ClipLoader(DataLoader):
                     raise
                 raise loss from error
             finally:
-                self.waits_since = None
+                self._wait.since = None
             self.waited_s += time.perf_counter() - began
             yield batch
 
@@ -343,21 +374,3 @@ class ClipLoader(DataLoader):
         assert isinstance(self.sampler, EpochSampler)
         self.sampler.set_epoch(state["epoch"])
         self.sampler.done = state["batches_done"] * (self.batch_size or 1)
-
-    def end_workers(self) -> None:
-        """Kill the workers; whoever waits for them learns that they are gone."""
-        for worker in getattr(self._iterator, "_workers", ()):
-            worker.kill()
-
-
-def _end_silent_workers(loader_of: Callable[[], ClipLoader | None], patience_s: float) -> None:
-    """Kill workers that were waited for too long, as long as there is a loader.
-
-    torch's own timeout does not see a worker that stops while it hands its batch over.
-    """
-    while (loader := loader_of()) is not None:
-        since = loader.waits_since
-        if since is not None and time.perf_counter() - since > patience_s:
-            loader.end_workers()
-        del loader
-        time.sleep(_LOOK_S)

@@ -68,8 +68,11 @@ class DivergenceMonitor(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Look at the gradients; those that a loss scaler will pass over are left to it."""
-        if getattr(trainer.precision_plugin, "scaler", None) is None and self._is_due(trainer, 1):
+        """Look at losses and gradients; those that a loss scaler will pass over are left to it."""
+        if not self._is_due(trainer, 1):
+            return
+        self._look_at_losses(trainer)
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
             named = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
             self._look(trainer, "gradient", named)
 
@@ -81,14 +84,15 @@ class DivergenceMonitor(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Look at the losses and the weights if it is time."""
+        """Look at the weights if it is time."""
         self._batch = None
         if self._is_due(trainer, 0):
-            self._look_at_all(trainer, pl_module)
+            self._look(trainer, "weight", dict(pl_module.named_parameters()))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at them before the checkpoint of the epoch; warn of a dead net."""
-        self._look_at_all(trainer, pl_module)
+        self._look_at_losses(trainer)
+        self._look(trainer, "weight", dict(pl_module.named_parameters()))
         if not self._told_dead and self._density() == 0.0:
             self._told_dead = True
             warnings.warn(
@@ -103,12 +107,11 @@ class DivergenceMonitor(pl.Callback):
         steps = trainer.global_step + ahead
         return any(n and steps % n == 0 for n in (log_every, self._every_n_steps))
 
-    def _look_at_all(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _look_at_losses(self, trainer: pl.Trainer) -> None:
         if self._losses is not None:
             losses, self._losses = float(self._losses), None
             if _anywhere(trainer, not math.isfinite(losses)):
                 self._tell(trainer, "a loss since the last look was not finite")
-        self._look(trainer, "weight", dict(pl_module.named_parameters()))
 
     def _look(self, trainer: pl.Trainer, kind: str, named: Mapping[str, Tensor]) -> None:
         if self._told or not named:

@@ -117,8 +117,8 @@ def test_the_clips_are_to_blame_where_they_are():
     monitor = DivergenceMonitor(lambda: 1.0)
     clip = torch.zeros(2, 3, 1, 1, 1)
     clip[1, 0] = math.nan
-    monitor.on_train_batch_start(None, None, {"clip": clip, "path": ["a", "b.mp4"]}, 0)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monitor.on_train_batch_start(trainer, Net(), {"clip": clip, "path": ["a", "b.mp4"]}, 0)
     with pytest.raises(DivergedError, match=r"the clip of b\.mp4 has values that are not finite"):
         monitor.on_before_backward(trainer, Net(), torch.tensor(math.nan))
 
