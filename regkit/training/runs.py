@@ -309,8 +309,8 @@ class RunFolder:
             if broken:
                 self._record = {}  # of what was trained after this one
                 tell(
-                    f"{broken[0]} is damaged. The run goes on from {path}, after epoch "
-                    f"{checkpoint['epoch'] + 1}; what was trained since then is trained again."
+                    f"{broken[0]} is damaged. The run goes on from {path}, after step "
+                    f"{checkpoint['global_step']}; what was trained since then is trained again."
                 )
             return checkpoint
         if broken:
@@ -343,10 +343,11 @@ class RunFolder:
 
     def forget_others(self, recipe: Mapping[str, Any]) -> None:
         """Forget the stages of another recipe, and what they left."""
-        if self.is_of(recipe) or not is_first():
+        if self.is_of(recipe):
             return
         self._record = {}
-        for name in (STAGES, SUMMARY, "checkpoints/debiased.ckpt", "checkpoints/shrunk.ckpt"):
+        left = (STAGES, SUMMARY, "checkpoints/debiased.ckpt", "checkpoints/shrunk.ckpt")
+        for name in left if is_first() else ():
             (self.path / name).unlink(missing_ok=True)
 
     def has(self, stage: str) -> bool:
