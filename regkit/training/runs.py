@@ -275,14 +275,18 @@ class RunFolder:
         Raises: FolderInUseError. InputError when the folder cannot be written to.
         """
         make_folder(self.path, f"A run got the folder {self.path}")
+        lock = FileLock(self.path / LOCK)
         try:
-            with FileLock(self.path / LOCK, timeout=wait_s):
-                yield
+            lock.acquire(timeout=wait_s)
         except Timeout as error:
             raise FolderInUseError(
                 f"Another run is at work in {self.path}. Wait for it, or take another folder "
                 "(hydra.run.dir=...)."
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def refuse_if_owned(self) -> None:
         """Refuse a second run in this folder, and one that could write nothing there."""
