@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -244,6 +245,21 @@ def test_what_follows_training_is_asked_for_later(tmp_path: Path):
     (tmp_path / "stages.json").write_text('{"recipe": ')
     with pytest.raises(InputError, match=r"stages\.json is damaged"):
         fit_run(tmp_path, *SHORT)
+
+
+def test_what_torch_says_of_a_full_disk_is_not_what_is_told(tmp_path: Path):
+    """It closes the file after the error, and its own complaint would hide that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    checkpoint = {"state_dict": {f"w{n}": torch.zeros(100_000) for n in range(4)}}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.WholeFiles().save_checkpoint(checkpoint, tmp_path / "a.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
