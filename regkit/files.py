@@ -1,16 +1,21 @@
 """Files that nobody ever sees half of."""
 
 import csv
+import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regkit.errors import InputError
+
+DRAFTS = ".*.tmp*"  # names of what a killed process may leave beside the files it wrote
 
 
 @contextmanager
@@ -33,6 +38,16 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def sweep_drafts(folder: Path, older_s: float = 0.0) -> None:
+    """Remove the drafts of a folder whose writer was killed.
+
+    older_s: how long ago they were written to at least; 0 where nobody else writes there now.
+    """
+    for draft in folder.glob(DRAFTS):
+        if time.time() - draft.stat().st_mtime >= older_s:
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path, told: str) -> Path:
     """Make a folder to write to, and return it.
 
@@ -52,6 +67,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8; names of files that are none stay as they are."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write JSON whole or not at all; numbers that are not finite, which it has not, as null."""
+    write_text(path, json.dumps(finite(content), indent=indent, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Return what JSON is made of, with None for each number that is not finite."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -3,16 +3,17 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from regkit.errors import InputError
 from regkit.sweeps.job import resumed, run_job
 from regkit.sweeps.sweeper import register_sweepers
-from regkit.training.config import check, register
+from regkit.training.config import check, register, run_dir
 from regkit.training.overrides import (
     CONFIGS,
     checked,
@@ -21,6 +22,9 @@ from regkit.training.overrides import (
     quote_paths,
     use_own,
 )
+from regkit.training.runs import RunFolder, refuse_unwritable
+
+RUNS = Path("runs")  # as in configs/train.yaml
 
 
 def train(words: Sequence[str]) -> int:
@@ -56,6 +60,19 @@ def _check_run(config: DictConfig) -> None:
     swept = config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN"
     if config.path is None and not swept:
         check(config)
+        folder = _folder(config)  # before Hydra writes to it
+        refuse_unwritable(folder)
+        if folder != RUNS and folder.is_dir():
+            RunFolder(folder).refuse_if_owned()
+
+
+def _folder(config: DictConfig) -> Path:
+    """Return the folder that was asked for, else the one that a new run's is made in."""
+    run: Any = OmegaConf.to_container(config.hydra.run, resolve=False)
+    given = str(run["dir"])
+    if "${" not in given:
+        return Path(given)
+    return Path(run_dir(config.ckpt_path, str(RUNS)))
 
 
 def _arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

@@ -5,6 +5,8 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -38,6 +40,7 @@ _PROBES = 64  # videos that "auto" estimates the size from
 _CODED = 0.1  # bytes a pixel of a re-encoded copy: 0.03 to 0.1 measured on the videos at hand
 _FREE = 0.9  # of the disk's free space that may be taken
 _AHEAD = 4  # tasks a process that are handed out before their turn
+_LOOK_S = 1.0  # how often a worker looks whether its parent is there
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,17 @@ def fill(
         ) from error
 
 
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed, and then tells nobody."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def _turn(store: Store) -> FileLock:
     lock = FileLock(store.folder / "filling.lock")
     try:
@@ -276,7 +290,8 @@ def _copy(
     free = room.free()
     workers = max(1, num_workers)
     bar = tqdm(total=len(missing), desc=f"cache ({store.kind})", unit="video", file=sys.stderr)
-    with bar, ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+    own = {"initializer": end_with, "initargs": (os.getpid(),)}
+    with bar, ProcessPoolExecutor(workers, get_context("fork"), **own) as pool:
         running: dict[Future[int], str] = {}
         while running or waiting:
             # The first copy alone tells how large they are.

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import re
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ _NAME_BYTES = 4096  # of the path that a worker holds
 
 Key = tuple[int, int | None]  # (epoch, index); None pads a rank's share of an evaluation
 Clip = UInt8[np.ndarray, "clips frames size size 3"]
+_GRACE_S, _LOOK_S = 5.0, 1.0  # beyond the timeout of a batch; how often a watch looks
 _LOST = re.compile("DataLoader worker|DataLoader timed out")  # how torch begins these messages
 
 
@@ -248,6 +251,41 @@ def loader_options(num_workers: int, timeout_s: float, seed: int) -> dict[str, A
     }
 
 
+class _Wait:
+    """Kill workers that are waited for too long; whoever waits learns that they are gone.
+
+    torch's own timeout does not see a worker that stops while it hands its batch over.
+
+    Attributes:
+        since: when the wait began; None while nobody waits.
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self._workers: Sequence[Any] = ()
+        self._thread: threading.Thread | None = None
+        self._over = False
+
+    def watch(self, workers: Sequence[Any], patience_s: float) -> None:
+        """Watch these workers from here on, in a thread."""
+        self._workers = workers
+        if workers and self._thread is None:
+            self._thread = threading.Thread(target=self._look, args=(patience_s,), daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._over, self._workers = True, ()
+
+    def _look(self, patience_s: float) -> None:
+        while not self._over:
+            since = self.since
+            if since is not None and time.perf_counter() - since > patience_s:
+                for worker in self._workers:
+                    worker.kill()
+            time.sleep(_LOOK_S)
+
+
 class ClipLoader(DataLoader):
     """Load batches, name the file when a worker dies, and go on within an epoch.
 
@@ -278,36 +316,48 @@ class ClipLoader(DataLoader):
         dataset.watch(num_workers)
         self._batches_done = batches_done
         self.waited_s = 0.0  # of this process for batches, all in all
+        self._wait = _Wait()
+        weakref.finalize(self, self._wait.end)
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Start the epoch now, and hand out its batches."""
-        return self._watched(super().__iter__())
+        batches = super().__iter__()
+        self._wait.watch(getattr(batches, "_workers", ()), self.timeout + _GRACE_S)
+        return self._watched(batches)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
-            began = time.perf_counter()
+            began = self._wait.since = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except RuntimeError as error:
-                if _LOST.match(str(error)) is None:
+                if (loss := self.loss_of(error)) is None:
                     raise
-                raise self._loss(batches, str(error)) from error
+                raise loss from error
+            finally:
+                self._wait.since = None
             self.waited_s += time.perf_counter() - began
             yield batch
 
-    def _loss(self, batches: Any, reason: str) -> InputError:
+    def loss_of(self, error: BaseException) -> InputError | None:
+        """Name the file that a lost worker held; None of another error.
+
+        torch tells of a dead worker in the middle of whatever this process does.
+        """
+        workers = dict(enumerate(getattr(self._iterator, "_workers", ())))
+        if _LOST.match(str(error)) is None or not workers:
+            return None
         dataset = self.dataset
         assert isinstance(dataset, ClipDataset)
-        workers = dict(enumerate(batches._workers))
         dead = {number: worker for number, worker in workers.items() if not worker.is_alive()}
         held = "; ".join(
             f"{dataset.held(number) or 'nothing yet'} (exit code {worker.exitcode})"
             for number, worker in (dead or workers).items()
         )
         return InputError(
-            f"A process that reads videos was lost: {reason.splitlines()[0]} It held {held}. "
+            f"A process that reads videos was lost: {str(error).splitlines()[0]} It held {held}. "
             "Look at that file with regkit prepare; exit code -9 often means that the "
             "memory was full: take a smaller data.worker_ram_mib or data.num_workers. A file that "
             "takes too long is stopped after data.timeout_s."

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from regkit.data.video import SPLITS, Splits, Video
 from regkit.data.video_data import VideoData
-from regkit.files import replacing
+from regkit.files import replacing, sweep_drafts
 
 _CLASSES = ["clockwise", "counterclockwise", "down", "left", "right", "up"]
 _HEADING = {"down": (0, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1)}  # y points down
@@ -27,6 +27,7 @@ _SPEED = (0.03, 0.06)  # sides a frame
 _RATE = (0.2, 0.4)  # radians a frame
 _DARK, _LIGHT = (10, 90), (130, 240)  # grey levels of background and shapes
 _EXACT = {"crf": "18", "x264-params": "threads=1:lookahead-threads=1:sliced-threads=0:mbtree=0"}
+_ABANDONED_S = 86400.0  # after which half-made videos are taken for those of a killed process
 _FORMAT = 2  # raise when the same options come to mean other videos
 
 
@@ -60,7 +61,9 @@ class SyntheticMotion(VideoData):
         super().__post_init__()
         least = len(_CLASSES)
         for name in ("num_train", "num_val", "num_test"):
-            self._check(name, getattr(self, name) >= least, f"{least} or more, one a class")
+            count = getattr(self, name)
+            whole = isinstance(count, int) and count >= least
+            self._check(name, whole, f"a whole number, {least} or more, one a class")
         self._check("video_frames", self.video_frames >= 2, "2 or more")
         sized = self.video_px >= 16 and self.video_px % 2 == 0
         self._check("video_px", sized, "an even number from 16 on")
@@ -85,6 +88,7 @@ class SyntheticMotion(VideoData):
 
     def _make(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep_drafts(self.folder.parent, older_s=_ABANDONED_S)
         try:
             with replacing(self.folder) as draft:
                 self._write(draft)

@@ -260,7 +260,7 @@ class Index:
         try:
             steps = np.frombuffer(zlib.decompress(pts), dtype=np.int64)
             keys = np.frombuffer(zlib.decompress(keyframe), dtype=bool)
-        except (zlib.error, ValueError):  # damaged; it only saves time
+        except (zlib.error, ValueError, TypeError):  # damaged; it only saves time
             return None
         if not 0 < len(steps) == len(keys):
             return None

@@ -84,7 +84,7 @@ class RegularizerCallback(pl.Callback):
         self._steps_in_batch = self._step_at_start = 0
         self._loss: Tensor | None = None
         self._kkt: Tensor | None = None
-        self._checked = False
+        self._checked = self._concluded = False
         self._began = 0.0
         self._busy_s = 0.0
         self._num_batches = 0
@@ -104,10 +104,15 @@ class RegularizerCallback(pl.Callback):
         return f"{type(self).__name__}[{','.join(chosen)}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the regularizer's state, and how long an epoch is."""
+        """Return the regularizer's state, how long an epoch is, and what the last batch came to."""
         if self.regularizer is None:
             return {}
-        return {**self.regularizer.state_dict(), "batches_in_epoch": self._batches_in_epoch}
+        last = {"loss": self._loss, "terms": self.regularizer.last_activation_terms}
+        return {
+            **self.regularizer.state_dict(),
+            "batches_in_epoch": self._batches_in_epoch,
+            "last_batch": {**last, "logged_step": self._logged_step},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until `fit` has made the regularizer."""
@@ -118,6 +123,7 @@ class RegularizerCallback(pl.Callback):
         carried = self._state_of(pl_module)
         self._release()
         self._checked, self._logged_step, self.target_results = False, -1, []
+        self._concluded = False
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise InputError(
                 f"RegularizerCallback got {type(trainer.strategy).__name__}, which trains flat "
@@ -135,6 +141,9 @@ class RegularizerCallback(pl.Callback):
         if carried is not None:
             self.regularizer.load_state_dict(carried)
             self._batches_in_epoch = carried.get("batches_in_epoch", self._batches_in_epoch)
+            last = carried.get("last_batch", {"loss": None, "terms": {}, "logged_step": -1})
+            self._loss, self._logged_step = last["loss"], last["logged_step"]
+            self.regularizer.last_activation_terms.update(last["terms"])
         if not pl_module.automatic_optimization:
             ManualBackward.of(pl_module).callbacks.append(self)
 
@@ -233,11 +242,18 @@ class RegularizerCallback(pl.Callback):
         if trainer.global_step != self._logged_step:
             self._log(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn of what was asked for and is not there."""
+    def conclude(self) -> None:
+        """Measure what training has come to: `target_results` and `support_report`."""
         reg = self._bound()
         self.target_results = reg.target_results()
         self.support_report = reg.support_report()
+        self._concluded = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of what was asked for and is not there."""
+        reg = self._bound()
+        if not self._concluded:
+            self.conclude()
         progress = reg.progress.value or 0.0
         said = self.schedule.num_steps is not None and progress >= 1.0  # by the step itself
         if not trainer.is_global_zero or said:

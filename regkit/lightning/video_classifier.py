@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from regkit.errors import InputError
 from regkit.ops.temporal import roughness
@@ -61,10 +60,10 @@ class VideoClassifier(pl.LightningModule):
         self.make_scheduler = scheduler
         self.seed = seed
         self.loss = nn.CrossEntropyLoss()
-        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
         self.val_measures = Measures(len(classes))
         self.test_measures = Measures(len(classes))
         self.test_views = 1
+        self._totals = torch.zeros(3)  # of this epoch: loss, right answers, clips
 
     def forward(self, clip: Tensor) -> Tensor:
         """Return class scores (batch, classes) of clips (batch, channels, frames, h, w)."""
@@ -87,12 +86,47 @@ class VideoClassifier(pl.LightningModule):
         label = batch["label"]
         logits = self(batch["clip"])
         loss = self.loss(logits, label)
-        self.train_accuracy(logits, label.argmax(1) if label.is_floating_point() else label)
         size = len(label)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=size)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size)
-        self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        with torch.no_grad():
+            hits = logits.argmax(1) == (label.argmax(1) if label.is_floating_point() else label)
+            self._totals = self._totals.to(loss.device)
+            for total, more in zip(self._totals, (loss * size, hits.sum(), size), strict=True):
+                total.add_(more)
         return loss
+
+    def train_means(self) -> dict[str, Tensor]:
+        """Return loss and accuracy of this epoch so far, of all ranks (a collective)."""
+        loss, hits, clips = self._all_totals()
+        return {"loss": loss / clips, "acc": hits / clips}
+
+    def _all_totals(self) -> Tensor:
+        return self.trainer.strategy.reduce(self._totals.clone(), reduce_op="sum")
+
+    def on_train_epoch_end(self) -> None:
+        """Log loss and accuracy of the epoch, and start anew.
+
+        At once: Lightning would tell the loggers when the checkpoint of the epoch is written, and a
+        run that is killed between the two lack them.
+        """
+        means = {f"train/{name}": mean for name, mean in self.train_means().items()}
+        self.log_dict(means, logger=False)
+        numbers = {name: float(mean) for name, mean in means.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(
+                {**numbers, "epoch": self.current_epoch}, self.trainer.global_step - 1
+            )
+            logger.save()
+        self._totals = torch.zeros_like(self._totals)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what this epoch has come to so far."""
+        checkpoint["train_totals"] = self._all_totals().tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there; the first rank holds what all have seen."""
+        totals = torch.tensor(checkpoint.get("train_totals", [0.0, 0.0, 0.0]))
+        self._totals = totals if self.global_rank == 0 else torch.zeros_like(totals)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch; return its probabilities (videos, classes), and what was predicted."""

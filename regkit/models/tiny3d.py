@@ -7,6 +7,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regkit.errors import InputError
 from regkit.models.video_model import VideoModel, make_head
 
 
@@ -24,6 +25,8 @@ class Tiny3D(VideoModel):
         self, *, num_classes: int, dropout: float = 0.0, channels: Sequence[int] = (16, 32, 64)
     ) -> None:
         super().__init__()
+        if not channels or min(channels) < 1:
+            raise InputError(f"Tiny3D got channels={list(channels)}; give one or more, each >= 1.")
         self.features = nn.Sequential(
             *(
                 _block(before, after, time_stride=2 if index == 1 else 1)

@@ -1,28 +1,32 @@
 """One job of Hydra, a run or a path, alone or of a sweep; and how one that was stopped goes on."""
 
+import errno
 import logging
+import multiprocessing
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regkit.errors import InputError
 from regkit.sweeps.path import follow
 from regkit.training.allowed import check_words
+from regkit.training.checkpoints import one_line as line_of
 from regkit.training.fit import fit
 from regkit.training.overrides import one_line, use_own
-from regkit.training.progress import keep_lines_off_the_screen, tell
-from regkit.training.runs import RunFolder
+from regkit.training.progress import is_first, keep_lines_off_the_screen, tell
+from regkit.training.runs import FolderInUseError, RunFolder
+from regkit.training.stop import Stopped, heeding_signals, requeue
 
 # What the libraries below tell all their users, and ours need not hear.
 _CHATTY = ("lightning.pytorch", "fontTools", "tensorboard")
@@ -33,6 +37,8 @@ _KNOWN = (
     "Total length of `ClipLoader` across ranks is zero",  # a refit has no validation videos
 )
 WORD = "resume="
+# What a disk says that is full, read-only, broken, or another's.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 # Of Hydra's own overrides, what says where and how the jobs of a sweep ran.
 _OF_SWEEPS = ("hydra.sweep", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 _PLACES = ("hydra.mode", "hydra.run.dir", "hydra.sweep.dir")
@@ -46,7 +52,14 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
     """
     quieten()
     use_own(own_folder(HydraConfig.get()))  # a launcher may run this in a process of its own
-    swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    with heeding_signals():
+        try:
+            return _run_job(config, folder)
+        finally:
+            _end_workers()
+
+
+def _run_job(config: DictConfig, folder: Path) -> float | None:
     run = RunFolder(folder)
     fresh = run.is_fresh()
     try:
@@ -54,26 +67,50 @@ def run_job(config: DictConfig, folder: Path) -> float | None:
             follow(config, folder)
             return None
         summary = fit(config, folder)
-    except InputError as error:
-        if swept:
-            run.fail(error)
-            raise
-        if _is_first():
-            run.discard() if fresh and not run.is_trained() else run.fail(error)
-        refuse(error)
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C in `fit` into an exit.
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        if swept:
-            raise KeyboardInterrupt from stop  # the sweep says how to go on
-        tell_how_to_go_on(folder, HydraConfig.get())
+        _end_stopped(stop, folder)
     except Exception as error:
-        run.fail(error)
-        raise
-    if _is_first():
+        _end_failed(error, run, fresh)
+    if is_first():
         print_summary(summary, folder)
     return summary["test_accuracy"]
+
+
+def _end_workers() -> None:
+    """End the processes that still read videos: for one that was stopped, an exit would wait."""
+    for worker in multiprocessing.active_children():
+        with suppress(RuntimeError):  # torch tells that it has lost one
+            worker.kill()
+            worker.join()
+
+
+def _end_stopped(stop: BaseException, folder: Path) -> NoReturn:
+    """End a job that was told to; in a sweep, which says how to go on, the sweep too."""
+    swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    if isinstance(stop, Stopped):
+        if swept:
+            raise stop
+        again = stop.signum != signal.SIGTERM and is_first() and requeue()
+        tell_how_to_go_on(folder, HydraConfig.get(), stop.code, " SLURM starts it again." * again)
+    # Lightning turns Ctrl-C in `fit` into an exit.
+    if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        raise stop
+    if swept:
+        raise KeyboardInterrupt from stop
+    tell_how_to_go_on(folder, HydraConfig.get())
+
+
+def _end_failed(error: Exception, run: RunFolder, fresh: bool) -> NoReturn:
+    """End a job that failed, with one line where the user can mend it."""
+    swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    if isinstance(error, OSError) and error.errno in _DISK:
+        error = InputError(f"{line_of(error)}. {_how(run.path, HydraConfig.get())}")
+    elif not isinstance(error, FolderInUseError) and is_first():
+        discards = fresh and isinstance(error, InputError) and not swept and not run.is_trained()
+        run.discard() if discards else run.fail(error)
+    if swept or not isinstance(error, InputError):
+        raise error
+    refuse(error)
 
 
 @contextmanager
@@ -83,9 +120,12 @@ def ending_in_one_line(config: Any) -> Iterator[None]:
     config: of the sweep.
     """
     try:
-        yield
+        with heeding_signals():
+            yield
     except InputError as error:
         refuse(error)
+    except Stopped as stop:
+        tell_how_to_go_on(Path(config.hydra.sweep.dir), config.hydra, stop.code)
     except (HydraException, OmegaConfBaseException) as error:
         refuse(InputError(one_line(error)))
     except KeyboardInterrupt:
@@ -94,26 +134,26 @@ def ending_in_one_line(config: Any) -> Iterator[None]:
 
 def refuse(error: InputError) -> NoReturn:
     """End the program with one line; Hydra would print where the error came from."""
-    if _is_first():
+    if is_first():
         print(error.line(), file=sys.stderr)
     sys.exit(2)
 
 
-def tell_how_to_go_on(folder: Path, hydra: Any) -> NoReturn:
-    """End the program after Ctrl-C, and say what continues the run or sweep in this folder."""
-    if _is_first():
-        here = Path.cwd()
-        place = folder.absolute()
-        place = place.relative_to(here) if place.is_relative_to(here) else place
-        own = own_folder(hydra)
-        words = [*(["--config-dir", own] if own else []), f"resume={place}"]
-        print(f"\nregkit: stopped. To go on: regkit train {shlex.join(words)}", file=sys.stderr)
-    sys.exit(130)
+def tell_how_to_go_on(folder: Path, hydra: Any, code: Any = 130, more: str = "") -> NoReturn:
+    """End the program, and say what continues the run or sweep in this folder.
+
+    code: to exit with; by default that of Ctrl-C.
+    """
+    if is_first():
+        print(f"\nregkit: stopped. {_how(folder, hydra)}{more}", file=sys.stderr)
+    sys.exit(code)
 
 
-def _is_first() -> bool:
-    """Say whether this process is the one, of all ranks, that speaks."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def _how(folder: Path, hydra: Any) -> str:
+    here, place, own = Path.cwd(), folder.absolute(), own_folder(hydra)
+    place = place.relative_to(here) if place.is_relative_to(here) else place
+    words = [*(["--config-dir", own] if own else []), f"resume={place}"]
+    return f"To go on: regkit train {shlex.join(words)}"
 
 
 def quieten() -> None:

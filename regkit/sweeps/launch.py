@@ -3,34 +3,17 @@
 import copy
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LockedTask:
-    """Run a job when no other process runs the same: what that one leaves need not be made again.
-
-    A launcher that gives up, and a sweep that is killed, may leave jobs running.
-    """
-
-    task: Callable[[Any], Any]
-
-    def __call__(self, config: Any) -> Any:
-        """Run the job; the lock goes with the process, however that ends."""
-        with FileLock(Path(HydraConfig.get().runtime.output_dir) / ".lock"):
-            return self.task(config)
 
 
 def job_folder(config: Any, number: int) -> Path:

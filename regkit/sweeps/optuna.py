@@ -23,7 +23,7 @@ from regkit.palette import BLUE, GREY, ORANGE
 from regkit.selection.pareto import front
 from regkit.sweeps import search
 from regkit.sweeps.job import ending_in_one_line
-from regkit.sweeps.launch import LockedTask, job_folder, launch
+from regkit.sweeps.launch import job_folder, launch
 from regkit.sweeps.report.write import write_report
 from regkit.sweeps.search import Choice, Space
 from regkit.sweeps.sweep_summary import conclude
@@ -100,7 +100,7 @@ class OptunaSweeper(hydra.plugins.sweeper.Sweeper):
         self.hydra_context = self._context = hydra_context
         self.config = config
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=LockedTask(task_function), config=config
+            hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:

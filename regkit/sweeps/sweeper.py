@@ -18,7 +18,7 @@ from regkit.errors import InputError
 from regkit.sweeps.cross_validation import FOLD, check_cv, cross_validate
 from regkit.sweeps.ensembles.summary import conclude as conclude_bagging
 from regkit.sweeps.job import ending_in_one_line, quieten
-from regkit.sweeps.launch import LockedTask, job_folder, launch, register_launches
+from regkit.sweeps.launch import job_folder, launch, register_launches
 from regkit.sweeps.optuna import OptunaSweeper
 from regkit.sweeps.report.write import write_report
 from regkit.sweeps.sweep_summary import add
@@ -55,7 +55,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self._loader = hydra_context.config_loader
         self._config = config
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=LockedTask(task_function), config=config
+            hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:

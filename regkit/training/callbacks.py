@@ -3,16 +3,16 @@
 import math
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig
 
 from regkit.errors import InputError
 from regkit.lightning.callback import RegularizerCallback
+from regkit.lightning.divergence import DivergenceMonitor
 from regkit.lightning.monitors.pictures import Pictures
 from regkit.lightning.predictions import Predictions
 from regkit.lightning.stop_dominated import StopDominated
@@ -24,6 +24,8 @@ Kind = TypeVar("Kind", bound=pl.Callback)
 
 # A loss of accuracy that is this many standard errors is no noise.
 ERRORS = 2.0
+# Right guesses of which there have to be so many, for one to know.
+FEW = 5
 # A net that is denser by less than this counts as the same.
 DENSER = 0.05
 
@@ -36,23 +38,16 @@ def callbacks(
     validated: whether there are videos for it.
     Raises: InputError when one of `callbacks` is none of Lightning's.
     """
-    checkpoint = partial(
-        ModelCheckpoint,
-        folder / "checkpoints",
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
     made: list[pl.Callback] = [
         LearningRateMonitor("step"),
         Predictions(folder),
         Pictures(folder, config.pictures_every_n_epochs),
-        checkpoint(filename="last"),
+        DivergenceMonitor(
+            lambda: _density(regularize), config.on_divergence, config.save_every_n_steps
+        ),
     ]
     if validated:
         made.append(CostOfZeros(lambda: _density(regularize)))
-        made.append(checkpoint(filename="best", monitor="val/acc", mode="max"))
-    if config.save_every_n_steps is not None:
-        made.append(checkpoint(filename="last", every_n_train_steps=config.save_every_n_steps))
     if config.stop_dominated is not None:
         made.append(StopDominated(folder, lambda: _density(regularize)))
     return made + [_own(str(name), options) for name, options in config.callbacks.items()]
@@ -162,6 +157,19 @@ class CostOfZeros(pl.Callback):
                 stacklevel=2,
             )
         return cost
+
+
+def warn_of_chance(accuracy: float, num_classes: int, num_videos: int) -> None:
+    """Warn where a trained net does no better than one that guesses."""
+    chance = 1 / num_classes
+    enough = num_videos * chance >= FEW
+    if enough and accuracy <= chance + ERRORS * share_error(chance, num_videos):
+        warnings.warn(
+            f"Nothing was learnt: the accuracy is {accuracy:.3f} on {num_videos} videos, and "
+            f"guessing among {num_classes} classes reaches {chance:.3f}. Look at the clips "
+            "(regkit prepare), train longer, or try another optimizer.lr or less lam.",
+            stacklevel=2,
+        )
 
 
 def warn_of_a_cut(whole: float, shrunk: float, num_videos: int) -> None:

@@ -1,11 +1,13 @@
 """Checkpoints of train.py: as models again, whole or shrunk, with what they were trained on."""
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from regkit.data.video_data import VideoData
@@ -48,7 +50,7 @@ def load(path: str | Path, names: Sequence[str] = NAMES) -> TrainedRun:
         recipe may (`allowed`).
     """
     file = _file(Path(path).expanduser(), names)
-    checkpoint = _read(file)
+    checkpoint = _ours(file)
     made = checkpoint["hyper_parameters"]
     recipe, classes, smaller = made["recipe"], made["classes"], made.get(SIZES, {})
     check_recipe(recipe, f"ckpt={file}", _MADE)
@@ -73,7 +75,7 @@ def start_from(model: VideoClassifier, path: Path) -> None:
     if not path.is_file():
         raise InputError(f"warm_start={path} was given, and there is no such file.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read(path)
         smaller = checkpoint["hyper_parameters"].get(SIZES, {})
         restore(model, checkpoint["state_dict"], smaller)
     except Exception as error:
@@ -97,8 +99,37 @@ def save_checkpoint(
         "state_dict": {f"net.{name}": tensor for name, tensor in net.state_dict().items()},
         "hyper_parameters": {"classes": list(classes), "recipe": dict(recipe), SIZES: smaller},
     }
-    with replacing(path) as draft:
-        torch.save(checkpoint, draft)
+    WholeFiles().save_checkpoint(checkpoint, path)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Write checkpoints whole or not at all, on the file system where they are to lie."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint, and move it to its place."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft, draft.open("wb") as file:  # which says why it cannot write
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch goes on to close the file, and says of that
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, if its bits are those that were written.
+
+    torch writes a checksum (CRC-32) of each tensor, and does not look at it.
+    Raises: whatever is wrong with the file.
+    """
+    with zipfile.ZipFile(path) as records:
+        if (broken := records.testzip()) is not None:
+            raise ValueError(f"the checksum of {broken} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _net(recipe: Mapping[str, Any], num_classes: int) -> nn.Module:
@@ -120,16 +151,21 @@ def _file(path: Path, names: Sequence[str]) -> Path:
     raise InputError(f"ckpt={path} {what}. Give a run folder of train.py, or a file of its.")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _ours(path: Path) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read(path)
         made = checkpoint["hyper_parameters"]
         parts = [checkpoint["state_dict"], *(made["recipe"][part] for part in _MADE)]
         if not (isinstance(made["classes"], list) and all(isinstance(p, Mapping) for p in parts)):
             raise TypeError("a part is missing")
     except Exception as error:
         raise InputError(
-            f"ckpt={path} is no checkpoint of train.py ({type(error).__name__}). Give a run "
+            f"ckpt={path} is no checkpoint of train.py, or damaged ({one_line(error)}). Give a run "
             "folder, or checkpoints/last.ckpt in it."
         ) from error
     return checkpoint
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error is, and how its message begins."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,6 +1,7 @@
 """The root of the configuration: types, ranges, run names, and errors that say what is allowed."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from regkit.errors import InputError
+from regkit.lightning.divergence import WAYS
 from regkit.optim.schedule import UNITS, Schedule
 
 # Parts of a configuration that a run may not change when it continues.
@@ -93,6 +95,7 @@ class TrainConfig:
     debias_epochs: int = 0
     shrink: bool = False
     stop_dominated: str | None = None
+    on_divergence: str = "stop"
     save_every_n_steps: int | None = None
     pictures_every_n_epochs: int | None = None
     warm_start: str | None = None
@@ -108,13 +111,35 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("started", started, replace=True, use_cache=True)
 
 
 # Options that say where a run lies and how it is watched, not what comes out of it.
 WATCHING = (
-    *("ckpt_path", "name", "logger", "save_every_n_steps", "pictures_every_n_epochs"),
+    *(
+        "on_divergence",
+        "ckpt_path",
+        "name",
+        "logger",
+        "save_every_n_steps",
+        "pictures_every_n_epochs",
+    ),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
 )
+
+
+# Numbers that may be left out (null), the least and the most that each may be.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),  # of NumPy's generators
+    "debias_epochs": (0, math.inf),
+    "save_every_n_steps": (1, math.inf),
+    "pictures_every_n_epochs": (1, math.inf),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.log_every_n_steps": (0, math.inf),
+    "optimizer.lr": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+}
 
 
 def key_value(word: str) -> tuple[str, str]:
@@ -178,6 +203,13 @@ def run_dir(ckpt_path: str | None, fresh: str) -> str:
     if ckpt_path is None:
         return fresh
     return str(Path(ckpt_path).expanduser().absolute().parent.parent)
+
+
+def started(now: str) -> str:
+    """Name a run by when it started; a batch job of SLURM, which may start it again, by the job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    by_hand = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "sh", "interactive")
+    return now if job is None or by_hand else f"slurm-{job}"
 
 
 def short(value: Any) -> str:
@@ -244,6 +276,7 @@ def check(config: Any) -> None:
 
     Raises: InputError.
     """
+    _check_finite(OmegaConf.to_container(config, resolve=False))
     number = isinstance(config.lam, int | float) and not isinstance(config.lam, bool)
     if not (config.lam >= 0 if number else config.lam == AUTO):
         grid = " (lam=path is a grid: a run for each with -m, one for all with -cn path)"
@@ -257,23 +290,38 @@ def check(config: Any) -> None:
         raise InputError(
             f"stop_dominated={config.stop_dominated} was given; it is median, or null."
         )
+    if config.on_divergence not in WAYS:
+        raise InputError(
+            f"on_divergence={config.on_divergence} was given; it is {' or '.join(WAYS)}."
+        )
     if config.ckpt_path is not None and not Path(config.ckpt_path).expanduser().is_file():
         raise InputError(f"ckpt_path={config.ckpt_path} was given, and there is no such file.")
     Schedule(**config.strength)
-    _check_counts(config)
+    _check_ranges(config)
     _check_replaced(config)
     _check_epochs(config.trainer)
     _check_optimizer(config.optimizer)
 
 
-def _check_counts(config: Any) -> None:
-    if config.seed < 0:
-        raise InputError(f"seed={config.seed} was given; seed is a whole number >= 0.")
-    if config.debias_epochs < 0:
-        raise InputError(f"debias_epochs={config.debias_epochs} was given; it is 0 or more.")
-    every = config.save_every_n_steps
-    if every is not None and every < 1:
-        raise InputError(f"save_every_n_steps={every} was given; it is 1 or more, or null.")
+def _check_finite(part: Any, key: str = "") -> None:
+    """Refuse numbers that are none, wherever they stand."""
+    if isinstance(part, Mapping):
+        for name, inner in part.items():
+            _check_finite(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(part, list):
+        for inner in part:
+            _check_finite(inner, key)
+    elif isinstance(part, float) and not math.isfinite(part):
+        raise InputError(f"{key}={part} was given; numbers are finite here.")
+
+
+def _check_ranges(config: Any) -> None:
+    for key, (least, most) in RANGES.items():
+        value = OmegaConf.select(config, key)
+        if value is None or (isinstance(value, int | float) and least <= value <= most):
+            continue
+        allowed = f"a number from {least} to {most}" if most < math.inf else f"{least} or more"
+        raise InputError(f"{key}={value} was given; it is {allowed}.")
 
 
 def _check_replaced(config: Any) -> None:
@@ -300,9 +348,6 @@ def _check_epochs(trainer: Mapping[str, Any]) -> None:
 
 def _check_optimizer(options: Mapping[str, Any]) -> None:
     """Let the optimizer see its options, before there are videos or weights."""
-    lr = options.get("lr")
-    if isinstance(lr, int | float) and not 0 <= lr < math.inf:
-        raise InputError(f"optimizer.lr={lr} was given; it is a number >= 0.")
     try:
         make(options)([torch.nn.Parameter(torch.zeros(1, 1))])
     except InputError:

@@ -1,8 +1,8 @@
 """One run: train, test, train on without bias, and sum up."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
 from regkit.regularizer.regularizer import Regularizer
 from regkit.training import summary as sums
-from regkit.training.callbacks import callbacks, cost_of_zeros, was_pruned
-from regkit.training.checkpoints import start_from
+from regkit.training.callbacks import callbacks, cost_of_zeros, warn_of_chance, was_pruned
+from regkit.training.checkpoints import read, start_from
 from regkit.training.config import check, make, make_penalties, recipe_of
+from regkit.training.keep import KeepCheckpoints, Place
 from regkit.training.loggers import log_end, log_start, make_loggers
-from regkit.training.progress import progress, shows_bar
+from regkit.training.progress import is_first, progress, shows_bar
 from regkit.training.resolve_lam import resolve_auto_lam
-from regkit.training.runs import RunFolder, adopt
+from regkit.training.runs import GONE_S, SUMMARY, RunFolder, adopt
 from regkit.training.stages import debias, shrink_stage
 
 # Processes that the CPU of any machine may run: two ranks are tried out on a single core.
@@ -44,38 +45,50 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     check(config)
     refuse_missing_devices(config.trainer)
     held = RunFolder(folder, config.ckpt_path)
-    if (checkpoint := held.held()) is not None:
-        old = checkpoint["hyper_parameters"]["recipe"]
+    with held.owned(-1.0 if _is_swept() else GONE_S) if is_first() else nullcontext():
+        return _fit(config, held)
+
+
+def _fit(config: DictConfig, held: RunFolder) -> dict[str, Any]:
+    stages = ["test", *["debias"] * (config.debias_epochs > 0), *["shrink"] * config.shrink]
+    old = held.read_stages()
+    if old is not None:
         adopt(config, old)
-        if (done := held.summary(recipe_of(config), old)) is not None:
-            print(f"{config.name}: done already, {folder / 'summary.json'}", flush=True)
-            return done
+        if held.is_of(recipe_of(config)) and all(map(held.has, stages)):
+            held.finish()
+            print(f"{config.name}: done already, {held.path / SUMMARY}", flush=True)
+            return held.summary()
+    checkpoint = held.checkpoint()
+    if old is None and checkpoint is not None:
+        adopt(config, checkpoint["hyper_parameters"]["recipe"])
     held.begin()
-    first_step = None if checkpoint is None else checkpoint["global_step"] + 1
-    loggers = make_loggers(config, folder, first_step=first_step)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = make(config.data).ready()
     _refuse_without_validation(config, data)
     model = _model(config, data)
     resolve_auto_lam(config, model, data)
-    model.hparams["recipe"] = recipe_of(config)
-    summary = held.tested(recipe_of(config))
-    if summary is None:
-        trainer, summary = _train_and_test(config, held, model, data, loggers, checkpoint)
-        if trainer.is_global_zero:
-            held.keep_tested(summary, recipe_of(config))
-    else:
-        assert checkpoint is not None
-        model.load_state_dict(checkpoint["state_dict"])
-        trainer = None
-    if config.debias_epochs:
-        summary |= debias(config, folder, model, data)
-    if config.shrink:
-        whole = summary.get("debiased_accuracy", summary["test_accuracy"])
-        summary |= shrink_stage(config, folder, model, data, whole)
-    if trainer is None or trainer.is_global_zero:
-        held.finish(summary)
-    return summary
+    recipe = model.hparams["recipe"] = recipe_of(config)
+    held.forget_others(recipe)
+    if not held.has("test"):
+        first_step = None if checkpoint is None else checkpoint["global_step"] + 1
+        loggers = make_loggers(config, held.path, first_step=first_step)
+        held.add("test", _train_and_test(config, held, model, data, loggers), recipe)
+    if "debias" in stages and not held.has("debias"):
+        _take_weights(model, held.path, config.test_checkpoint)
+        held.add("debias", debias(config, held.path, model, data), recipe)
+    if "shrink" in stages and not held.has("shrink"):
+        _take_weights(
+            model, held.path, "debiased" if "debias" in stages else config.test_checkpoint
+        )
+        whole = held.summary().get("debiased_accuracy", held.summary()["test_accuracy"])
+        held.add("shrink", shrink_stage(config, held.path, model, data, whole), recipe)
+    held.finish()
+    return held.summary()
+
+
+def _take_weights(model: VideoClassifier, folder: Path, name: str) -> None:
+    """Take those that an earlier stage has left."""
+    model.load_state_dict(read(folder / "checkpoints" / f"{name}.ckpt")["state_dict"])
 
 
 def _model(config: DictConfig, data: VideoData) -> VideoClassifier:
@@ -108,41 +121,49 @@ def _train_and_test(
     model: VideoClassifier,
     data: VideoData,
     loggers: list[Logger],
-    checkpoint: dict[str, Any] | None,
-) -> tuple[pl.Trainer, dict[str, Any]]:
+) -> dict[str, Any]:
     penalties = make_penalties(recipe_of(config)["penalty"])
     regularize = RegularizerCallback(
         penalties, example=data.example(), schedule=Schedule(**config.strength)
     )
     pace = DataWaitMonitor(cached=config.data.get("cache", "none") != "none")
-    others = callbacks(config, held.path, regularize, bool(data.known_splits().val))
+    num_val = len(data.known_splits().val)
+
+    def conclude(keep: KeepCheckpoints, place: Place) -> dict[str, Any]:
+        reg = regularize.regularizer
+        assert reg is not None
+        regularize.conclude()
+        return {
+            **sums.trained(config, trainer, model, reg, keep.measures, place.epochs),
+            **sums.targets(regularize),
+            **sums.support(regularize),
+            **cost_of_zeros(trainer, num_val),
+            "train_s": round(keep.seconds, 2),
+            "data_share": pace.data_share,
+            "num_val": num_val,
+            "pruned": was_pruned(trainer),
+        }
+
+    monitor, every = "val/acc" if num_val else None, config.save_every_n_steps
+    keep = KeepCheckpoints(held.path / "checkpoints", "last", conclude, monitor, every)
+    others = callbacks(config, held.path, regularize, num_val > 0)
     bar = shows_bar(config.trainer)
     trainer = make(
         config.trainer,
         logger=loggers,
-        callbacks=[regularize, pace, *others, *progress(regularize, bar)],
+        callbacks=[regularize, pace, *others, *progress(regularize, bar), keep],
         enable_progress_bar=bar,
     )
     _refuse_scripted_sweep(trainer)
     log_start(loggers, config, held.path)
-    began = time.perf_counter()
-    start = held.checkpoint if checkpoint is not None else None
-    trainer.fit(model, datamodule=data, ckpt_path=start)
-    reg = regularize.regularizer
-    assert reg is not None
-    summary = sums.trained(config, trainer, model, reg) | sums.targets(regularize)
-    summary |= sums.support(regularize)
-    summary |= cost_of_zeros(trainer, len(data.known_splits().val))
-    summary["train_s"] = round(time.perf_counter() - began, 2)
-    summary["data_share"] = pace.data_share
-    summary["num_val"] = len(data.known_splits().val)
-    summary["pruned"] = was_pruned(trainer)
-    if config.test_checkpoint == "best":
-        best = torch.load(held.path / "checkpoints" / "best.ckpt", weights_only=True)
-        model.load_state_dict(best["state_dict"])
-    summary |= _test(trainer, model, data, reg, held.path)
+    trainer.fit(model, datamodule=data, ckpt_path=held.start)
+    assert regularize.regularizer is not None
+    assert keep.results is not None
+    _take_weights(model, held.path, config.test_checkpoint)
+    tested = _test(trainer, model, data, regularize.regularizer, held.path)
     log_end(loggers)
-    return trainer, summary
+    warn_of_chance(tested["test_accuracy"], data.num_classes, len(data.known_splits().test))
+    return {**keep.results, **tested}
 
 
 def _test(
@@ -158,11 +179,14 @@ def _test(
     return results
 
 
+def _is_swept() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _refuse_scripted_sweep(trainer: pl.Trainer) -> None:
     """Ranks that are started as scripts would each run the whole sweep again."""
-    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     launcher = trainer.strategy.launcher
-    if swept and launcher is not None and not launcher.is_interactive_compatible:
+    if _is_swept() and launcher is not None and not launcher.is_interactive_compatible:
         raise InputError(
             "-m (a sweep) was given together with a strategy that starts train.py once a rank. "
             "Use one device a job, or trainer.strategy=ddp_fork."

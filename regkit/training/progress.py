@@ -9,9 +9,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from regkit.lightning.callback import RegularizerCallback
+from regkit.lightning.video_classifier import VideoClassifier
 from regkit.pruning.density import density
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,11 @@ def tell(line: str, printed: bool = True) -> None:
     if printed:
         print(line, flush=True)
     log.info(line)
+
+
+def is_first() -> bool:
+    """Say whether this process is the one, of all ranks, that speaks and writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def keep_lines_off_the_screen() -> None:
@@ -78,6 +85,10 @@ class EpochLines(pl.Callback):
         name = f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else "")
         return f"{self._stage} {name}".lstrip()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; a run that goes on within an epoch does not start that."""
+        self._began, self._validated = time.perf_counter(), False
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._began, self._validated = time.perf_counter(), False
@@ -90,10 +101,11 @@ class EpochLines(pl.Callback):
         """Measure (a collective), and tell it."""
         regularizer = self._regularize.regularizer
         assert regularizer is not None
+        assert isinstance(pl_module, VideoClassifier)
         measured, support = trainer.callback_metrics, regularizer.support_report()
         self.settled = None if support is None else support.is_settled
         known = {
-            "loss": measured.get("train/loss"),
+            "loss": pl_module.train_means()["loss"],
             "val accuracy": measured.get("val/acc") if self._validated else None,
             "density": density(regularizer.counted_parameters()).total,
             "flips": None if support is None else support.flips,
@@ -131,6 +143,7 @@ class RunBar(ProgressBar):
             disable=self._disabled,
             dynamic_ncols=True,
             mininterval=REFRESH_S,
+            desc=self._lines.name(trainer),
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

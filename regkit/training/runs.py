@@ -3,34 +3,45 @@
 import json
 import logging
 import os
+import re
 import shutil
+import struct
 import traceback
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import yaml
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from tensorboard.backend.event_processing import event_accumulator, io_wrapper
+from tensorboard.compat.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]  # made when it is imported
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from regkit.errors import InputError
-from regkit.files import write_text
+from regkit.files import finite, make_folder, sweep_drafts, write_json, write_text
+from regkit.training.checkpoints import one_line, read
 from regkit.training.config import AUTO, check_unchanged, only_watches, recipe_of
+from regkit.training.progress import is_first, tell
 
 Status = Literal["done", "failed", "unfinished", "pruned"]
 Curve = tuple[Int64[np.ndarray, " points"], Float[np.ndarray, " points"]]
 
 SUMMARY, FAILED, CONFIG, NORMS = "summary.json", "failed.txt", "config/config.yaml", "groups.npz"
+STAGES, LOCK = "stages.json", ".lock"
+GONE_S = 6.0  # after which the workers of a run that was killed are gone, and its lock with them
 # Folders that hold no runs: of one run, and of what is written about several.
 ASIDE = {"config", "checkpoints", "report", "comparison"}
-# Of other kinds one event each: 0 would mean all of them, and pictures are large.
-SCALARS_ONLY = dict.fromkeys(event_accumulator.DEFAULT_SIZE_GUIDANCE, 1) | {"scalars": 0}
+MOST_CHECKED = 4096  # bytes of an event; those of curves are far smaller
+WHOLE_KEY = re.compile(r"\$\{([\w.]+)\}")  # an interpolation that is nothing but a key
 # What Hydra writes before a job begins, beside its log.
 _OF_HYDRA = {"config.yaml", "hydra.yaml", "overrides.yaml"}
 
@@ -139,18 +150,42 @@ def curves(run: Run) -> dict[str, Curve]:
     """Read the curves of a run: steps and values of each tag, in the order of the steps.
 
     Where a run was continued, the later event file takes over from the step that it started at,
-    as TensorBoard shows it.
+    as TensorBoard shows it; what both have logged at one step comes once.
     """
-    if not any(io_wrapper.IsSummaryEventsFile(name) for name in os.listdir(run.folder)):
-        return {}
-    events = event_accumulator.EventAccumulator(str(run.folder), SCALARS_ONLY).Reload()
-    found = {}
-    for tag in events.Tags()["scalars"]:
-        points = events.Scalars(tag)
-        steps = np.array([point.step for point in points], dtype=np.int64)
-        values = np.array([point.value for point in points], dtype=np.float64)
-        found[tag] = steps, values
-    return found
+    points: dict[str, dict[int, float]] = {}
+    for path in sorted(run.folder.glob("events.out.tfevents.*")):
+        for event in _events(path):
+            if event.session_log.status == SessionLog.START:
+                for curve in points.values():
+                    for step in [step for step in curve if step >= event.step]:
+                        del curve[step]
+            for one in event.summary.value:
+                if one.HasField("simple_value"):
+                    points.setdefault(one.tag, {})[event.step] = one.simple_value
+    return {
+        tag: (np.array(list(curve), dtype=np.int64), np.array(list(curve.values()), dtype=float))
+        for tag, curve in points.items()
+        if curve
+    }
+
+
+def _events(path: Path) -> Iterator[Event]:
+    """Read events up to the first that is not whole; pictures are not checked, which takes long.
+
+    A record is its length (8 bytes), the checksum of that (4), itself, and its checksum (4).
+    """
+    content = path.read_bytes()
+    place = 0
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        record = content[place + 12 : place + 12 + length]
+        checksum = content[place + 12 + length : place + 16 + length]
+        if len(checksum) < 4:
+            return
+        if length < MOST_CHECKED and struct.unpack("<I", checksum)[0] != masked_crc32c(record):
+            return
+        yield Event.FromString(record)
+        place += 16 + length
 
 
 def group_norms(run: Run) -> dict[str, Float[np.ndarray, " rows"]]:
@@ -172,11 +207,27 @@ def _resolved(text: str) -> Any:
     content = _yaml(text)
     if isinstance(content, dict):
         content.pop("name", None)  # it is made by a resolver that only train.py has
+        known = _looked_up(content, content)
+        if "${" not in str(known):
+            return known
     config = OmegaConf.create(content or {})
     try:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException:  # a resolver of the user's own
         return OmegaConf.to_container(config, resolve=False)
+
+
+def _looked_up(part: Any, whole: Any) -> Any:
+    """Put values in the place of their keys, as OmegaConf does in a hundred times the time."""
+    if isinstance(part, dict):
+        return {key: _looked_up(inner, whole) for key, inner in part.items()}
+    if isinstance(part, list):
+        return [_looked_up(inner, whole) for inner in part]
+    key = WHOLE_KEY.fullmatch(part) if isinstance(part, str) else None
+    found = whole if key else None
+    for name in key[1].split(".") if key else ():
+        found = found.get(name) if isinstance(found, dict) else None
+    return part if found is None or isinstance(found, dict | list) else found
 
 
 def _yaml(text: str) -> Any:
@@ -193,73 +244,149 @@ def _what_lies_in(folder: Path) -> str:
     return f"It holds {', '.join(names[:5])}{more}" if names else "It is empty."
 
 
+class FolderInUseError(InputError):
+    """Another run is at work in the folder."""
+
+
 class RunFolder:
     """Keep what a run leaves in its folder, so that it goes on where it was stopped.
 
-    Stages: trained (`checkpoints/last.ckpt`, epoch by epoch), tested (`tested.json`), and, with all
-    that was asked for, done (`summary.json`). A job that failed leaves `failed.txt`.
+    Stages: trained (`checkpoints/last.ckpt`, epoch by epoch), then those of `stages.json`, each
+    with what the summary says of it, and done (`summary.json`). A job that failed leaves
+    `failed.txt`.
+
+    Attributes:
+        start: the checkpoint to go on from; None where training begins.
     """
 
     def __init__(self, path: Path, ckpt_path: str | None = None) -> None:
         self.path = path
-        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.last = path / "checkpoints" / "last.ckpt"
         if ckpt_path is not None:
-            self.checkpoint = Path(ckpt_path).expanduser()
+            self.last = Path(ckpt_path).expanduser()
+        self.start: Path | None = None
+        self._record: dict[str, Any] = {}
 
-    def held(self) -> dict[str, Any] | None:
+    @contextmanager
+    def owned(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Own the folder while this lasts; the lock goes with the process, however that ends.
+
+        wait_s: for another run there; -1: as long as it takes.
+        Raises: FolderInUseError. InputError when the folder cannot be written to.
+        """
+        make_folder(self.path, f"A run got the folder {self.path}")
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout as error:
+            raise FolderInUseError(
+                f"Another run is at work in {self.path}. Wait for it, or take another folder "
+                "(hydra.run.dir=...)."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def refuse_if_owned(self) -> None:
+        """Refuse a second run in this folder, and one that could write nothing there."""
+        with self.owned(GONE_S):
+            pass
+
+    def checkpoint(self) -> dict[str, Any] | None:
         """Read the checkpoint to go on from; None where a run begins.
 
-        Raises: InputError when it is none of ours.
+        Where the last one is damaged that is the best one, which is said.
+        Raises: InputError when there is none that can be used.
         """
-        if not self.checkpoint.is_file():
-            return None
-        try:
-            checkpoint = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            checkpoint["hyper_parameters"]["recipe"]
-        except Exception as error:
+        broken = []
+        for path in (self.last, self.last.with_name("best.ckpt")):
+            if not path.is_file():
+                continue
+            try:
+                checkpoint = read(path)
+                checkpoint["hyper_parameters"]["recipe"]
+            except Exception as error:
+                broken.append(f"{path} ({one_line(error)})")
+                continue
+            self.start = path
+            if broken:
+                self._record = {}  # of what was trained after this one
+                tell(
+                    f"{broken[0]} is damaged. The run goes on from {path}, after step "
+                    f"{checkpoint['global_step']}; what was trained since then is trained again."
+                )
+            return checkpoint
+        if broken:
             raise InputError(
-                f"ckpt_path={self.checkpoint} is no checkpoint of train.py "
-                f"({type(error).__name__}); give the file checkpoints/last.ckpt of a run folder."
-            ) from error
-        return checkpoint
+                f"{' and '.join(broken)}: no checkpoint of train.py, or damaged. Give another "
+                "checkpoint of this run, as ckpt_path=..., or delete it to train anew."
+            )
+        return None
 
-    def summary(self, recipe: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the summary of this very run, if it is done."""
-        path = self.path / SUMMARY
-        if not path.is_file() or _effective(recipe) != _effective(old):
-            return None
-        return json.loads(path.read_text())
+    def read_stages(self) -> dict[str, Any] | None:
+        """Read what is over, and return the recipe that it was made by; None where nothing is.
 
-    def tested(self, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what is known of a run that was stopped after its test."""
-        path = self.path / "tested.json"
+        Raises: InputError when the file is damaged.
+        """
+        path = self.path / STAGES
         if not path.is_file():
             return None
-        held = json.loads(path.read_text())
-        return held["summary"] if held["recipe"] == _effective(recipe) else None
+        try:
+            self._record = json.loads(path.read_text())
+            return self._record["recipe"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({one_line(error)}). Delete it: the run does again what "
+                "comes after training."
+            ) from error
 
-    def keep_tested(self, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-        """Keep what was measured, for a run that is stopped from here on."""
-        held = {"recipe": _effective(recipe), "summary": summary}
-        write_text(self.path / "tested.json", json.dumps(held))
+    def is_of(self, recipe: Mapping[str, Any]) -> bool:
+        """Say whether the stages that are over were of this recipe."""
+        return bool(self._record) and _effective(self._record["recipe"]) == _effective(recipe)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def forget_others(self, recipe: Mapping[str, Any]) -> None:
+        """Forget the stages of another recipe, and what they left."""
+        if self.is_of(recipe):
+            return
+        self._record = {}
+        left = (STAGES, SUMMARY, "checkpoints/debiased.ckpt", "checkpoints/shrunk.ckpt")
+        for name in left if is_first() else ():
+            (self.path / name).unlink(missing_ok=True)
+
+    def has(self, stage: str) -> bool:
+        """Say whether a stage is over."""
+        return stage in self._record.get("stages", {})
+
+    def add(self, stage: str, found: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+        """Keep what a stage has found: it is over."""
+        stages = {**self._record.get("stages", {}), stage: dict(found)}
+        self._record = {"recipe": dict(recipe), "stages": stages}
+        if is_first():
+            write_json(self.path / STAGES, self._record)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what all stages have found, as JSON has it."""
+        parts = self._record["stages"].values()
+        return finite({key: value for part in parts for key, value in part.items()})
+
+    def finish(self) -> None:
         """Write the summary, last of all."""
-        write_text(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
-        (self.path / "tested.json").unlink(missing_ok=True)
+        if is_first():
+            write_json(self.path / SUMMARY, self.summary())
 
     def fail(self, error: Exception) -> None:
         """Leave word of what stopped the job."""
         self.path.mkdir(parents=True, exist_ok=True)
         lines = "".join(traceback.format_exception(error))
-        (self.path / FAILED).write_text(f"{type(error).__name__}: {error}\n\n{lines}")
+        write_text(self.path / FAILED, f"{type(error).__name__}: {error}\n\n{lines}")
 
     def is_fresh(self) -> bool:
         """Say whether there is nothing yet but what Hydra leaves when a job begins."""
         config, here = self.path / "config", Path.cwd()
         names = {entry.name for entry in self.path.iterdir()}
         inner = {entry.name for entry in config.iterdir()} if config.is_dir() else set()
-        ours = names <= {"config", "train.log"} and inner <= _OF_HYDRA
+        ours = names <= {"config", "train.log", LOCK} and inner <= _OF_HYDRA
         return ours and not here.is_relative_to(self.path.absolute())
 
     def is_trained(self) -> bool:
@@ -278,8 +405,17 @@ class RunFolder:
             above.rmdir()
 
     def begin(self) -> None:
-        """Take away the word of an earlier failure."""
+        """Take away the word of an earlier failure, and the drafts of a process that was killed."""
         (self.path / FAILED).unlink(missing_ok=True)
+        for folder in (self.path, self.path / "checkpoints"):
+            sweep_drafts(folder)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder of a run that cannot be made, or not be written to."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise InputError(f"hydra.run.dir={folder} was given; give a folder to write to.")
 
 
 def adopt(config: DictConfig, old: Mapping[str, Any]) -> None:

@@ -1,12 +1,10 @@
 """What may follow training: more of it without penalty, and cutting out what is superfluous."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR
@@ -18,10 +16,11 @@ from regkit.lightning.video_classifier import VideoClassifier
 from regkit.optim.schedule import Schedule
 from regkit.pruning.shrink import ShrinkReport, shrink
 from regkit.training.callbacks import warn_of_a_cut
-from regkit.training.checkpoints import save_checkpoint
+from regkit.training.checkpoints import one_line, read, save_checkpoint
 from regkit.training.config import make, make_penalties, recipe_of
+from regkit.training.keep import KeepCheckpoints, Place
 from regkit.training.loggers import make_loggers
-from regkit.training.progress import progress, shows_bar
+from regkit.training.progress import progress, shows_bar, tell
 
 # Share of the learning rate that debiasing begins with; it falls linearly to END of that.
 BEGIN, END = 0.3, 0.03
@@ -46,30 +45,42 @@ def debias(
     model.make_scheduler = lambda optimizer: LinearLR(optimizer, **falls)
     penalties, off = make_penalties(recipe_of(config)["penalty"]), Schedule(debias=0.0)
     regularize = RegularizerCallback(penalties, example=data.example(), schedule=off)
-    keep = ModelCheckpoint(
-        folder / "checkpoints", filename="debiased", enable_version_counter=False
+    path = folder / "checkpoints" / "debiased.ckpt"
+    keep = KeepCheckpoints(
+        path.parent, path.stem, _debiased, every_n_steps=config.save_every_n_steps
     )
+    first_step = _first_step(path)
     bar = shows_bar(config.trainer)
     trainer = make(
         config.trainer,
-        logger=make_loggers(config, folder, stage="debias"),
+        logger=make_loggers(config, folder, stage="debias", first_step=first_step),
         callbacks=[regularize, keep, *progress(regularize, bar, "debias")],
         enable_progress_bar=bar,
         max_epochs=epochs,
         check_val_every_n_epoch=epochs,
     )
-    began = time.perf_counter()
-    last = folder / "checkpoints" / "debiased.ckpt"
-    trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None)
-    if data.known_splits().val and "val/acc" not in trainer.callback_metrics:  # done before a stop
-        trainer.validate(model, datamodule=data, verbose=False)
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer.fit(model, datamodule=data, ckpt_path=None if first_step is None else path)
     tested = trainer.test(model, datamodule=data, verbose=False)[0]
+    assert keep.results is not None
+    return {"debiased_accuracy": tested["test/acc"], **keep.results}
+
+
+def _first_step(path: Path) -> int | None:
+    """Return the step that a checkpoint goes on with; None where there is none that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        return read(path)["global_step"] + 1
+    except Exception as error:
+        tell(f"{path} is damaged ({one_line(error)}); debiasing begins anew.")
+        return None
+
+
+def _debiased(keep: KeepCheckpoints, place: Place) -> dict[str, Any]:
     return {
-        "debiased_accuracy": tested["test/acc"],
-        "debiased_val_accuracy": measured.get("val/acc"),
-        "debiased_val_loss": measured.get("val/loss"),
-        "debias_s": round(time.perf_counter() - began, 2),
+        "debiased_val_accuracy": keep.measures.get("val/acc"),
+        "debiased_val_loss": keep.measures.get("val/loss"),
+        "debias_s": round(keep.seconds, 2),
     }
 
 

@@ -1,6 +1,7 @@
 """What a run is summed up to: summary.json, its fields and what they mean, and groups.npz."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from regkit.files import replacing
 from regkit.lightning.callback import RegularizerCallback
 from regkit.lightning.video_classifier import VideoClassifier
 from regkit.pruning.density import density
@@ -89,10 +91,18 @@ SUMMARY_FIELDS: dict[str, str] = {
 
 
 def trained(
-    config: DictConfig, trainer: pl.Trainer, model: VideoClassifier, reg: Regularizer
+    config: DictConfig,
+    trainer: pl.Trainer,
+    model: VideoClassifier,
+    reg: Regularizer,
+    measured: Mapping[str, float],
+    epochs: int,
 ) -> dict[str, Any]:
-    """Sum up the weights that training ended with."""
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    """Sum up the weights that training ends with, in the hook that ends its last epoch.
+
+    measured: the latest measures, by name.
+    epochs: that were trained.
+    """
     loss = measured["train/loss"]
     leading = leading_penalty(config.penalty, config.lam)
     with torch.no_grad():
@@ -111,7 +121,7 @@ def trained(
         "val_loss": measured.get("val/loss"),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.global_step,
-        "epochs": trainer.current_epoch,
+        "epochs": epochs,
     }
 
 
@@ -185,4 +195,5 @@ def write_groups(reg: Regularizer, path: Path, write: bool) -> None:
         for name, w in whole.items()
     }
     if write:
-        np.savez_compressed(path, **norms)
+        with replacing(path) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **norms)

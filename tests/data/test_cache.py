@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +182,28 @@ def test_frames_of_a_copy_thrown_out_come_from_the_file(store, room, paths):
     room.free(2 * GIB)
     assert copies(store) == set()
     np.testing.assert_array_equal(reader.frames(paths[0], np.array([4]), SIZE, timeline), mapped)
+
+
+def _orphaned(sign: Path) -> None:
+    """Start a worker that works long, say who it is, and be killed."""
+    with ProcessPoolExecutor(
+        1, get_context("fork"), initializer=cache.end_with, initargs=(os.getpid(),)
+    ) as pool:
+        sign.write_text(str(pool.submit(os.getpid).result()))
+        pool.submit(time.sleep, 300)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_whose_parent_was_killed_ends(tmp_path):
+    parent = get_context("fork").Process(target=_orphaned, args=(tmp_path / "worker",))
+    parent.start()
+    parent.join(60)
+    assert parent.exitcode == -signal.SIGKILL
+    worker = Path("/proc", (tmp_path / "worker").read_text())
+    deadline = time.time() + 30
+    while worker.exists() and time.time() < deadline:
+        time.sleep(0.1)
+        state = worker / "stat"
+        if state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return  # dead; nobody here waits for it
+    assert not worker.exists()

@@ -5,13 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import OmegaConf
 from toy_sweep import start
 
-from regkit.sweeps.launch import LockedTask, launch, own_gpu
+from regkit.sweeps.launch import launch, own_gpu
+from regkit.training.runs import RunFolder
 
 
 class Fragile(Launcher):
@@ -73,18 +72,11 @@ def test_an_old_failure_is_not_taken_for_a_new_one(tmp_path: Path):
 
 
 def _hold(folder: Path) -> None:
-    HydraConfig.instance().cfg = OmegaConf.create(
-        {"hydra": {"runtime": {"output_dir": str(folder)}}}
-    )
-
-    def task(config):
-        with (folder / "log.txt").open("a") as log:
-            log.write("in ")
-            log.flush()
-            time.sleep(0.3)
-            log.write("out ")
-
-    LockedTask(task)(None)
+    with RunFolder(folder).owned(-1.0), (folder / "log.txt").open("a") as log:
+        log.write("in ")
+        log.flush()
+        time.sleep(0.3)
+        log.write("out ")
 
 
 def test_a_job_waits_for_its_double(tmp_path: Path):

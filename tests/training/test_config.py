@@ -20,6 +20,7 @@ from regkit.training.config import (
     run_dir,
     run_name,
     short,
+    started,
 )
 from regkit.training.overrides import (
     CONFIGS,
@@ -90,17 +91,26 @@ def test_what_a_plug_says_is_not_hidden_by_what_made_it_say_so(monkeypatch: Any,
     ("key", "value", "said"),
     [
         ("lam", -1.0, "lam is a number >= 0"),
-        ("lam", float("nan"), "lam is a number >= 0"),
+        ("lam", float("nan"), "lam=nan was given; numbers are finite here"),
+        ("data.mean", [float("nan"), 0.0, 0.0], "data.mean=nan was given"),
+        ("data.noise", float("inf"), "data.noise=inf was given; numbers are finite"),
+        ("penalty.l1.lam", float("-inf"), r"penalty\.l1\.lam=-inf was given"),
+        ("trainer.gradient_clip_val", float("nan"), "gradient_clip_val=nan was given"),
+        ("trainer.gradient_clip_val", -1, "gradient_clip_val=-1 was given; it is 0 or more"),
+        ("trainer.accumulate_grad_batches", 0, "it is 1 or more"),
+        ("seed", 2**40, "seed=1099511627776 was given; it is a number from 0 to 4294967295"),
+        ("on_divergence", "ignore", "on_divergence=ignore was given; it is stop or warn"),
         ("test_checkpoint", "first", "it is last or best"),
-        ("seed", -1, "whole number >= 0"),
+        ("seed", -1, "seed=-1 was given; it is a number from 0 to"),
         ("save_every_n_steps", 0, "1 or more"),
         ("trainer.max_epochs", 0, "trainer.max_epochs=0 was given; it is a whole number >= 1"),
         ("trainer.max_epochs", None, "whole number >= 1, or -1 beside"),
         ("trainer.logger", False, "trainer.logger=False was given; it follows from the other"),
         ("model.num_classes", 3, "model.num_classes=3 was given; it follows from the videos"),
-        ("optimizer.lr", -1, "optimizer.lr=-1 was given; it is a number >= 0"),
-        ("optimizer.lr", float("nan"), "it is a number >= 0"),
-        ("optimizer.weight_decay", -1, "AdamW got lr=0.003, weight_decay=-1: Invalid weight_decay"),
+        ("optimizer.lr", -1, "optimizer.lr=-1 was given; it is 0 or more"),
+        ("optimizer.lr", float("nan"), "numbers are finite"),
+        ("optimizer.weight_decay", -1, "optimizer.weight_decay=-1 was given; it is 0 or more"),
+        ("optimizer.eps", -1, "AdamW got lr=0.003, .*eps=-1: Invalid epsilon"),
         ("optimizer.momentum", 1, "AdamW got .*momentum"),
     ],
 )
@@ -125,6 +135,16 @@ def test_ranges(key: str, value: Any, said: str):
 def test_a_wrong_name_answers_with_the_right_ones(argument: str, said: str):
     with pytest.raises(InputError, match=said):
         check_overrides([argument], CONFIGS)
+
+
+def test_a_batch_job_that_starts_again_finds_its_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert started("now") == "now"
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    assert started("now") == "now"
+    monkeypatch.setenv("SLURM_JOB_NAME", "train.sbatch")
+    assert started("now") == "slurm-12"
 
 
 def test_a_training_may_end_by_steps_or_time():

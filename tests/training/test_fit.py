@@ -252,23 +252,39 @@ def test_a_run_that_is_done_is_not_repeated(tmp_path: Path):
 
 def test_a_run_stopped_after_its_test_is_not_trained_again(tmp_path: Path):
     summary = run(tmp_path, "penalty=l1", "debias_epochs=1")
-    debiased = {k for k in summary if k.startswith("debias")}
-    recipe = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    recipe = recipe["hyper_parameters"]["recipe"]
-    for key in ("ckpt_path", "name", "logger", "save_every_n_steps", "pictures_every_n_epochs"):
-        del recipe[key]
-    for key in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps"):
-        del recipe["trainer"][key]
-    known = {k: v for k, v in summary.items() if k not in debiased} | {"train_s": 12345.0}
-    (tmp_path / "tested.json").write_text(json.dumps({"recipe": recipe, "summary": known}))
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    stages["stages"]["test"]["train_s"] = 12345.0
+    debiased = stages["stages"].pop("debias")
+    (tmp_path / "stages.json").write_text(json.dumps(stages))
     (tmp_path / "summary.json").unlink()
     (tmp_path / "checkpoints/debiased.ckpt").unlink()
     again = run(tmp_path, "penalty=l1", "debias_epochs=1")
     assert again["train_s"] == 12345.0
-    assert {k: again[k] for k in debiased - {"debias_s"}} == {
-        k: summary[k] for k in debiased - {"debias_s"}
-    }
-    assert not (tmp_path / "tested.json").exists()
+    for key in debiased.keys() - {"debias_s"}:
+        assert again[key] == summary[key]
+
+
+def test_stages_of_another_recipe_do_not_count(tmp_path: Path):
+    """Nor what was debiased or cut out of other weights."""
+    run(tmp_path, "penalty=l1", "scheduler=none", "shrink=true", "debias_epochs=1")
+    before = weights(tmp_path, "debiased")
+    run(tmp_path, "penalty=l1", "scheduler=none", "trainer.max_epochs=3")
+    assert not (tmp_path / "checkpoints/shrunk.ckpt").exists()
+    run(tmp_path, "penalty=l1", "scheduler=none", "trainer.max_epochs=3", "debias_epochs=1")
+    after = weights(tmp_path, "debiased")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(InputError, match=r"max_epochs=2 was given, and this run has trained for 3"):
+        run(tmp_path, "penalty=l1", "scheduler=none")
+
+
+def test_a_rate_that_is_too_large_is_told_in_one_line(tmp_path: Path):
+    words = ["penalty=l1", "optimizer.lr=1e30"]
+    with pytest.raises(InputError, match=r"Training diverged at step \d.*Try a tenth of optimizer"):
+        run(tmp_path / "stops", *words)
+    summary = run(tmp_path / "goes on", *words, "on_divergence=warn", "shrink=false")
+    assert summary["loss"] is None
+    text = (tmp_path / "goes on/summary.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == summary
 
 
 LINE = (

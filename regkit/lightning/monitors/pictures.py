@@ -72,8 +72,8 @@ class Pictures(pl.Callback):
         if self._every_n_epochs is not None and (epoch + 1) % self._every_n_epochs == 0:
             self._draw(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw what training ended with."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw what training ended with, also where it had ended before a stop."""
         if trainer.global_step != self._drawn_step:
             self._draw(trainer, pl_module)
 

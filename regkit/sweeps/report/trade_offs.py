@@ -157,22 +157,29 @@ def _ticks(axes: Any, lams: Sequence[float]) -> None:
 
 def _dots(axes: Any, scene: Scene, rows: Iterable[Configuration], x: str, y: str) -> None:
     """Draw each run as a small dot, and each row as its mean with standard deviations."""
+    alike: dict[tuple[Any, Any], list[Configuration]] = {}
     for row in rows:
-        colour, marker = scene.colour(row.penalty), scene.marker(row)
-        pairs = [(value(run, x), value(run, y)) for run in row.runs]
+        alike.setdefault((scene.colour(row.penalty), scene.marker(row)), []).append(row)
+    for (colour, marker), some in alike.items():
+        pairs = [(value(run, x), value(run, y)) for r in some if len(r.runs) > 1 for run in r.runs]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if len(known) > 1:
+        if known:
             style = {"marker": marker, "markeredgewidth": 0, "linestyle": "", "alpha": 0.45}
             axes.plot(*zip(*known, strict=True), color=colour, markersize=2.8, **style)
-        if (at := _place(row, x, y)) is not None:
+        if placed := [(row, at) for row in some if (at := _place(row, x, y)) is not None]:
             axes.errorbar(
-                *at,
-                xerr=_deviation(row, x) if x != "lam" else None,
-                yerr=_deviation(row, y),
+                *zip(*(at for _, at in placed), strict=True),
+                xerr=_deviations(placed, x) if x != "lam" else None,
+                yerr=_deviations(placed, y),
                 **{"color": colour, "marker": marker, "markersize": 5.5, "elinewidth": 0.8},
-                ecolor=tint(colour, 0.35),
+                **{"ecolor": tint(colour, 0.35), "linestyle": ""},
                 **{"markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3},
             )
+
+
+def _deviations(placed: Sequence[tuple[Configuration, Any]], key: str) -> list[float]:
+    found = (_deviation(row, key) for row, _ in placed)
+    return [math.nan if deviation is None else deviation for deviation in found]
 
 
 def _ring(axes: Any, scene: Scene, rows: Sequence[Configuration], x: str, y: str) -> None:
