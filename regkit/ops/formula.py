@@ -210,3 +210,16 @@ def _shrink(v: Tensor, step: Number, l1: float, norm: float, ridge: float) -> Te
 
 
 SHRINK = Formula(_shrink, grouped=True, name="SHRINK")
+
+
+def _keep(v: Tensor, step: Number, price: float) -> Tensor:
+    """Return the prox of a price for every row that is not zero."""
+    # In roots and as a ratio, so that neither squares nor steps of 0 overflow to NaN.
+    threshold = (as_tensor(step, v) * (2 * price)).sqrt()
+    info = torch.finfo(v.dtype)
+    ratio = v / threshold.clamp_min(info.tiny * info.eps)
+    cheap = torch.linalg.vector_norm(ratio, dim=1, keepdim=True) < 1
+    return torch.where(cheap & (threshold > 0), 0.0, v)
+
+
+KEEP = Formula(_keep, grouped=True, name="KEEP")

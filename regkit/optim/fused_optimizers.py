@@ -1,7 +1,8 @@
 """ProxSGD and ProxAdamW: torch's optimizers, with update and prox in one pass of a kernel."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Set
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -19,7 +20,7 @@ Group = dict[str, Any]
 class FusedStep(Protocol):
     """What an optimizer of this package calls from within its step."""
 
-    def fused_step(self, update: str) -> set[Tensor]:
+    def fused_step(self, update: str) -> Set[Tensor]:
         """Update some parameters in place, together with the prox, and return which."""
         ...
 
@@ -72,15 +73,17 @@ class FusedOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for _, params in self.moving():
+        moving, state = list(self.moving()), self.state
+        for _, params in moving:
             for p in params:
-                if not self.state[p]:
-                    self.state[p].update(self.begin(p))
+                if not state[p]:
+                    state[p].update(self.begin(p))
         step = self.proximal_step
-        done = set() if step is None else step.fused_step(self.update)
-        for group, params in self.moving():
-            if left := [p for p in params if p not in done]:
-                self._advance(group, left)
+        done = frozenset() if step is None else step.fused_step(self.update)
+        if len(done) < sum(len(params) for _, params in moving):
+            for group, params in moving:
+                if left := [p for p in params if p not in done]:
+                    self._advance(group, left)
         if step is not None:
             step.finish()
         return loss
@@ -88,15 +91,15 @@ class FusedOptimizer(Optimizer, ABC):
     def moving(self) -> Iterator[tuple[Group, list[Tensor]]]:
         """Yield the parameters of each group that have a gradient, on one device each."""
         for group in self.param_groups:
-            by_device: dict[Any, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    if p.grad.layout != torch.strided:
-                        raise InputError(
-                            f"{type(self).__name__} got a sparse gradient; it moves all entries "
-                            "at every step. Make the layer with sparse=False."
-                        )
-                    by_device.setdefault(p.device, []).append(p)
+            pairs = [(p, grad) for p in group["params"] if (grad := p.grad) is not None]
+            if any(grad.layout != torch.strided for _, grad in pairs):
+                raise InputError(
+                    f"{type(self).__name__} got a sparse gradient; it moves all entries at every "
+                    "step. Make the layer with sparse=False."
+                )
+            by_device: dict[Any, list[Tensor]] = defaultdict(list)
+            for p, _ in pairs:
+                by_device[p.device].append(p)
             yield from ((group, params) for params in by_device.values())
 
     @abstractmethod
