@@ -109,11 +109,13 @@ class ProxPass:
         )
 
     def count_step(self, taken: float | Tensor = 1.0) -> None:
-        """Raise the numbers of steps, before a pass that updates.
+        """Raise the numbers of steps, if the pass updates, before it.
 
         taken: 0 where the step is skipped; 0-d on the device, or 1.
         """
         counts = list(self.args.step_counts)
+        if self.update == "none":
+            return
         if self.table is not None and BACKENDS[self.args.weights[0].device.type] is native:
             native.count_step(self.table)
         elif counts:

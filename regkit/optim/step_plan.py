@@ -42,6 +42,8 @@ class Launch:
     fresh: Mapping[nn.Parameter, Tensor]
     _params: Tensor | None = field(default=None, init=False)
     _numbers: list[list[float]] = field(default_factory=list, init=False)
+    # Which rows have rates that are tensors, and what those are multiplied by.
+    _rated: tuple[Tensor, Tensor] = field(init=False)
     _strides: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,14 +83,31 @@ class Launch:
             kernel_params(row, step, moves[row.lead], scale)
             for row, step in zip(self.rows, steps, strict=True)
         ]
+        on_tensors = [k for k, step in enumerate(steps) if isinstance(step.rate, Tensor)]
         if self._params is None or numbers != self._numbers:
             self._params = on_device(self.device, numbers, self._params)
             self._numbers = numbers
-        for place, (row, step) in enumerate(zip(self.rows, steps, strict=True)):
-            if isinstance(step.rate, Tensor):
-                self._params[place, Param.RATE] = step.rate * numbers[place][Param.RATE]
-                self._params[place, Param.LR] = moves[row.lead].group["lr"]
+            places = torch.tensor(on_tensors, dtype=torch.int64)
+            factors = [[numbers[k][Param.RATE], 1.0] for k in on_tensors]
+            where = self._params.device
+            self._rated = places.to(where), torch.tensor(factors, dtype=self._params.dtype).to(where)
+        if on_tensors:
+            self._write_rates([(steps[k].rate, moves[self.rows[k].lead].group["lr"]) for k in on_tensors])
         self.prox_pass(self._params, skip, grad_scale, grads)
+
+    def _write_rates(self, rates: Sequence[tuple[Any, Any]]) -> None:
+        """Write rates that are tensors into the table, all at once.
+
+        rates: the rate and the learning rate of each row that has them as tensors.
+        """
+        assert self._params is not None
+        places, factors = self._rated
+        values = torch.stack([torch.as_tensor(rate).reshape(()) for pair in rates for rate in pair])
+        values = values.to(self._params.dtype)
+        if values.device != self._params.device:
+            values = values.pin_memory().to(self._params.device, non_blocking=True)
+        columns = self._params[:, Param.RATE : Param.LR + 1]
+        columns.index_copy_(0, places, values.view(-1, 2) * factors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,11 +24,11 @@ static inline void keep_zeros(real *restrict z, uint8_t *restrict gate, int64_t 
     uint8_t now[BLOCK], changed = 0;
 #pragma omp simd reduction(| : changed)
     for (int64_t i = 0; i < n; i++) {
-        Word word = {z[i]};
+        Word word = {load(rounded(z[i]))};
         integer stays = is_closed(gate[i]) & (z[i] == z[i]);
         word.bits &= stays - 1;
         z[i] = word.number;
-        now[i] = recorded(gate[i], load(rounded(z[i])) == 0);
+        now[i] = recorded(gate[i], (word.bits & ~SIGN) == 0);
         changed |= now[i] ^ gate[i];
     }
     if (changed) memcpy(gate, now, (size_t)n);
