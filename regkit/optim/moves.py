@@ -44,7 +44,7 @@ class Roster:
     _moved: dict[tuple[int, ...], "Roster"] = field(default_factory=dict, init=False)
 
     def moved(self) -> "Roster":
-        """Return it with penalised parameters only, and without what a rate of 0 leaves in place."""
+        """Return it with penalised parameters only, without those that a rate of 0 leaves alone."""
         still = tuple(
             id(lead.group)
             for lead in self.leads

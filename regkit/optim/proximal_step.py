@@ -41,7 +41,6 @@ from regkit.optim.target import CountedWeights, TargetResult, missed
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.structure.distributed import local
 
-
 # torch has no public names for operations on lists.
 # pyright: reportPrivateImportUsage=false
 

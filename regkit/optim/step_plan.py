@@ -52,12 +52,14 @@ class Launch:
     def gradients(self) -> list[Tensor] | None:
         """Tell the kernel where the gradients of this step are, and return them.
 
-        One that is laid out otherwise than its weight is copied. None where the kernel cannot serve.
+        One that is laid out otherwise than its weight is copied. None where kernels do not serve.
         """
         grads = [local(p.grad) for p in self.parameters if p.grad is not None]
         weights = self.prox_pass.args.weights
         if [g.stride() for g in grads] != self._strides:
-            grads = [g if is_like(g, w) else _laid_as(g, w) for g, w in zip(grads, weights, strict=True)]
+            grads = [
+                g if is_like(g, w) else _laid_as(g, w) for g, w in zip(grads, weights, strict=True)
+            ]
         found = self.prox_pass.refresh(grads)
         if found is None:
             return None
@@ -90,9 +92,14 @@ class Launch:
             places = torch.tensor(on_tensors, dtype=torch.int64)
             factors = [[numbers[k][Param.RATE], 1.0] for k in on_tensors]
             where = self._params.device
-            self._rated = places.to(where), torch.tensor(factors, dtype=self._params.dtype).to(where)
+            self._rated = (
+                places.to(where),
+                torch.tensor(factors, dtype=self._params.dtype).to(where),
+            )
         if on_tensors:
-            self._write_rates([(steps[k].rate, moves[self.rows[k].lead].group["lr"]) for k in on_tensors])
+            self._write_rates(
+                [(steps[k].rate, moves[self.rows[k].lead].group["lr"]) for k in on_tensors]
+            )
         self.prox_pass(self._params, skip, grad_scale, grads)
 
     def _write_rates(self, rates: Sequence[tuple[Any, Any]]) -> None:

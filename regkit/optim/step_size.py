@@ -32,8 +32,8 @@ class Pace:
     """What parameters share that have always moved together: it changes from step to step.
 
     gain: what their momentum buffers make of a constant unit gradient, at the move at hand.
-    is_first: the buffers are still empty. count: how often they have been moved, this time included.
-    last_gain: of the move before; None where it is not known. num_moves: that have been finished.
+    is_first: the buffers are still empty. count: how often they have been moved, with this time.
+    last_gain: of the move before; None where it is not known. num_moves: that are finished.
     """
 
     gain: float = 1.0

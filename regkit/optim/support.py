@@ -343,4 +343,3 @@ def _first_gate(is_zero: Tensor) -> Tensor:
 
 def _record(gate: Tensor, is_zero: Tensor) -> None:
     gate.copy_(recorded(gate, is_zero))
-

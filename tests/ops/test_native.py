@@ -44,7 +44,9 @@ from regkit.penalties import (
     WeightPenalty,
 )
 
-pytestmark = pytest.mark.skipif(build.kernels(torch.float32) is None, reason="no C compiler with OpenMP here")
+pytestmark = pytest.mark.skipif(
+    build.kernels(torch.float32) is None, reason="no C compiler with OpenMP here"
+)
 
 PENALTIES: dict[str, WeightPenalty] = {
     "l1": L1(0.7),

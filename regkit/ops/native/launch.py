@@ -104,7 +104,9 @@ def _is_served(args: KernelArgs, metric: str, update: str) -> bool:
         return False
     dtype = args.weights[0].dtype
     moments = (args.exp_avgs, args.exp_avg_sqs, args.max_exp_avg_sqs)
-    if dtype not in TYPES or not all(are_like(some, args.weights) for some in (args.grads, *moments)):
+    if dtype not in TYPES or not all(
+        are_like(some, args.weights) for some in (args.grads, *moments)
+    ):
         return False
     if args.geometry is None and not are_like(args.gates, args.weights):
         return False
