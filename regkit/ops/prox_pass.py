@@ -59,7 +59,7 @@ BACKENDS: dict[str, Backend] = {
 class ProxPass:
     """A pass that is made again and again, with other parameters and gradients each time.
 
-    args: without gradients, which are not kept alive between steps.
+    args: with gradients for the time of a step only, so that none is kept alive.
     table: None for the bodies in plain torch, the reference; addresses: of the weights and gates
         in it.
     """
@@ -76,16 +76,14 @@ class ProxPass:
         params: Tensor,
         skip: Tensor | None = None,
         scale: Tensor | None = None,
-        grads: Sequence[Tensor] = (),
     ) -> None:
         """Update the weights in place.
 
         params: (rows, NUM_PARAMS), float64 on the CPU or float32 on the device of the weights.
         skip: 0-d or (1,) on the device; nothing is written where it is not 0 (found_inf).
         scale: likewise; gradients are divided by it.
-        grads: those that `refresh` was told of, where the pass updates.
         """
-        args, table = replace(self.args, grads=grads), self.table
+        args, table = self.args, self.table
         given = (params, skip, scale, self.update, self.metric)
         if not torch.compiler.is_compiling():
             backend = reference if table is None else BACKENDS[args.weights[0].device.type]
@@ -122,12 +120,22 @@ class ProxPass:
             torch._foreach_add_(counts, taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
 
     def refresh(self, grads: Sequence[Tensor]) -> "ProxPass | None":
-        """Return the pass with the gradients of this step, None where kernels no longer serve."""
-        if self.update == "none" or self.table is None:
+        """Return the pass with the gradients of this step, None where kernels no longer serve.
+
+        grads: with the strides of the weights.
+        """
+        if self.update == "none":
             return self
-        backend = BACKENDS[self.args.weights[0].device.type]
-        table = backend.refresh(self.table, replace(self.args, grads=grads))
-        return None if table is None else replace(self, table=table)
+        args, table = replace(self.args, grads=grads), self.table
+        if table is not None:
+            table = BACKENDS[args.weights[0].device.type].refresh(table, args)
+            if table is None:
+                return None
+        return replace(self, args=args, table=table)
+
+    def without_gradients(self) -> "ProxPass":
+        """Return the pass as it is kept between steps, when gradients are free to go."""
+        return replace(self, args=replace(self.args, grads=()))
 
 
 def prepare(

@@ -14,15 +14,8 @@ from torch.optim import Optimizer
 from regkit.errors import InputError
 from regkit.optim.batching import entry_batches
 from regkit.optim.budget import Budget
-from regkit.optim.density_control import (
-    FIRST_TRIALS,
-    GLOBAL,
-    Bounds,
-    Densities,
-    DensityController,
-    Factors,
-    solve,
-)
+from regkit.optim.density_control import DensityController, Factors
+from regkit.optim.density_step import DensityStep
 from regkit.optim.gradient_averages import SAMPLE_INTERVAL, GradientAverages
 from regkit.optim.moves import MoveHistory, Roster, held_by
 from regkit.optim.optimizer_checks import (
@@ -33,6 +26,7 @@ from regkit.optim.optimizer_checks import (
 from regkit.optim.parts import Chain, Part, Scale, active
 from regkit.optim.schedule import Progress, Schedule
 from regkit.optim.sharding import DividedParts, divide, group_batches
+from regkit.optim.step_context import StepContext
 from regkit.optim.step_plan import FIRST_MOMENT_KEYS, PlanCache, StepPlan, build_plan, signature
 from regkit.optim.step_size import AVERAGES, SEEN_BY_THEIR_MOVE, Moves, gradient
 from regkit.optim.support import Support, gates_open_at
@@ -57,35 +51,6 @@ class ProxState:
     progress: float = 0.0
     stride: float = 0.0
     factors: Factors = field(default_factory=Factors)
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What is known of a step before the optimizer moves.
-
-    progress: after the step; stride: what it adds to it.
-    bounds: densities that it shall end with. keeps_zeros: zeros stay zero.
-    skip: on a GPU, not 0 where a loss scaler skips the step; is_skipped: it does, and we know.
-    before: weights before the move, where something is computed from them.
-    nonzero: 1 for each weight that is not zero, else 0, where zeros are kept.
-    gates: before the step, where it is to be said what flips in it; else None.
-    """
-
-    progress: float
-    stride: float
-    factors: Factors
-    bounds: Bounds | None
-    keeps_zeros: bool
-    skip: Tensor | None
-    is_skipped: bool
-    before: Mapping[nn.Parameter, Tensor]
-    nonzero: Mapping[nn.Parameter, Tensor]
-    gates: Sequence[Tensor] | None
-
-    @property
-    def is_last(self) -> bool:
-        """Say whether training ends with the step."""
-        return self.progress >= 1.0 and self.stride > 0
 
 
 class ProximalStep:
@@ -130,9 +95,10 @@ class ProximalStep:
         self.state = ProxState(factors=Factors(self.schedule.strength(0.0)))
         self.history = MoveHistory(optimizer, self.members)
         self.counted = CountedWeights(chains, parts, self.schedule, self.history, budget)
-        self.targets = self.counted.targets()
         has_target = self.schedule.target is not None
-        self.control = DensityController(self.schedule, self.targets) if has_target else None
+        self.control = (
+            DensityController(self.schedule, self.counted.targets()) if has_target else None
+        )
         average_of = AVERAGES.get(self.step_size, gradient)
         self.averages = GradientAverages(average_of)
         self.support = Support(holds=self.schedule.holds_zeros and average_of is not None)
@@ -267,15 +233,15 @@ class ProximalStep:
         began = time.perf_counter()
         roster = self.history.roster(context.before, every=True)
         plan = self._plan(roster, context.factors, update)
-        grads = [launch.gradients() for launch in plan.launches]
-        if not plan.updated or None in grads:
+        passes = [launch.with_gradients() for launch in plan.launches]
+        if not plan.updated or None in passes:
             return frozenset()
         taken = 1.0 if context.skip is None else 1.0 - context.skip
         scale = Scale(context.factors)
         grad_scale = getattr(self.optimizer, "grad_scale", None)
-        for launch, own in zip(plan.launches, grads, strict=True):
+        for launch, own in zip(plan.launches, passes, strict=True):
             launch.prox_pass.count_step(taken)
-            launch.run(roster.moves, self.step_size, scale, context.skip, grad_scale, own or ())
+            launch.run(roster.moves, self.step_size, scale, context.skip, grad_scale, own)
             for p, first in launch.fresh.items():
                 self.optimizer.state[p].setdefault(FIRST_MOMENT_KEYS[update], first)
         self._fused = (roster, StepPlan((), plan.chains, plan.parts))
@@ -295,7 +261,13 @@ class ProximalStep:
         roster = roster.moved()
         self._open_gates(context, roster)
         if self.control is not None and context.factors.common is not None and roster.moves:
-            self._apply_for_density(self.control, context, roster)
+            DensityStep(self.control, self.schedule, self.counted, self.support).take(
+                context,
+                roster.moves,
+                partial(self._apply, context, roster),
+                partial(self._open_by_evidence, moves=roster.moves, opens=True),
+            )
+            self.state.factors = self.control.factors
         else:
             self._apply(context, roster, context.factors, plan)
         self._count_support(context)
@@ -349,72 +321,6 @@ class ProximalStep:
             result = step.target_result()
             if result is not None and not result.is_met:
                 warnings.warn(missed(result), stacklevel=6)
-
-    def _apply_for_density(
-        self, control: DensityController, context: StepContext, roster: Roster
-    ) -> None:
-        """Apply the penalties at the strengths that the density asks for."""
-        names = self.counted.factor_names()
-        assert context.bounds is not None, "a step that is controlled has bounds"
-        # What the first step has not moved counts no more.
-        bounds = {name: context.bounds[name] for name in names if name in context.bounds}
-        start = {p: p.detach().clone() for p in roster.moves}
-        attempt = partial(self._attempt, control, context, roster, start, self.support.snapshot())
-        if control.is_new():
-            targets = {name: self.targets.get(name, self.targets[GLOBAL]) for name in names}
-            wanted = {name: (share, (1 + share) / 2) for name, share in targets.items()}
-            critical = solve(wanted, control.named(names), attempt, FIRST_TRIALS)
-            # Where nobody knows yet how long training is, it is taken to be long.
-            num_steps = self.schedule.ramp_until / context.stride if context.stride else 1e3
-            control.begin(context.progress, critical, num_steps)
-        found = solve(bounds, control.named(names), attempt)
-        control.adopt(found, closing=context.progress > self.schedule.closing[0])
-        self.state.factors = control.factors
-
-    def _attempt(
-        self,
-        control: DensityController,
-        context: StepContext,
-        roster: Roster,
-        start: Mapping[nn.Parameter, Tensor],
-        gates: Sequence[Tensor],
-        named: Mapping[str, float],
-    ) -> Densities:
-        """Take the step at given factors, from where the optimizer moved to; say what it leaves.
-
-        start: the weights there. gates: of before the step. named: factors by name.
-        """
-        for p, values in start.items():
-            p.copy_(values)
-        self.support.restore(gates)
-        factors = control.factors
-        if self.schedule.layerwise:
-            layers = {**(factors.layers or {}), **named}
-            factors = Factors(factors.common, layers, searched=True)
-        else:
-            factors = Factors(named[GLOBAL], searched=True)
-        if context.progress > self.schedule.closing[0] and not context.keeps_zeros:
-            # Which zeros may wake depends on the strength, and now each has to be met exactly.
-            self._open_by_evidence(factors, roster.moves, opens=True)
-        self._apply(context, roster, factors)
-        alive = self.counted.alive()
-        if dead := self.counted.dead_parts(alive):
-            self._keep_one_group(dead, start)
-            alive = self.counted.alive()
-        return self.counted.densities(alive)
-
-    def _keep_one_group(self, parts: Sequence[Part], start: Mapping[nn.Parameter, Tensor]) -> None:
-        """Put back the largest group of each part, as it was before the prox.
-
-        Without its last channel a net hands nothing on, and a cut one keeps it anyhow.
-        """
-        for part in parts:
-            if all(p in start for p in part.parameters):
-                before, rows = part.group_set.rows(start.__getitem__), part.group_set.rows().clone()
-                largest = torch.linalg.vector_norm(before, dim=1).argmax()
-                rows[largest] = before[largest]
-                part.group_set.write(rows)
-                self.support.record_outside_writes(part.parameters)
 
     def _apply(
         self, context: StepContext, roster: Roster, factors: Factors, plan: StepPlan | None = None

@@ -49,10 +49,10 @@ class Launch:
     def __post_init__(self) -> None:
         self._strides = [w.stride() for w in self.prox_pass.args.weights]
 
-    def gradients(self) -> list[Tensor] | None:
-        """Tell the kernel where the gradients of this step are, and return them.
+    def with_gradients(self) -> ProxPass | None:
+        """Return the pass of this step, None where kernels do not serve.
 
-        One that is laid out otherwise than its weight is copied. None where kernels do not serve.
+        A gradient that is laid out otherwise than its weight is copied.
         """
         grads = [local(p.grad) for p in self.parameters if p.grad is not None]
         weights = self.prox_pass.args.weights
@@ -61,10 +61,9 @@ class Launch:
                 g if is_like(g, w) else _laid_as(g, w) for g, w in zip(grads, weights, strict=True)
             ]
         found = self.prox_pass.refresh(grads)
-        if found is None:
-            return None
-        self.prox_pass = found
-        return grads
+        if found is not None:
+            self.prox_pass = found.without_gradients()
+        return found
 
     def run(
         self,
@@ -73,12 +72,12 @@ class Launch:
         scale: Callable[[Part], WeightPenalty | None],
         skip: Tensor | None = None,
         grad_scale: Tensor | None = None,
-        grads: Sequence[Tensor] = (),
+        prox_pass: ProxPass | None = None,
     ) -> None:
         """Change the weights in place.
 
         skip: nothing is written where it is not 0. grad_scale: gradients are divided by it.
-        grads: as `gradients` returns them, where the pass updates.
+        prox_pass: as `with_gradients` returns it, where it updates.
         """
         steps = [step_size(moves[row.lead]) for row in self.rows]
         numbers = [
@@ -100,7 +99,7 @@ class Launch:
             self._write_rates(
                 [(steps[k].rate, moves[self.rows[k].lead].group["lr"]) for k in on_tensors]
             )
-        self.prox_pass(self._params, skip, grad_scale, grads)
+        (prox_pass or self.prox_pass)(self._params, skip, grad_scale)
 
     def _write_rates(self, rates: Sequence[tuple[Any, Any]]) -> None:
         """Write rates that are tensors into the table, all at once.

@@ -639,11 +639,10 @@ def test_update_and_prox_in_one_pass(update: str, where: str, dtype: torch.dtype
         rows = [adamw_param(chain, NESTEROV=nesterov), adamw_param(chain, RATE=0.1, DECAY=0.0)]
         params = torch.tensor(rows, dtype=torch.float64)
         scale = torch.tensor(4.0) if update != "none" else None
-        once = call.prepared()
-        renewed = once.refresh(call.args.grads)
+        renewed = call.prepared().refresh(call.args.grads)
         assert renewed is not None
-        renewed(params, None, scale, call.args.grads)
-        ProxPass(exact, call.formulas, call.metric, call.kind)(params, None, scale, exact.grads)
+        renewed(params, None, scale)
+        ProxPass(exact, call.formulas, call.metric, call.kind)(params, None, scale)
         slack = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 2e-2}[dtype]
         for name in UPDATED[:-1]:
             for got, want in zip(getattr(call.args, name), getattr(exact, name), strict=True):
@@ -676,7 +675,7 @@ def test_an_update_without_penalties_is_torchs(update: str):
     optimizer.step()
     once = prepare(args, [], call.metric, update)
     assert once is not None
-    once(torch.tensor([row], dtype=torch.float64), grads=args.grads)
+    once(torch.tensor([row], dtype=torch.float64))
     for got, want in zip(args.weights, weights, strict=True):
         torch.testing.assert_close(got, want.detach(), rtol=3e-6, atol=1e-7)
 
