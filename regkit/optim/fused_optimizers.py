@@ -220,6 +220,11 @@ class ProxSGD(FusedOptimizer):
         return {}
 
     def _advance(self, group: Group, params: list[Tensor]) -> None:
+        # torch takes them for all new if the first one is.
+        new = [p for p in params if self.state[p].get("momentum_buffer") is None]
+        if group["momentum"] > 0 and 0 < len(new) < len(params):
+            self._advance(group, [p for p in params if "momentum_buffer" in self.state[p]])
+            params = new
         buffers: list[Tensor | None] = [self.state[p].get("momentum_buffer") for p in params]
         found_inf = getattr(self, "found_inf", None)
         fresh = group["momentum"] > 0 and any(buffer is None for buffer in buffers)

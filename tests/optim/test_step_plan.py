@@ -484,9 +484,12 @@ def test_rates_as_tensors_are_written_at_once(kernels: Callable[[bool], None]):
         torch.testing.assert_close(p, q)
 
 
-def test_paces_of_parameters_that_have_moved_apart():
+@pytest.mark.parametrize("serve", [True, False])
+def test_paces_of_parameters_that_have_moved_apart(serve: bool, monkeypatch: pytest.MonkeyPatch):
     """Momentum of a parameter whose gradient came late goes on by itself, as torch has it."""
     found = []
+    if not serve:
+        monkeypatch.setenv("REGKIT_NATIVE", "0")
     for make in (optim.SGD, ProxSGD):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
