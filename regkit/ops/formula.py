@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regkit.errors import InputError
 from regkit.ops.broadcast import as_tensor
-from regkit.ops.secular import shrink_rows
+from regkit.ops.secular import fold_rows, shrink_rows
 from regkit.ops.threshold import soft_threshold
 
 Number = int | float | Tensor
@@ -223,3 +223,11 @@ def _keep(v: Tensor, step: Number, price: float) -> Tensor:
 
 
 KEEP = Formula(_keep, grouped=True, name="KEEP")
+
+
+def _fold(v: Tensor, step: Number, norm: float, gamma: float) -> Tensor:
+    """Return the prox of MCP of the length of every row."""
+    return fold_rows(v, step, norm, gamma) if norm > 0 else v
+
+
+FOLD = Formula(_fold, grouped=True, name="FOLD")

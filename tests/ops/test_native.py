@@ -24,7 +24,7 @@ from prox_calls import SHAPES, Call, args_of, gated, kernels_of, trimmed
 from prox_calls import param as adamw_param
 from torch import Tensor
 
-from regkit.ops.formula import KEEP, NUM_COEFFICIENTS, SHRINK, formula, maximum
+from regkit.ops.formula import FOLD, KEEP, NUM_COEFFICIENTS, SHRINK, formula, maximum
 from regkit.ops.kernel_args import NUM_PARAMS, GroupAxis, KernelArgs, Param
 from regkit.ops.native import build
 from regkit.ops.native import launch as native
@@ -63,6 +63,7 @@ PENALTIES: dict[str, WeightPenalty] = {
 FORMULAS = {
     "shrink": SHRINK,
     "keep": KEEP,
+    "fold": FOLD,
     **{name: p.kernel for name, p in PENALTIES.items() if p.kernel is not None},
 }
 ENTRIES = list(PENALTIES)
@@ -716,6 +717,23 @@ def test_group_l0_wherever_it_lies(place: str, metric: str):
         by_kernel(args, params, ["keep"], metric)
         assert torch.equal(args.weights[0], expected.float())
         assert price > 0 or torch.equal(args.weights[0], before)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("place", PLACES)
+def test_group_mcp_wherever_it_lies(place: str, metric: str):
+    """Of two candidates whose objectives agree to rounding, either may be chosen."""
+    shape, piece = PLACES[place]
+    for slope, gamma in ((0.0, 3.0), (0.1, 3.0), (1.0, 1.5), (3.0, 3.0), (0.5, 0.01)):
+        args = args_on(torch.randn(shape), geometry=geometry(piece))
+        size = seen(args.weights[0], piece).shape[1]
+        params = param(0.1, (slope * size**0.5, gamma), eps=0.1)[None]
+        (expected,) = by_reference(args, params, ["fold"], metric)
+        before = args.weights[0].clone()
+        by_kernel(args, params, ["fold"], metric)
+        torch.testing.assert_close(args.weights[0], expected.float(), rtol=2e-5, atol=2e-5)
+        assert torch.equal(args.weights[0] == 0, expected == 0)
+        assert slope > 0 or torch.equal(args.weights[0], before)
 
 
 def test_group_l0_of_no_numbers_and_without_steps():

@@ -19,7 +19,7 @@ typedef struct {
 } Batch;
 
 /* As GROUPED in launch.py has them. */
-enum { SHRINK, KEEP };
+enum { SHRINK, KEEP, FOLD };
 
 static inline void pass_on(real *restrict tile, stored *restrict memory, int back) {
     if (back) *memory = rounded(*tile);
@@ -179,8 +179,9 @@ static inline void look_ahead(Tile *tile, const Batch *batch, const Piece *piece
 static void prox_batch(const Batch *batch, const Piece *pieces, int64_t kind, const Pass *pass,
                        real *room) {
     const double *c = coefficients(param_of(&pieces[batch->piece].weight, pass), 0);
-    double l1 = kind == SHRINK ? c[0] : 0, norm = kind == SHRINK ? c[1] : 0;
-    double ridge = kind == SHRINK ? c[2] : 0, price = kind == KEEP ? c[0] : 0;
+    double l1 = kind == SHRINK ? c[0] : 0, ridge = kind == SHRINK ? c[2] : 0;
+    double norm = kind == SHRINK ? c[1] : kind == FOLD ? c[0] : 0, price = kind == KEEP ? c[0] : 0;
+    real concavity = (real)(kind == FOLD ? 1 / c[1] : 0);
     int64_t rows = batch->across ? batch->size : (batch->size + LANES - 1) / LANES;
     Tile tile = {.z = room, .step = room + rows * LANES, .rows = rows, .across = batch->across};
     real even = even_step(batch, pieces, pass, (real)ridge);
@@ -194,7 +195,7 @@ static void prox_batch(const Batch *batch, const Piece *pieces, int64_t kind, co
         if (l1 > 0) soften(tile.z, tile.step, rows * LANES, (real)l1);
         if (ridge > 0) add_ridge(tile.z, tile.step, rows * LANES, (real)ridge);
         find_scale(&tile);
-        if (norm > 0) shrink(&tile, norm, even);
+        if (norm > 0) shrink(&tile, norm, concavity, even);
         if (price > 0) keep(&tile, price);
         if (batch->gate) keep_zeros(&tile, batch, group, lanes, closed);
         empty(&tile, batch, pieces, group, lanes);

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regkit.ops.formula import KEEP, SHRINK, Formula
+from regkit.ops.formula import FOLD, KEEP, SHRINK, Formula
 from regkit.ops.kernel_args import (
     SIZES,
     STRIDES,
@@ -26,7 +26,7 @@ from regkit.ops.native.build import LANES, SHORT, TYPES, kernels, prox_address
 # Entries that a thread works on before it takes the next ones.
 ITEM = 1 << 16
 # The penalties of groups that C knows, in its order.
-GROUPED = (SHRINK, KEEP)
+GROUPED = (SHRINK, KEEP, FOLD)
 # Columns of Weight in common.h, the address of the gradient among them.
 WEIGHT_COLUMNS, GRAD = 7, 1
 

@@ -15,8 +15,10 @@ _Static_assert(SHORT * LANES <= 1024, "short groups are moved on the stack");
 #define TOLERANCE (4 * EPSILON) /* of a bracket: the row is wrong by a quarter of it at most */
 #ifdef REGKIT_FLOAT64
 #define MOST_EVALUATIONS 8
+#define MOST_FOLDED 9
 #else
 #define MOST_EVALUATIONS 5
+#define MOST_FOLDED 6
 #endif
 #define WIDE 4
 #define AHEAD 4
@@ -54,6 +56,13 @@ static inline Terms moments(real z, real step, real mu) {
     return terms;
 }
 
+/* ||z / u||^2 and ||z / u||^2 in the metric step. */
+static inline Terms lengths(real z, real step, real mu) {
+    real w = z / (1 + step * mu), r = w * w;
+    Terms terms = {r, r * step, 0, 0};
+    return terms;
+}
+
 /* A long group is the sum of its lanes, and every lane is told. */
 static inline void share(const double *lane, int64_t across, real *out) {
     double sum = 0;
@@ -83,7 +92,7 @@ static inline void share(const double *lane, int64_t across, real *out) {
         share(c, tile->across, tile->c);                                                       \
         share(d, tile->across, tile->d);                                                       \
     }
-SUM(extremes) SUM(moments)
+SUM(extremes) SUM(moments) SUM(lengths)
 
 /* Write 1 / the power of two that is next below the largest entry: exact, and no square overflows.
  */
@@ -214,15 +223,78 @@ static inline void solve(Tile *tile, const int *sound) {
     }
 }
 
+/* The same for "fold": the multiplier is tau / s - concavity, which grows no less than s alone. */
+static inline real folded_mu(real tau, real s, real concavity) {
+    return least(most(0, tau / s - concavity), LARGEST);
+}
+
+/* Start from the chord of 1 / sqrt(F) between 0 and the length from which on groups are left alone. */
+static inline void start_folded(Tile *tile, real concavity) {
+    start(tile);
+    FOR_LANES {
+        real norm = sqrt(tile->a[g]), dying = 1 / sqrt(tile->b[g]), cap = tile->tau[g] / concavity;
+        real end = cap / norm, chord = cap * (1 - dying) / (end - dying);
+        real upper = most(end > 1 ? chord : cap, EPSILON / 8);
+        tile->s[g] = end > 1 ? upper : least(tile->s[g], upper);
+        tile->lower[g] = 0, tile->upper[g] = upper, tile->drop[g] = LARGEST;
+        tile->mu[g] = folded_mu(tile->tau[g], tile->s[g], concavity);
+    }
+}
+
+/* Do as `closer` where F need not fall: only the tangent of 1 / sqrt(F) is a bound. */
+static inline void closer_folded(Tile *tile, real concavity) {
+    FOR_LANES {
+        real s = tile->s[g], unit = 1 / (s * s), m0 = tile->a[g] * unit;
+        real m1 = most(tile->b[g] * unit, TINY), m2 = most(tile->c[g] * unit, TINY);
+        real part = s * concavity / tile->tau[g], rest = most(1 - part, EPSILON);
+        real slope = (m1 - part * m0) / rest;
+        real bend = most((m2 - 2 * part * m1 + part * part * m0) / (rest * rest), TINY);
+        int falls = slope > 0, left = (m0 > 1) & falls;
+        slope = most(slope, TINY);
+        real lower = tile->lower[g], upper = tile->upper[g];
+        if (falls) lower = most(lower, root_of_model(s, m0 / slope, m0, slope));
+        if (left) lower = most(lower, s);
+        lower = least(lower, upper);
+        if (!left) upper = most(least(upper, s), lower);
+        real middle = sqrt(most(lower, LEAST_SHARE * upper) * upper);
+        real near = root_of_model(s, least(slope / bend, (real)1e6), m0, slope);
+        near = least(most(near, lower), upper);
+        s = falls & (upper <= WIDE * lower) ? near : middle;
+        tile->s[g] = s, tile->lower[g] = lower, tile->upper[g] = upper;
+        tile->mu[g] = folded_mu(tile->tau[g], s, concavity);
+    }
+}
+
+/* Choose between what is shorter, the group as it is, and zero, by their objectives. */
+static inline void solve_folded(Tile *tile, real concavity) {
+    real norm[LANES], between[LANES];
+    enclose(tile);
+    start_folded(tile, concavity);
+    FOR_LANES norm[g] = sqrt(tile->a[g]), between[g] = tile->c[g];
+    for (int k = 0; k < MOST_FOLDED && !have_closed(tile); k++) {
+        sum_moments(tile, tile->mu);
+        closer_folded(tile, concavity);
+    }
+    sum_lengths(tile, tile->mu);
+    FOR_LANES {
+        real cap = tile->tau[g] / concavity, short_by = most(0, cap - sqrt(tile->a[g]));
+        real pull = tile->mu[g] * tile->mu[g] * tile->b[g], rise = concavity * short_by * short_by;
+        int whole = (norm[g] >= cap) & (tile->dead[g] != 0 ? between[g] > cap : pull >= rise);
+        if (whole) tile->dead[g] = 0, tile->mu[g] = 0;
+    }
+}
+
 /* Divide each group by 1 + mu step, by infinity where it dies, by NaN where it holds what is no
- * number. An entry of step 0 stays in any case but the last. even: the step of all, or -1. */
-static inline void shrink(Tile *tile, double strength, real even) {
+ * number. An entry of step 0 stays in any case but the last. concavity: 0 for a norm, above it for one
+ * that bends down to a constant. even: the step of all, or -1. */
+static inline void shrink(Tile *tile, double strength, real concavity, real even) {
     real much[LANES];
     scale_strength(tile, strength, 0);
     sum_extremes(tile, tile->tau);
     int sound[LANES];
     FOR_LANES sound[g] = tile->a[g] + tile->b[g] + tile->c[g] <= LARGEST;
-    if (even >= 0) solve_even(tile, even);
+    if (concavity > 0) solve_folded(tile, concavity);
+    else if (even >= 0) solve_even(tile, even);
     else solve(tile, sound);
     FOR_LANES {
         real mu = tile->dead[g] != 0 ? LARGEST : tile->mu[g];

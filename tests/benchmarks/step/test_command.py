@@ -22,7 +22,7 @@ from regkit.benchmarks.step.candidates import (
     penalty_types,
 )
 from regkit.benchmarks.step.report import Report, Row
-from regkit.benchmarks.step.rounds import row_of
+from regkit.benchmarks.step.rounds import HOST_TENSORS, row_of
 from regkit.cli import bench as command
 from regkit.penalties import GroupPenalty
 from regkit.timing import Quartiles, cpu_name
