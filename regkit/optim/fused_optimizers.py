@@ -73,33 +73,38 @@ class FusedOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving, state = list(self.moving()), self.state
-        for _, params in moving:
-            for p in params:
-                if not state[p]:
-                    state[p].update(self.begin(p))
+        num_moving = self._begin_states()
         step = self.proximal_step
         done = frozenset() if step is None else step.fused_step(self.update)
-        if len(done) < sum(len(params) for _, params in moving):
-            for group, params in moving:
-                if left := [p for p in params if p not in done]:
-                    self._advance(group, left)
+        for group, params in self.moving() if len(done) < num_moving else ():
+            if left := [p for p in params if p not in done]:
+                self._advance(group, left)
         if step is not None:
             step.finish()
         return loss
 
+    def _begin_states(self) -> int:
+        """Begin the states that are missing, and return how many parameters have a gradient."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        if any([g is not None and g.layout is not torch.strided for g in grads]):
+            raise InputError(
+                f"{type(self).__name__} got a sparse gradient; it moves all entries at every "
+                "step. Make the layer with sparse=False."
+            )
+        moving = [p for p, g in zip(params, grads, strict=True) if g is not None]
+        for p, state in zip(moving, [self.state[p] for p in moving], strict=True):
+            if not state:
+                state.update(self.begin(p))
+        return len(moving)
+
     def moving(self) -> Iterator[tuple[Group, list[Tensor]]]:
         """Yield the parameters of each group that have a gradient, on one device each."""
         for group in self.param_groups:
-            pairs = [(p, grad) for p in group["params"] if (grad := p.grad) is not None]
-            if any(grad.layout != torch.strided for _, grad in pairs):
-                raise InputError(
-                    f"{type(self).__name__} got a sparse gradient; it moves all entries at every "
-                    "step. Make the layer with sparse=False."
-                )
             by_device: dict[Any, list[Tensor]] = defaultdict(list)
-            for p, _ in pairs:
-                by_device[p.device].append(p)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_device[p.device].append(p)
             yield from ((group, params) for params in by_device.values())
 
     @abstractmethod

@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,8 +21,31 @@ from regkit.optim.step_size import (
 )
 from regkit.structure.distributed import local
 
-# Rosters that are kept: gradients that come and go cost no looking anew.
-NUM_ROSTERS = 4
+# What is kept of the last few times: gradients that come and go cost no looking anew.
+NUM_KEPT = 4
+Value = TypeVar("Value")
+
+
+class LastFew(Generic[Value]):
+    """The last few values, by long keys that mostly stay as they are."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Any, Value] = OrderedDict()
+        self._last: tuple[Any, Value] | None = None
+
+    def __call__(self, key: Any, make: Callable[[], Value]) -> Value:
+        """Return the value of a key; it is made where none is kept."""
+        if self._last is None or self._last[0] != key:
+            value = self._kept.pop(key) if key in self._kept else make()
+            self._kept[key] = value
+            self._last = key, value
+            if len(self._kept) > NUM_KEPT:
+                self._kept.popitem(last=False)
+        return self._last[1]
+
+    def newest(self) -> list[Value]:
+        """Return them in the order in which they were asked for."""
+        return list(self._kept.values())
 
 
 @dataclass(eq=False)
@@ -75,7 +99,7 @@ class MoveHistory:
     def __init__(self, optimizer: Optimizer, members: Collection[nn.Parameter]) -> None:
         self.optimizer, self.members = optimizer, members
         self._paces: dict[nn.Parameter, Pace] = {}
-        self._rosters: OrderedDict[Any, Roster] = OrderedDict()
+        self._rosters = LastFew[Roster]()
         # Changes whenever parameters no longer share a pace.
         self._partition = 0
         # Parameters whose momentum buffer has seen no gradient, not even one that was skipped.
@@ -111,16 +135,8 @@ class MoveHistory:
             tuple(map(_is_trained, params)),
         )
         # A memory of the step itself, and buffers that it fills, are for this step alone.
-        lasts = not before and not self._unbuffered
-        if lasts and key in self._rosters:
-            self._rosters.move_to_end(key)
-            roster = self._rosters[key]
-        else:
-            roster = self._look(before, every, key, (groups, params, kept))
-            if lasts:
-                self._rosters[roster.key] = roster
-                if len(self._rosters) > NUM_ROSTERS:
-                    self._rosters.popitem(last=False)
+        look = partial(self._look, before, every, key, (groups, params, kept))
+        roster = look() if before or self._unbuffered else self._rosters(key, look)
         for pace, group in roster.paces:
             pace.start(self._gain(pace, group), pace.is_first and bool(self._unbuffered))
         return roster

@@ -1,6 +1,6 @@
 """What kernels take over from torch: which weights, in which launches, with which numbers."""
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from regkit.ops.prox_pass import ProxPass, prepare
 from regkit.optim.batching import is_dense
 from regkit.optim.group_layout import geometry_of
 from regkit.optim.kernel_params import ParamRow, ParamTable, kernel_params, on_device
-from regkit.optim.moves import Roster
+from regkit.optim.moves import LastFew, Roster
 from regkit.optim.parts import Chain, Part
 from regkit.optim.sharding import DividedParts, divide
 from regkit.optim.step_size import Moves, StepSizeOf
@@ -24,8 +24,6 @@ from regkit.structure.distributed import local
 
 # The first moment that an update keeps, by update.
 FIRST_MOMENT_KEYS = {"sgd": "momentum_buffer", "adamw": "exp_avg"}
-# Plans that are kept: gradients that come and go cost no planning.
-NUM_PLANS = 4
 
 
 @dataclass(eq=False)
@@ -45,16 +43,19 @@ class Launch:
     # Which rows have rates that are tensors, and what those are multiplied by.
     _rated: tuple[Tensor, Tensor] = field(init=False)
     _strides: list[tuple[int, ...]] = field(init=False)
+    _has_shards: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self._strides = [w.stride() for w in self.prox_pass.args.weights]
+        self._has_shards = any(hasattr(p, "placements") for p in self.parameters)
 
     def with_gradients(self) -> ProxPass | None:
         """Return the pass of this step, None where kernels do not serve.
 
         A gradient that is laid out otherwise than its weight is copied.
         """
-        grads = [local(p.grad) for p in self.parameters if p.grad is not None]
+        grads = [g for p in self.parameters if (g := p.grad) is not None]
+        grads = list(map(local, grads)) if self._has_shards else grads
         weights = self.prox_pass.args.weights
         if [g.stride() for g in grads] != self._strides:
             grads = [
@@ -134,7 +135,7 @@ class PlanCache:
     """The last few plans, by what must be the same for them to serve again."""
 
     def __init__(self) -> None:
-        self._plans: OrderedDict[Any, tuple[StepPlan, Any]] = OrderedDict()
+        self.kept = LastFew[tuple[StepPlan, Any]]()
         self.num_built = 0
 
     def get(self, key: Any, held: Any, build: Callable[[], StepPlan]) -> StepPlan:
@@ -142,13 +143,12 @@ class PlanCache:
 
         held: whose ids are in the key, to be kept alive with it.
         """
-        if key not in self._plans:
-            self._plans[key] = build(), held
+
+        def built() -> tuple[StepPlan, Any]:
             self.num_built += 1
-            if len(self._plans) > NUM_PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key][0]
+            return build(), held
+
+        return self.kept(key, built)[0]
 
 
 def signature(roster: Roster, step_size: StepSizeOf, update: str = "none") -> tuple[Any, ...]:

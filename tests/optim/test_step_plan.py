@@ -144,7 +144,7 @@ def assert_equal(a: nn.Module, b: nn.Module, atol: float = 1e-9) -> None:
 def plan_of(reg: Regularizer, update: str = "none") -> StepPlan:
     """Return the plan that served last, of the hook or of a fused update."""
     (step,) = reg._steps
-    return [plan for key, (plan, _) in step.plans._plans.items() if key[0] == update][-1]
+    return [plan for key, (plan, _) in step.plans.kept._kept.items() if key[0] == update][-1]
 
 
 CASES = [
