@@ -234,14 +234,22 @@ def _table(
     piece_places: Sequence[object] = (),
     room: int = 0,
 ) -> LaunchTable:
-    columns = ((runs, WEIGHT_COLUMNS + 2), (proxes, 1), (batches, 8), (pieces, WEIGHT_COLUMNS + 10))
-    rows = [torch.tensor(some, dtype=torch.int64).reshape(-1, width) for some, width in columns]
-    places = [
-        torch.tensor(some, dtype=torch.int64).reshape(-1, 2).t().contiguous()
-        for some in (run_places, piece_places)
-    ]
-    counts = torch.tensor([count.data_ptr() for count in args.step_counts], dtype=torch.int64)
-    return LaunchTable(NativeTable(*rows, torch.tensor(room), *places, counts))
+    def rows(some: Sequence[object], width: int) -> Tensor:
+        return torch.tensor(some, dtype=torch.int64).reshape(-1, width)
+
+    counts = [count.data_ptr() for count in args.step_counts]
+    return LaunchTable(
+        NativeTable(
+            rows(runs, WEIGHT_COLUMNS + 2),
+            rows(proxes, 1),
+            rows(batches, 8),
+            rows(pieces, WEIGHT_COLUMNS + 10),
+            torch.tensor(room),
+            rows(run_places, 2).t().contiguous(),
+            rows(piece_places, 2).t().contiguous(),
+            torch.tensor(counts, dtype=torch.int64),
+        )
+    )
 
 
 def _piece(args: KernelArgs, metric: str, piece: list[int]) -> list[int]:
