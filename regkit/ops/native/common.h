@@ -163,8 +163,8 @@ static inline __attribute__((always_inline)) void sgd(const Weight *w, int64_t a
     }
 }
 
-/* Update n entries from `at` on: write where they move to, and the step of the prox there. Moments
- * are changed in place, weights are not. */
+/* Update n entries from `at` on: write where they move to (z may be where they are), and the step of
+ * the prox there. Moments are changed in place. */
 static inline void moved(const Weight *w, int64_t at, int64_t n, Rates r, int64_t update, real *z,
                          real *step) {
     if (update == ADAMW) {
@@ -176,7 +176,7 @@ static inline void moved(const Weight *w, int64_t at, int64_t n, Rates r, int64_
         if (w->first) sgd(w, at, n, r, z, 1);
         else sgd(w, at, n, r, z, 0);
     } else {
-        for (int64_t i = 0; i < n; i++) z[i] = load(w->x[at + i]);
+        for (int64_t i = 0; (const void *)z != w->x + at && i < n; i++) z[i] = load(w->x[at + i]);
     }
     if (root_of(w)) steps(step, root_of(w) + at, n, r);
     else even_steps(step, n, r.rate);

@@ -34,19 +34,26 @@ static inline void keep_zeros(real *restrict z, uint8_t *restrict gate, int64_t 
     if (changed) memcpy(gate, now, (size_t)n);
 }
 
+/* Weights that are computed with as they are stored are worked on where they lie. */
 static void prox_run(const Run *run, const Prox *proxes, int64_t num_proxes, const Pass *pass) {
-    real z[BLOCK] __attribute__((aligned(ALIGNMENT)));
     real step[BLOCK] __attribute__((aligned(ALIGNMENT)));
     const double *param = param_of(&run->weight, pass);
     Rates rates = rates_of(&run->weight, pass);
     for (int64_t at = 0; at < run->num; at += BLOCK) {
         int64_t n = run->num - at < BLOCK ? run->num - at : BLOCK;
         stored *x = run->weight.x + at;
+#ifdef REGKIT_BFLOAT16
+        real z[BLOCK] __attribute__((aligned(ALIGNMENT)));
+#else
+        real *z = x;
+#endif
         moved(&run->weight, at, n, rates, pass->update, z, step);
         for (int64_t k = 0; k < num_proxes; k++)
             proxes[k](z, step, n, rates.lr, coefficients(param, k));
         if (run->gate) keep_zeros(z, run->gate + at, n);
+#ifdef REGKIT_BFLOAT16
         for (int64_t i = 0; i < n; i++) x[i] = rounded(z[i]);
+#endif
     }
 }
 
