@@ -17,7 +17,14 @@ from regkit.benchmarks.step.candidates import (
     model_names,
 )
 from regkit.benchmarks.step.report import Report, draw
-from regkit.benchmarks.step.rounds import Rounds, Training, contest, measure_rate
+from regkit.benchmarks.step.rounds import (
+    HOST_TENSORS,
+    Rounds,
+    Training,
+    contest,
+    contest_of_hosts,
+    measure_rate,
+)
 from regkit.cli.figures import add_file_options, check_files, check_least, keep, show
 from regkit.errors import InputError
 from regkit.timing import cpu_name, system_field
@@ -27,6 +34,8 @@ ASKED = (
     *("model", "parameters", "penalties", "lam", "groups", "device"),
     *("rounds", "warmup", "train_rounds", "clip", "batch"),
 )
+# What the host's time is measured with: entries, and groups.
+HOST_PENALTIES = ("l1", "group_lasso")
 # Arrays as large as all weights that are alive at once: weights and two moments of four
 # contestants, their gradients, the net and its own, and what foreach makes in between.
 ARRAYS = 4 * 3 + 1 + 2 + 4
@@ -135,6 +144,12 @@ def _measure(args: argparse.Namespace) -> Report:
         show(map(reports.line, rows))
         found = replace(found, rows=[*found.rows, *rows])
         _progress(done, names)
+    show(reports.host_heading())
+    some = make_penalties(HOST_PENALTIES, args.lam, ["filter"])
+    for num_tensors in HOST_TENSORS:
+        host = contest_of_hosts(num_tensors, some, rounds, device)
+        show(map(reports.host_line, host))
+        found = replace(found, host=[*found.host, *host])
     show(reports.legend(found))
     return found
 

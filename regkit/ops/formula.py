@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regkit.errors import InputError
 from regkit.ops.broadcast import as_tensor
-from regkit.ops.secular import shrink_rows
+from regkit.ops.secular import fold_rows, shrink_rows
 from regkit.ops.threshold import soft_threshold
 
 Number = int | float | Tensor
@@ -210,3 +210,24 @@ def _shrink(v: Tensor, step: Number, l1: float, norm: float, ridge: float) -> Te
 
 
 SHRINK = Formula(_shrink, grouped=True, name="SHRINK")
+
+
+def _keep(v: Tensor, step: Number, price: float) -> Tensor:
+    """Return the prox of a price for every row that is not zero."""
+    # In roots and as a ratio, so that neither squares nor steps of 0 overflow to NaN.
+    threshold = (as_tensor(step, v) * (2 * price)).sqrt()
+    info = torch.finfo(v.dtype)
+    ratio = v / threshold.clamp_min(info.tiny * info.eps)
+    cheap = torch.linalg.vector_norm(ratio, dim=1, keepdim=True) < 1
+    return torch.where(cheap & (threshold > 0), 0.0, v)
+
+
+KEEP = Formula(_keep, grouped=True, name="KEEP")
+
+
+def _fold(v: Tensor, step: Number, norm: float, gamma: float) -> Tensor:
+    """Return the prox of MCP of the length of every row."""
+    return fold_rows(v, step, norm, gamma) if norm > 0 else v
+
+
+FOLD = Formula(_fold, grouped=True, name="FOLD")

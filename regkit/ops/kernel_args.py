@@ -4,6 +4,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from regkit.ops.formula import NUM_COEFFICIENTS
@@ -99,3 +100,21 @@ class LaunchTable:
     """What a kernel reads: addresses and lengths, as it wants them."""
 
     table: Sequence[Tensor]
+
+
+def are_like(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Say whether there are none, or all have the strides of their weight.
+
+    Strides of axes of size 1 do not matter.
+    """
+    return not tensors or all(map(is_like, tensors, weights))
+
+
+def is_like(tensor: Tensor, weight: Tensor) -> bool:
+    """Say whether a tensor has the shape and the strides of a weight, where they matter."""
+    if tensor.layout != torch.strided or tensor.shape != weight.shape:
+        return False
+    own, others = tensor.stride(), weight.stride()
+    return own == others or all(
+        a == b or n == 1 for a, b, n in zip(own, others, weight.shape, strict=True)
+    )

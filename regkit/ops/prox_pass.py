@@ -57,8 +57,9 @@ BACKENDS: dict[str, Backend] = {
 
 @dataclass(frozen=True, eq=False)
 class ProxPass:
-    """A pass that is made again and again, with other parameters each time.
+    """A pass that is made again and again, with other parameters and gradients each time.
 
+    args: with gradients for the time of a step only, so that none is kept alive.
     table: None for the bodies in plain torch, the reference; addresses: of the weights and gates
         in it.
     """
@@ -71,7 +72,10 @@ class ProxPass:
     addresses: Tensor | None = None
 
     def __call__(
-        self, params: Tensor, skip: Tensor | None = None, scale: Tensor | None = None
+        self,
+        params: Tensor,
+        skip: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> None:
         """Update the weights in place.
 
@@ -79,35 +83,59 @@ class ProxPass:
         skip: 0-d or (1,) on the device; nothing is written where it is not 0 (found_inf).
         scale: likewise; gradients are divided by it.
         """
-        args = self.args
+        args, table = self.args, self.table
+        given = (params, skip, scale, self.update, self.metric)
+        if not torch.compiler.is_compiling():
+            backend = reference if table is None else BACKENDS[args.weights[0].device.type]
+            backend.run(args, table or LaunchTable(()), *given, self.formulas)
+            return
         lists = (args.weights, args.grads, args.exp_avgs, args.exp_avg_sqs)
         lists = (*lists, args.max_exp_avg_sqs, args.step_counts, args.gates)
         ops = torch.ops.regkit
         op, geometry = ops.prox_entries, ()
         if args.geometry is not None:
             op, geometry = ops.prox_groups, (args.geometry,)
+        params, *rest = given
         op.default(
             *map(list, lists),
             list(args.param_row),
             params,
             *geometry,
-            None if self.table is None else [self.addresses, *self.table.table],
-            skip,
-            scale,
-            self.update,
-            self.metric,
+            None if table is None else [self.addresses, *table.table],
+            *rest,
             [formula.key for formula in self.formulas],
         )
 
+    def count_step(self, taken: float | Tensor = 1.0) -> None:
+        """Raise the numbers of steps, if the pass updates, before it.
+
+        taken: 0 where the step is skipped; 0-d on the device, or 1.
+        """
+        counts = list(self.args.step_counts)
+        if self.update == "none":
+            return
+        if self.table is not None and BACKENDS[self.args.weights[0].device.type] is native:
+            native.count_step(self.table)
+        elif counts:
+            torch._foreach_add_(counts, taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
+
     def refresh(self, grads: Sequence[Tensor]) -> "ProxPass | None":
-        """Return the pass with the gradients of this step, None where kernels no longer serve."""
+        """Return the pass with the gradients of this step, None where kernels no longer serve.
+
+        grads: with the strides of the weights.
+        """
         if self.update == "none":
             return self
-        args = replace(self.args, grads=grads)
-        if self.table is None:
-            return replace(self, args=args)
-        table = BACKENDS[args.weights[0].device.type].refresh(self.table, args)
-        return None if table is None else replace(self, args=args, table=table)
+        args, table = replace(self.args, grads=grads), self.table
+        if table is not None:
+            table = BACKENDS[args.weights[0].device.type].refresh(table, args)
+            if table is None:
+                return None
+        return replace(self, args=args, table=table)
+
+    def without_gradients(self) -> "ProxPass":
+        """Return the pass as it is kept between steps, when gradients are free to go."""
+        return replace(self, args=replace(self.args, grads=()))
 
 
 def prepare(
@@ -115,7 +143,8 @@ def prepare(
 ) -> ProxPass | None:
     """Return a pass by kernels, None where there are none that serve these weights.
 
-    formulas: the proxes of entries, one after the other; of groups (`args.geometry`), SHRINK.
+    formulas: the proxes of entries, one after the other; of groups (`args.geometry`), one of
+        groups.
     Raises: InputError for a formula that cannot be translated.
     """
     if not args.weights:
@@ -125,7 +154,7 @@ def prepare(
     if table is None:
         return None
     addresses = torch.tensor(_addresses(args))
-    return ProxPass(args, tuple(formulas), metric, update, table, addresses)
+    return ProxPass(replace(args, grads=()), tuple(formulas), metric, update, table, addresses)
 
 
 def _addresses(args: KernelArgs) -> list[int]:

@@ -80,7 +80,10 @@ def _groups(
             place = piece[GroupAxis.WEIGHT]
             param = params[args.param_row[place]].tolist()
             x = _updated(args, place, param, update, scale)
-            step = torch.as_tensor(_step(args, place, param, metric)).to(x).expand_as(x).clone()
+            step = torch.as_tensor(
+                _step(args, place, param, metric), dtype=x.dtype, device=x.device
+            )
+            step = step.expand_as(x).clone()
             for tensor, rows in ((_like(weights[place], step), steps), (x, xs)):
                 rows.append(_seen(tensor, piece).reshape(_num_groups(piece), -1))
         rows, step = torch.cat(xs, 1), torch.cat(steps, 1)

@@ -1,7 +1,8 @@
 """ProxSGD and ProxAdamW: torch's optimizers, with update and prox in one pass of a kernel."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Set
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -19,7 +20,7 @@ Group = dict[str, Any]
 class FusedStep(Protocol):
     """What an optimizer of this package calls from within its step."""
 
-    def fused_step(self, update: str) -> set[Tensor]:
+    def fused_step(self, update: str) -> Set[Tensor]:
         """Update some parameters in place, together with the prox, and return which."""
         ...
 
@@ -72,31 +73,38 @@ class FusedOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for _, params in self.moving():
-            for p in params:
-                if not self.state[p]:
-                    self.state[p].update(self.begin(p))
+        num_moving = self._begin_states()
         step = self.proximal_step
-        done = set() if step is None else step.fused_step(self.update)
-        for group, params in self.moving():
+        done = frozenset() if step is None else step.fused_step(self.update)
+        for group, params in self.moving() if len(done) < num_moving else ():
             if left := [p for p in params if p not in done]:
                 self._advance(group, left)
         if step is not None:
             step.finish()
         return loss
 
+    def _begin_states(self) -> int:
+        """Begin the states that are missing, and return how many parameters have a gradient."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        if any([g is not None and g.layout is not torch.strided for g in grads]):
+            raise InputError(
+                f"{type(self).__name__} got a sparse gradient; it moves all entries at every "
+                "step. Make the layer with sparse=False."
+            )
+        moving = [p for p, g in zip(params, grads, strict=True) if g is not None]
+        for p, state in zip(moving, [self.state[p] for p in moving], strict=True):
+            if not state:
+                state.update(self.begin(p))
+        return len(moving)
+
     def moving(self) -> Iterator[tuple[Group, list[Tensor]]]:
         """Yield the parameters of each group that have a gradient, on one device each."""
         for group in self.param_groups:
-            by_device: dict[Any, list[Tensor]] = {}
+            by_device: dict[Any, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    if p.grad.layout != torch.strided:
-                        raise InputError(
-                            f"{type(self).__name__} got a sparse gradient; it moves all entries "
-                            "at every step. Make the layer with sparse=False."
-                        )
-                    by_device.setdefault(p.device, []).append(p)
+                    by_device[p.device].append(p)
             yield from ((group, params) for params in by_device.values())
 
     @abstractmethod
@@ -217,6 +225,11 @@ class ProxSGD(FusedOptimizer):
         return {}
 
     def _advance(self, group: Group, params: list[Tensor]) -> None:
+        # torch takes them for all new if the first one is.
+        new = [p for p in params if self.state[p].get("momentum_buffer") is None]
+        if group["momentum"] > 0 and 0 < len(new) < len(params):
+            self._advance(group, [p for p in params if "momentum_buffer" in self.state[p]])
+            params = new
         buffers: list[Tensor | None] = [self.state[p].get("momentum_buffer") for p in params]
         found_inf = getattr(self, "found_inf", None)
         fresh = group["momentum"] > 0 and any(buffer is None for buffer in buffers)

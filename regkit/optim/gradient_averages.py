@@ -5,7 +5,7 @@ Samples of that, or of the gradients themselves, are averaged here over a thousa
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,7 +87,7 @@ class GradientAverages:
         for p, move in moves.items():
             group = id(move.group)
             if group not in is_due:
-                is_due[group] = step % _interval(self.average_of(move)) == 0
+                is_due[group] = self.is_due(step, [move])
             if is_due[group]:
                 if p not in self.by_parameter:
                     self.by_parameter[p] = _empty(p)
@@ -99,6 +99,14 @@ class GradientAverages:
             if raw and unscale is not None:
                 source = replace(source, scale=source.scale / unscale)
             self._take_in(some, source, skip if raw else None)
+
+    def is_due(self, step: int, leads: Iterable[Move]) -> bool:
+        """Say whether a sample of any of these groups is due at a step.
+
+        leads: a move of each group.
+        """
+        of = self.average_of
+        return of is not None and any(step % _interval(of(lead)) == 0 for lead in leads)
 
     def _take_in(self, moves: Sequence[Move], source: GradientAverage, skip: Tensor | None) -> None:
         """Add a sample to averages that have as many."""

@@ -53,7 +53,9 @@ class ParamTable:
         count = step.count.item() if folds and step.count is not None else None
         rate = step.rate if not isinstance(step.rate, Tensor) else None
         who = tuple((part.penalty, part.key if self.layered else "") for part in chain)
-        key = (id(move.group), who, size, move.gain, move.is_first, count, rate, step.eps)
+        # Those that share a row go on together; without momentum it does not matter.
+        pace = move.pace if move.group.get("momentum", 0.0) > 0 else None
+        key = (id(move.group), who, size, pace, count, rate, step.eps)
         if key not in self._places:
             self._places[key] = len(self.rows)
             self.rows.append(ParamRow(p, chain, size, folds))

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,17 +14,10 @@ from torch.optim import Optimizer
 from regkit.errors import InputError
 from regkit.optim.batching import entry_batches
 from regkit.optim.budget import Budget
-from regkit.optim.density_control import (
-    FIRST_TRIALS,
-    GLOBAL,
-    Bounds,
-    Densities,
-    DensityController,
-    Factors,
-    solve,
-)
+from regkit.optim.density_control import DensityController, Factors
+from regkit.optim.density_step import DensityStep
 from regkit.optim.gradient_averages import SAMPLE_INTERVAL, GradientAverages
-from regkit.optim.moves import MoveHistory, held_by, moved_only
+from regkit.optim.moves import MoveHistory, Roster, held_by
 from regkit.optim.optimizer_checks import (
     check_optimizer,
     step_size_or_warning,
@@ -33,6 +26,7 @@ from regkit.optim.optimizer_checks import (
 from regkit.optim.parts import Chain, Part, Scale, active
 from regkit.optim.schedule import Progress, Schedule
 from regkit.optim.sharding import DividedParts, divide, group_batches
+from regkit.optim.step_context import StepContext
 from regkit.optim.step_plan import FIRST_MOMENT_KEYS, PlanCache, StepPlan, build_plan, signature
 from regkit.optim.step_size import AVERAGES, SEEN_BY_THEIR_MOVE, Moves, gradient
 from regkit.optim.support import Support, gates_open_at
@@ -40,6 +34,9 @@ from regkit.optim.support_report import SupportCounts, flips_counted_at, support
 from regkit.optim.target import CountedWeights, TargetResult, missed
 from regkit.optim.torch_backend import prox_entries, prox_rows
 from regkit.structure.distributed import local
+
+# torch has no public names for operations on lists.
+# pyright: reportPrivateImportUsage=false
 
 
 @dataclass
@@ -54,35 +51,6 @@ class ProxState:
     progress: float = 0.0
     stride: float = 0.0
     factors: Factors = field(default_factory=Factors)
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What is known of a step before the optimizer moves.
-
-    progress: after the step; stride: what it adds to it.
-    bounds: densities that it shall end with. keeps_zeros: zeros stay zero.
-    skip: on a GPU, not 0 where a loss scaler skips the step; is_skipped: it does, and we know.
-    before: weights before the move, where something is computed from them.
-    nonzero: which weights are not zero, where zeros are kept.
-    gates: before the step, where it is to be said what flips in it; else None.
-    """
-
-    progress: float
-    stride: float
-    factors: Factors
-    bounds: Bounds | None
-    keeps_zeros: bool
-    skip: Tensor | None
-    is_skipped: bool
-    before: Mapping[nn.Parameter, Tensor]
-    nonzero: Mapping[nn.Parameter, Tensor]
-    gates: Sequence[Tensor] | None
-
-    @property
-    def is_last(self) -> bool:
-        """Say whether training ends with the step."""
-        return self.progress >= 1.0 and self.stride > 0
 
 
 class ProximalStep:
@@ -127,9 +95,10 @@ class ProximalStep:
         self.state = ProxState(factors=Factors(self.schedule.strength(0.0)))
         self.history = MoveHistory(optimizer, self.members)
         self.counted = CountedWeights(chains, parts, self.schedule, self.history, budget)
-        self.targets = self.counted.targets()
         has_target = self.schedule.target is not None
-        self.control = DensityController(self.schedule, self.targets) if has_target else None
+        self.control = (
+            DensityController(self.schedule, self.counted.targets()) if has_target else None
+        )
         average_of = AVERAGES.get(self.step_size, gradient)
         self.averages = GradientAverages(average_of)
         self.support = Support(holds=self.schedule.holds_zeros and average_of is not None)
@@ -141,7 +110,7 @@ class ProximalStep:
         self._trained_parts = DividedParts()
         self._has_closed = False
         self._context: StepContext | None = None
-        self._fused: tuple[Moves, StepPlan] | None = None
+        self._fused: tuple[Roster, StepPlan] | None = None
         joint = [p for part in parts if part.penalty.joint for p in part.parameters]
         self._kept = list(self.members) if self.step_size in SEEN_BY_THEIR_MOVE else joint
         self._handles = [optimizer.register_step_pre_hook(_uncompiled(self._before))]
@@ -200,7 +169,7 @@ class ProximalStep:
             skip,
             is_skipped,
             {p: p.detach().clone() for p in self._kept},
-            {p: local(p.detach()) != 0 for p in self.members} if keeps_zeros else {},
+            which_nonzero(self.members) if keeps_zeros else {},
             self.support.snapshot() if flips_counted_at(self.state.num_steps + 1) else None,
         )
 
@@ -249,7 +218,7 @@ class ProximalStep:
         return skip, False
 
     @torch.no_grad()
-    def fused_step(self, update: str) -> set[Tensor]:
+    def fused_step(self, update: str) -> Set[Tensor]:
         """Update what kernels serve, together with the prox, and return which parameters.
 
         None while the strength is searched for or zeros are kept: both need the point that the
@@ -258,26 +227,26 @@ class ProximalStep:
         context = self._context
         assert context is not None, "begin comes first"
         if context.is_skipped or context.keeps_zeros or context.bounds is not None:
-            return set()
+            return frozenset()
         if self.averages.by_parameter and gates_open_at(self.state.num_steps + 1):
-            return set()
+            return frozenset()
         began = time.perf_counter()
-        moves = self.history.moves(context.before, every=True)
-        plan = self._plan(moves, context.factors, update)
-        if not plan.updated or not all([launch.take_gradients() for launch in plan.launches]):
-            return set()
-        if plan.counts:
-            taken = 1.0 if context.skip is None else 1.0 - context.skip
-            torch._foreach_add_(list(plan.counts), taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
+        roster = self.history.roster(context.before, every=True)
+        plan = self._plan(roster, context.factors, update)
+        passes = [launch.with_gradients() for launch in plan.launches]
+        if not plan.updated or None in passes:
+            return frozenset()
+        taken = 1.0 if context.skip is None else 1.0 - context.skip
         scale = Scale(context.factors)
         grad_scale = getattr(self.optimizer, "grad_scale", None)
-        for launch in plan.launches:
-            launch.run(moves, self.step_size, scale, context.skip, grad_scale)
+        for launch, own in zip(plan.launches, passes, strict=True):
+            launch.prox_pass.count_step(taken)
+            launch.run(roster.moves, self.step_size, scale, context.skip, grad_scale, own)
             for p, first in launch.fresh.items():
                 self.optimizer.state[p].setdefault(FIRST_MOMENT_KEYS[update], first)
-        self._fused = (moves, StepPlan((), plan.chains, plan.parts))
+        self._fused = (roster, StepPlan((), plan.chains, plan.parts))
         self.prox_seconds += time.perf_counter() - began
-        return set(plan.updated)
+        return plan.updated
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -287,14 +256,20 @@ class ProximalStep:
         if context is None or context.is_skipped:
             return
         began = time.perf_counter()
-        moves, plan = self._fused or (self.history.moves(context.before), None)
-        self._advance(context, moves)
-        moves = moved_only({p: move for p, move in moves.items() if p in self.members})
-        self._open_gates(context, moves)
-        if self.control is not None and context.factors.common is not None and moves:
-            self._apply_for_density(self.control, context, moves)
+        roster, plan = self._fused or (self.history.roster(context.before), None)
+        self._advance(context, roster)
+        roster = roster.moved()
+        self._open_gates(context, roster)
+        if self.control is not None and context.factors.common is not None and roster.moves:
+            DensityStep(self.control, self.schedule, self.counted, self.support).take(
+                context,
+                roster.moves,
+                partial(self._apply, context, roster),
+                partial(self._open_by_evidence, moves=roster.moves, opens=True),
+            )
+            self.state.factors = self.control.factors
         else:
-            self._apply(context, moves, context.factors, plan)
+            self._apply(context, roster, context.factors, plan)
         self._count_support(context)
         self.support.remember_memory()
         if self.control is not None and self.control.is_due(context.progress, context.stride):
@@ -303,19 +278,20 @@ class ProximalStep:
         if self.schedule.num_steps is not None and context.is_last:
             self._warn_of_missed_targets()
 
-    def _advance(self, context: StepContext, moves: Moves) -> None:
+    def _advance(self, context: StepContext, roster: Roster) -> None:
         num_steps = self.state.num_steps + 1
         self.state = ProxState(num_steps, context.progress, context.stride, context.factors)
-        self.history.advance(moves)
+        self.history.advance(roster)
         if self.schedule.num_steps is not None:
             self.progress.reach(context.progress)
 
-    def _open_gates(self, context: StepContext, moves: Moves) -> None:
+    def _open_gates(self, context: StepContext, roster: Roster) -> None:
         """Learn from the gradients of the step which zeros may wake."""
-        step = self.state.num_steps
-        gated = {p: moves[p] for p in self.support.members if p in moves}
-        unscale = getattr(self.optimizer, "grad_scale", None)
-        self.averages.sample(step, gated, unscale, context.skip)
+        step, moves = self.state.num_steps, roster.moves
+        if self.averages.is_due(step, roster.leads):
+            gated = {p: moves[p] for p in self.support.members if p in moves}
+            unscale = getattr(self.optimizer, "grad_scale", None)
+            self.averages.sample(step, gated, unscale, context.skip)
         if gates_open_at(step) and context.factors.common is not None:
             # What wakes in the last step could not be looked at again.
             opens = not (context.keeps_zeros or context.is_last)
@@ -346,80 +322,14 @@ class ProximalStep:
             if result is not None and not result.is_met:
                 warnings.warn(missed(result), stacklevel=6)
 
-    def _apply_for_density(
-        self, control: DensityController, context: StepContext, moves: Moves
-    ) -> None:
-        """Apply the penalties at the strengths that the density asks for."""
-        names = self.counted.factor_names()
-        assert context.bounds is not None, "a step that is controlled has bounds"
-        # What the first step has not moved counts no more.
-        bounds = {name: context.bounds[name] for name in names if name in context.bounds}
-        start = {p: p.detach().clone() for p in moves}
-        attempt = partial(self._attempt, control, context, moves, start, self.support.snapshot())
-        if control.is_new():
-            targets = {name: self.targets.get(name, self.targets[GLOBAL]) for name in names}
-            wanted = {name: (share, (1 + share) / 2) for name, share in targets.items()}
-            critical = solve(wanted, control.named(names), attempt, FIRST_TRIALS)
-            # Where nobody knows yet how long training is, it is taken to be long.
-            num_steps = self.schedule.ramp_until / context.stride if context.stride else 1e3
-            control.begin(context.progress, critical, num_steps)
-        found = solve(bounds, control.named(names), attempt)
-        control.adopt(found, closing=context.progress > self.schedule.closing[0])
-        self.state.factors = control.factors
-
-    def _attempt(
-        self,
-        control: DensityController,
-        context: StepContext,
-        moves: Moves,
-        start: Mapping[nn.Parameter, Tensor],
-        gates: Sequence[Tensor],
-        named: Mapping[str, float],
-    ) -> Densities:
-        """Take the step at given factors, from where the optimizer moved to; say what it leaves.
-
-        start: the weights there. gates: of before the step. named: factors by name.
-        """
-        for p, values in start.items():
-            p.copy_(values)
-        self.support.restore(gates)
-        factors = control.factors
-        if self.schedule.layerwise:
-            layers = {**(factors.layers or {}), **named}
-            factors = Factors(factors.common, layers, searched=True)
-        else:
-            factors = Factors(named[GLOBAL], searched=True)
-        if context.progress > self.schedule.closing[0] and not context.keeps_zeros:
-            # Which zeros may wake depends on the strength, and now each has to be met exactly.
-            self._open_by_evidence(factors, moves, opens=True)
-        self._apply(context, moves, factors)
-        alive = self.counted.alive()
-        if dead := self.counted.dead_parts(alive):
-            self._keep_one_group(dead, start)
-            alive = self.counted.alive()
-        return self.counted.densities(alive)
-
-    def _keep_one_group(self, parts: Sequence[Part], start: Mapping[nn.Parameter, Tensor]) -> None:
-        """Put back the largest group of each part, as it was before the prox.
-
-        Without its last channel a net hands nothing on, and a cut one keeps it anyhow.
-        """
-        for part in parts:
-            if all(p in start for p in part.parameters):
-                before, rows = part.group_set.rows(start.__getitem__), part.group_set.rows().clone()
-                largest = torch.linalg.vector_norm(before, dim=1).argmax()
-                rows[largest] = before[largest]
-                part.group_set.write(rows)
-                self.support.record_outside_writes(part.parameters)
-
     def _apply(
-        self, context: StepContext, moves: Moves, factors: Factors, plan: StepPlan | None = None
+        self, context: StepContext, roster: Roster, factors: Factors, plan: StepPlan | None = None
     ) -> None:
         """Apply all penalties at their strengths, and put back zeros that are to stay.
 
         plan: what an update that took the prox along has left; default: all.
         """
-        plan = self._plan(moves, factors) if plan is None else plan
+        plan, moves = self._plan(roster, factors) if plan is None else plan, roster.moves
         scale = Scale(factors)
         for launch in plan.launches:
             launch.run(moves, self.step_size, scale, context.skip)
@@ -434,17 +344,15 @@ class ProximalStep:
             when = (self.state.num_steps, context.is_last)
             prox_rows(penalty, batches, self.step_size, taken, *when)
         self.support.keep_single_zeros(moves)
-        for p in moves if context.keeps_zeros else ():
-            local(p).mul_(context.nonzero[p])
+        put_back_zeros(context.nonzero, moves)
 
-    def _plan(self, moves: Moves, factors: Factors, update: str = "none") -> StepPlan:
+    def _plan(self, roster: Roster, factors: Factors, update: str = "none") -> StepPlan:
         """Return the plan for what moved: a kept one, where it serves again."""
         off, layered = factors.common is None, factors.layers is not None
-        trained = tuple(p.requires_grad for p in self.members)
-        memory = signature(moves, self.step_size, update)
-        version, paces = self.support.version, self.history.paces(moves)
-        key = (update, off, layered, trained, version, paces, memory)
-        return self.plans.get(key, partial(self._build_plan, moves, off, layered, update))
+        memory = signature(roster, self.step_size, update)
+        key = (update, off, layered, self.support.version, self._trained, memory)
+        build = partial(self._build_plan, roster.moves, off, layered, update)
+        return self.plans.get(key, roster.held, build)
 
     def _build_plan(self, moves: Moves, off: bool, layered: bool, update: str) -> StepPlan:
         """Build a plan; where penalties are off, of constraints alone."""
@@ -512,6 +420,22 @@ class ProximalStep:
         self.averages.load_state_dict(saved["averages"], found)
         self.support.load_state_dict(saved["support"], found)
         self.support_counts.load_state_dict(saved["support_counts"])
+
+
+def which_nonzero(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """Return 1 for each entry that is not zero, else 0; NaN stays. Few launches."""
+    owned = list(parameters)
+    signs = list(torch._foreach_sign([local(p.detach()) for p in owned]))
+    torch._foreach_abs_(signs)
+    return dict(zip(owned, signs, strict=True))
+
+
+def put_back_zeros(nonzero: Mapping[nn.Parameter, Tensor], moves: Moves) -> None:
+    """Multiply what has moved by its entry of `which_nonzero`, where there is one. Few launches."""
+    pairs = [(local(p.detach()), nonzero[p]) for p in moves if p in nonzero]
+    if pairs:
+        values, ones = map(list, zip(*pairs, strict=True))
+        torch._foreach_mul_(values, ones)
 
 
 def _refuse_a_second(optimizer: Optimizer) -> None:

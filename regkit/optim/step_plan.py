@@ -1,6 +1,6 @@
 """What kernels take over from torch: which weights, in which launches, with which numbers."""
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from regkit.ops.formula import Formula
-from regkit.ops.kernel_args import MOST_FORMULAS, KernelArgs, Param
+from regkit.ops.kernel_args import MOST_FORMULAS, KernelArgs, Param, is_like
 from regkit.ops.prox_pass import ProxPass, prepare
 from regkit.optim.batching import is_dense
 from regkit.optim.group_layout import geometry_of
 from regkit.optim.kernel_params import ParamRow, ParamTable, kernel_params, on_device
+from regkit.optim.moves import LastFew, Roster
 from regkit.optim.parts import Chain, Part
 from regkit.optim.sharding import DividedParts, divide
 from regkit.optim.step_size import Moves, StepSizeOf
@@ -23,8 +24,6 @@ from regkit.structure.distributed import local
 
 # The first moment that an update keeps, by update.
 FIRST_MOMENT_KEYS = {"sgd": "momentum_buffer", "adamw": "exp_avg"}
-# Plans that are kept: gradients that come and go cost no planning.
-NUM_PLANS = 4
 
 
 @dataclass(eq=False)
@@ -41,14 +40,31 @@ class Launch:
     fresh: Mapping[nn.Parameter, Tensor]
     _params: Tensor | None = field(default=None, init=False)
     _numbers: list[list[float]] = field(default_factory=list, init=False)
+    # Which rows have rates that are tensors, and what those are multiplied by.
+    _rated: tuple[Tensor, Tensor] = field(init=False)
+    _strides: list[tuple[int, ...]] = field(init=False)
+    _has_shards: bool = field(init=False)
 
-    def take_gradients(self) -> bool:
-        """Tell the kernel where the gradients of this step are; False where it cannot serve."""
-        grads = [local(p.grad) for p in self.parameters if p.grad is not None]
+    def __post_init__(self) -> None:
+        self._strides = [w.stride() for w in self.prox_pass.args.weights]
+        self._has_shards = any(hasattr(p, "placements") for p in self.parameters)
+
+    def with_gradients(self) -> ProxPass | None:
+        """Return the pass of this step, None where kernels do not serve.
+
+        A gradient that is laid out otherwise than its weight is copied.
+        """
+        grads = [g for p in self.parameters if (g := p.grad) is not None]
+        grads = list(map(local, grads)) if self._has_shards else grads
+        weights = self.prox_pass.args.weights
+        if [g.stride() for g in grads] != self._strides:
+            grads = [
+                g if is_like(g, w) else _laid_as(g, w) for g, w in zip(grads, weights, strict=True)
+            ]
         found = self.prox_pass.refresh(grads)
         if found is not None:
-            self.prox_pass = found
-        return found is not None
+            self.prox_pass = found.without_gradients()
+        return found
 
     def run(
         self,
@@ -57,24 +73,48 @@ class Launch:
         scale: Callable[[Part], WeightPenalty | None],
         skip: Tensor | None = None,
         grad_scale: Tensor | None = None,
+        prox_pass: ProxPass | None = None,
     ) -> None:
         """Change the weights in place.
 
         skip: nothing is written where it is not 0. grad_scale: gradients are divided by it.
+        prox_pass: as `with_gradients` returns it, where it updates.
         """
         steps = [step_size(moves[row.lead]) for row in self.rows]
         numbers = [
             kernel_params(row, step, moves[row.lead], scale)
             for row, step in zip(self.rows, steps, strict=True)
         ]
+        on_tensors = [k for k, step in enumerate(steps) if isinstance(step.rate, Tensor)]
         if self._params is None or numbers != self._numbers:
             self._params = on_device(self.device, numbers, self._params)
             self._numbers = numbers
-        for place, (row, step) in enumerate(zip(self.rows, steps, strict=True)):
-            if isinstance(step.rate, Tensor):
-                self._params[place, Param.RATE] = step.rate * numbers[place][Param.RATE]
-                self._params[place, Param.LR] = moves[row.lead].group["lr"]
-        self.prox_pass(self._params, skip=skip, scale=grad_scale)
+            places = torch.tensor(on_tensors, dtype=torch.int64)
+            factors = [[numbers[k][Param.RATE], 1.0] for k in on_tensors]
+            where = self._params.device
+            self._rated = (
+                places.to(where),
+                torch.tensor(factors, dtype=self._params.dtype).to(where),
+            )
+        if on_tensors:
+            self._write_rates(
+                [(steps[k].rate, moves[self.rows[k].lead].group["lr"]) for k in on_tensors]
+            )
+        (prox_pass or self.prox_pass)(self._params, skip, grad_scale)
+
+    def _write_rates(self, rates: Sequence[tuple[Any, Any]]) -> None:
+        """Write rates that are tensors into the table, all at once.
+
+        rates: the rate and the learning rate of each row that has them as tensors.
+        """
+        assert self._params is not None
+        places, factors = self._rated
+        values = torch.stack([torch.as_tensor(rate).reshape(()) for pair in rates for rate in pair])
+        values = values.to(self._params.dtype)
+        if values.device != self._params.device:
+            values = values.pin_memory().to(self._params.device, non_blocking=True)
+        columns = self._params[:, Param.RATE : Param.LR + 1]
+        columns.index_copy_(0, places, values.view(-1, 2) * factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,55 +122,43 @@ class StepPlan:
     """The launches of a step, and what is left to torch.
 
     chains: penalties on entries that are left. parts: those on groups.
-    updated: parameters whose update is part of a launch. counts: their numbers of steps, to be
-        raised before.
+    updated: parameters whose update is part of a launch.
     """
 
     launches: Sequence[Launch] = ()
     chains: Mapping[nn.Parameter, Chain] = field(default_factory=dict)
     parts: DividedParts = field(default_factory=DividedParts)
     updated: frozenset[nn.Parameter] = frozenset()
-    counts: Sequence[Tensor] = ()
 
 
 class PlanCache:
     """The last few plans, by what must be the same for them to serve again."""
 
     def __init__(self) -> None:
-        self._plans: OrderedDict[Any, StepPlan] = OrderedDict()
+        self.kept = LastFew[tuple[StepPlan, Any]]()
         self.num_built = 0
 
-    def get(self, key: Any, build: Callable[[], StepPlan]) -> StepPlan:
-        """Return the plan of that key; it is built where none is kept."""
-        if key not in self._plans:
-            self._plans[key] = build()
+    def get(self, key: Any, held: Any, build: Callable[[], StepPlan]) -> StepPlan:
+        """Return the plan of that key; it is built where none is kept.
+
+        held: whose ids are in the key, to be kept alive with it.
+        """
+
+        def built() -> tuple[StepPlan, Any]:
             self.num_built += 1
-            if len(self._plans) > NUM_PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+            return build(), held
+
+        return self.kept(key, built)[0]
 
 
-def signature(moves: Moves, step_size: StepSizeOf, update: str = "none") -> tuple[Any, ...]:
-    """Return what must be the same for a plan to serve again: memory, and who moved.
+def signature(roster: Roster, step_size: StepSizeOf, update: str = "none") -> tuple[Any, ...]:
+    """Return what must be the same for a plan to serve again: who moved, and memory.
 
     Addresses alone would not do, for memory is given to other tensors: plans hold theirs.
     """
-    seconds: dict[int, str | None] = {}
-    for move in moves.values():
-        if id(move.group) not in seconds:
-            seconds[id(move.group)] = step_size(move).second
-    first = FIRST_MOMENT_KEYS.get(update)
-    return tuple(
-        (
-            id(p),
-            local(p).data_ptr(),
-            _address(move.state, seconds[id(move.group)]),
-            _address(move.state, first),
-            id(move.group),
-        )
-        for p, move in moves.items()
-    )
+    found = {step_size(move).second for move in roster.leads} | {FIRST_MOMENT_KEYS.get(update)}
+    tensors = roster.tensors(sorted(key for key in found if key is not None))
+    return roster.key, tuple([0 if t is None else t.data_ptr() for t in tensors])
 
 
 def build_plan(
@@ -163,11 +191,10 @@ def build_plan(
     builder.add_groups(update)
     builder.add_entries(update)
     updated = frozenset(builder.done)
-    counts = [c for launch in builder.launches for c in launch.prox_pass.args.step_counts]
     left = {p: chain for p, chain in chains.items() if p not in updated}
     builder.add_groups(without=moves.keys() - updated)
     parts_left = DividedParts(builder.parts, shared_parts)
-    return StepPlan(builder.launches, left, parts_left, updated, counts)
+    return StepPlan(builder.launches, left, parts_left, updated)
 
 
 class _PlanBuilder:
@@ -253,7 +280,7 @@ class _PlanBuilder:
             return False
         keys = (self.sizes[p].second, FIRST_MOMENT_KEYS.get(update))
         kept = [state.get(key) for key in keys if key is not None]
-        return all(local(t).stride() == weight.stride() for t in kept if t is not None)
+        return all(is_like(local(t), weight) for t in kept if t is not None)
 
     def _add(
         self,
@@ -299,7 +326,12 @@ class _PlanBuilder:
             lists["step_counts"] = counts
         if update == "none":
             return lists
-        lists["grads"] = [local(p.grad) for p in parameters if p.grad is not None]
+        lists["grads"] = [
+            g if is_like(g, w) else _laid_as(g, w)
+            for p in parameters
+            if p.grad is not None
+            for g, w in [(local(p.grad), local(p.detach()))]
+        ]
         if update != "sgd" or self.moves[parameters[0]].group["momentum"] > 0:
             kept = [s.get(FIRST_MOMENT_KEYS[update]) for s in states]
             for p, first in zip(parameters, kept, strict=True):
@@ -312,9 +344,9 @@ class _PlanBuilder:
         return lists
 
 
+def _laid_as(tensor: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
+
+
 def _row_of(table: ParamTable, part: Part) -> Callable[[nn.Parameter], int]:
     return lambda p: table.place(p, (part,), part.group_set.size)
-
-
-def _address(state: Mapping[str, Any], key: str | None) -> int:
-    return 0 if key is None or state.get(key) is None else local(state[key]).data_ptr()

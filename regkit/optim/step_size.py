@@ -11,7 +11,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -27,24 +27,60 @@ Number = float | Tensor
 TINY = 1e-30
 
 
+@dataclass(eq=False)
+class Pace:
+    """What parameters share that have always moved together: it changes from step to step.
+
+    gain: what their momentum buffers make of a constant unit gradient, at the move at hand.
+    is_first: the buffers are still empty. count: how often they have been moved, with this time.
+    last_gain: of the move before; None where it is not known. num_moves: that are finished.
+    """
+
+    gain: float = 1.0
+    is_first: bool = False
+    count: int = 1
+    last_gain: float | None = None
+    num_moves: int = 0
+
+    def start(self, gain: float, is_first: bool) -> None:
+        """Say what the move at hand is; until it is finished this may be said again."""
+        self.gain, self.is_first, self.count = gain, is_first, self.num_moves + 1
+
+    def finish(self, has_momentum: bool) -> None:
+        """Note that the move has been made."""
+        self.num_moves += 1
+        self.last_gain = self.gain if has_momentum else None
+
+
 @dataclass(frozen=True, eq=False)
 class Move:
     """What an optimizer has done to a parameter, or is about to do.
 
     group: its settings. state: what it keeps for the parameter.
-    gain: what its momentum buffer makes of a constant unit gradient.
+    pace: of the parameter, and of others that move as it does.
     before: where the parameter was, if that was kept.
-    is_first: the momentum buffer is still empty.
-    count: how often the parameter has been moved, this time included.
     """
 
     parameter: nn.Parameter
     group: Group
     state: Group
-    gain: float = 1.0
+    pace: Pace = field(default_factory=Pace)
     before: Tensor | None = None
-    is_first: bool = False
-    count: int = 1
+
+    @property
+    def gain(self) -> float:
+        """What its momentum buffer makes of a constant unit gradient."""
+        return self.pace.gain
+
+    @property
+    def is_first(self) -> bool:
+        """Say whether the momentum buffer is still empty."""
+        return self.pace.is_first
+
+    @property
+    def count(self) -> int:
+        """How often the parameter has been moved, this time included."""
+        return self.pace.count
 
 
 Moves = Mapping[nn.Parameter, Move]

@@ -57,7 +57,11 @@ class Support:
         # What makes zeros: of entries, single ones within groups among them; and of groups.
         self._chains: dict[nn.Parameter, Chain] = {}
         self._parts = DividedParts()
-        self._memory: dict[nn.Parameter, tuple[int, int]] = {}
+        # Parameters in whose groups single entries are made zero, too.
+        self._thinned: list[nn.Parameter] = []
+        self._has_shards = False
+        # Members, and what their memory was like.
+        self._seen: tuple[Sequence[nn.Parameter], list[tuple[int, int]]] = ((), [])
 
     def make_gates(self, chains: Mapping[nn.Parameter, Chain], parts: DividedParts) -> None:
         """Make the gates that are missing, of weights as they are before a step.
@@ -71,6 +75,7 @@ class Support:
         for part in grouped:  # some make single zeros within groups, too
             if (part.penalty.slope_at_zero(1) or (0.0,))[0] > 0:
                 self._chains |= {p: (part,) for p in part.parameters if p not in entrywise}
+        self._thinned = [p for p in self._chains if p not in entrywise]
         for p in self._chains:
             if not self._fits(p):
                 gate = torch.zeros_like(p.detach(), dtype=torch.uint8)
@@ -84,6 +89,7 @@ class Support:
         self.members = list(
             dict.fromkeys([*self.entries, *(p for g in grouped for p in g.parameters)])
         )
+        self._has_shards = any(hasattr(p, "placements") for p in self.members)
 
     def _fits(self, p: nn.Parameter) -> bool:
         """Say whether the gate of a parameter is there, and lies in memory as it does."""
@@ -114,11 +120,20 @@ class Support:
 
     def remember_memory(self) -> None:
         """Note the state of the weights' memory, for `written_outside` to compare with."""
-        self._memory = {p: _memory(p) for p in self.members}
+        self._seen = self.members, self._memory(self.members)
 
     def written_outside(self) -> list[nn.Parameter]:
         """Return the parameters that somebody has written to since `remember_memory`."""
-        return [p for p, seen in self._memory.items() if seen != _memory(p)]
+        members, old = self._seen
+        now = self._memory(members)
+        if now == old:
+            return []
+        return [p for p, seen, found in zip(members, old, now, strict=True) if seen != found]
+
+    def _memory(self, parameters: Sequence[nn.Parameter]) -> list[tuple[int, int]]:
+        """Return what changes when somebody writes to parameters, or gives them other memory."""
+        values = map(local, parameters) if self._has_shards else parameters
+        return [(v._version, v.data_ptr()) for v in values]
 
     def record_outside_writes(self, written: Collection[nn.Parameter]) -> None:
         """Look again which weights of some parameters are zero (a collective for shared groups)."""
@@ -182,8 +197,8 @@ class Support:
 
     def keep_single_zeros(self, moves: Moves) -> None:
         """Put back single zeros that may not wake in groups that live, after the prox of groups."""
-        for p in moves:
-            if any(part.is_grouped for part in self._chains.get(p, ())):
+        for p in self._thinned:
+            if p in moves:
                 values, gate = local(p.detach()), local(self.entries[p])
                 values.copy_(keep_zeros(values, gate))
                 _record(gate, values == 0)
@@ -328,9 +343,3 @@ def _first_gate(is_zero: Tensor) -> Tensor:
 
 def _record(gate: Tensor, is_zero: Tensor) -> None:
     gate.copy_(recorded(gate, is_zero))
-
-
-def _memory(p: nn.Parameter) -> tuple[int, int]:
-    """Return what changes when somebody writes to a parameter, or gives it other memory."""
-    values = local(p) if hasattr(p, "placements") else p
-    return values._version, values.data_ptr()

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.broadcast import as_tensor
+from regkit.ops.formula import KEEP, Coefficients, Formula
 from regkit.penalties.penalty import GroupPenalty, Step
 
 
@@ -26,6 +25,11 @@ class GroupL0(GroupPenalty):
     """
 
     convex: ClassVar[bool] = False
+    kernel: ClassVar[Formula | None] = KEEP
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the price of a group."""
+        return (self.lam * size,)
 
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
         """Return lam sum_g n_g [w_g != 0]."""
@@ -33,9 +37,4 @@ class GroupL0(GroupPenalty):
 
     def prox(self, rows: Float[Tensor, "groups size"], step: Step) -> Float[Tensor, "groups size"]:
         """Keep the groups that are dearer to lose than to keep."""
-        # In roots and as a ratio, so that neither squares nor steps of 0 overflow to NaN.
-        threshold = (as_tensor(step, rows) * (2 * self.lam * rows.shape[1])).sqrt()
-        info = torch.finfo(rows.dtype)
-        ratio = rows / threshold.clamp_min(info.tiny * info.eps)
-        cheap = torch.linalg.vector_norm(ratio, dim=1, keepdim=True) < 1
-        return torch.where(cheap & (threshold > 0), 0.0, rows)
+        return KEEP(rows, step, *self.coefficients(rows.shape[1]))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regkit.ops.secular import fold_rows
+from regkit.ops.formula import FOLD, Coefficients, Formula
 from regkit.penalties.penalty import GroupPenalty, Step, check_number
 
 
@@ -30,10 +30,15 @@ class GroupMCP(GroupPenalty):
 
     gamma: float = 3.0
     convex: ClassVar[bool] = False
+    kernel: ClassVar[Formula | None] = FOLD
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "gamma", check_number(self, "gamma", 1e-12))
+
+    def coefficients(self, size: int) -> Coefficients:
+        """Return the slope at zero, and gamma."""
+        return self.lam * math.sqrt(size), self.gamma
 
     def value(self, rows: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
         """Return sum_g P(||w_g||)."""
@@ -43,4 +48,4 @@ class GroupMCP(GroupPenalty):
 
     def prox(self, rows: Float[Tensor, "groups size"], step: Step) -> Float[Tensor, "groups size"]:
         """Leave long groups, shorten the others."""
-        return fold_rows(rows, step, self.lam * math.sqrt(rows.shape[1]), self.gamma)
+        return FOLD(rows, step, *self.coefficients(rows.shape[1]))

@@ -1,8 +1,7 @@
 """Penalties bound to a model: what is penalised, how much it adds, and the step that acts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regkit.errors import InputError
-from regkit.optim.budget import Budget
-from regkit.optim.density_control import Bracket, Factors
+from regkit.optim.density_control import Factors
 from regkit.optim.parts import Part, Scale
 from regkit.optim.proximal_step import ProximalStep
 from regkit.optim.residual import kkt_residual
@@ -24,8 +22,9 @@ from regkit.regularizer.activations import FrameCollector
 from regkit.regularizer.bound_penalty import BoundPenalty, Penalties, named
 from regkit.regularizer.budgets import budget_of, measured_share, resumed
 from regkit.regularizer.penalty_set import PenaltySet
+from regkit.regularizer.thinning import meet_budget, meet_density
 from regkit.structure.distributed import all_reduce_counts, local
-from regkit.structure.groups import COUPLED, Read
+from regkit.structure.groups import COUPLED
 from regkit.structure.selectors import (
     declared_embeddings,
     embedding_module,
@@ -34,8 +33,6 @@ from regkit.structure.selectors import (
     weights,
 )
 
-# How often `meet_target` tries a strength.
-NUM_TRIALS = 60
 # What there is to know before any optimizer is attached.
 ALONE: Mapping[str, Any] = {"common": 1.0, "layers": None}
 UNATTACHED: Mapping[str, Any] = {**ALONE, "acted": ALONE, "members": [], "counted": []}
@@ -357,18 +354,13 @@ class Regularizer:
                 f"meet_target: {sharded[0]!r} is sharded over ranks, and what goes first of its "
                 "weights is not known on one. Call it on the whole model, loaded on one process."
             )
+        layerwise = self.schedule.layerwise
         if budget is not None:
-            parts = self._sparsifying(set(counted.values()))
-            shares = budget.even_shares(budget.sets) if self.schedule.layerwise else {}
-            for some in [[part] for part in parts] if shares else [parts]:
-                wanted = shares[some[0].key] if shares else budget.share
-                _thin(some, wanted, partial(_used, budget, some, bool(shares)))
-            return _used(budget, parts, False)
+            return meet_budget(self._sparsifying(set(counted.values())), budget, layerwise)
         trained = [set(record["counted"]) & counted.keys() for record in self._records()]
         for names in trained or [counted.keys()]:
             parts = self._sparsifying({counted[name] for name in names})
-            for some in _by_layer(parts) if self.schedule.layerwise else [parts]:
-                _thin(some, target.value, partial(_density, some))
+            meet_density(parts, target.value, layerwise)
         held = list(counted.values())
         counts = torch.stack([torch.count_nonzero(local(p)) for p in held])
         return float(all_reduce_counts(counts, held).sum()) / sum(p.numel() for p in held)
@@ -515,50 +507,3 @@ def _mean_factor(factors: Factors, sizes: Mapping[str, int]) -> float:
     layers = factors.layers or {}
     mean = sum(layers.get(key, 1.0) * size for key, size in sizes.items()) / sum(sizes.values())
     return factors.common * (mean if layers else 1.0)
-
-
-def _by_layer(parts: list[Part]) -> list[list[Part]]:
-    """Put together what acts on the same parameters."""
-    layers: dict[frozenset[nn.Parameter], list[Part]] = {}
-    for part in parts:
-        layers.setdefault(frozenset(part.parameters), []).append(part)
-    return list(layers.values())
-
-
-def _density(parts: Sequence[Part], read: Read) -> float:
-    """Return the share of entries that are not zero, of what these parts act on."""
-    held = dict.fromkeys(p for part in parts for p in part.parameters)
-    return sum(int(torch.count_nonzero(read(p))) for p in held) / sum(p.numel() for p in held)
-
-
-def _used(
-    budget: Budget, parts: Sequence[Part], of_channels: bool, read: Read = Tensor.detach
-) -> float:
-    """Return the share of a budget that is used, or of the channels of the first part."""
-    alive = budget.alive((part.key, part.group_set.rows(read)) for part in parts)
-    return budget.shares(alive)[parts[0].key] if of_channels else budget.used(alive)
-
-
-def _thin(parts: list[Part], target: float, share: Callable[[Read], float]) -> None:
-    """Zero the entries and groups that the penalties zero first, until the target is met.
-
-    share: gives what there is of weights that are read so.
-    """
-    held = dict.fromkeys(p for part in parts for p in part.parameters)
-
-    def thinned(factor: float) -> dict[nn.Parameter, Tensor]:
-        trial = {p: p.detach().clone() for p in held}
-        for part in parts:
-            rows = part.group_set.rows(trial.__getitem__)
-            gone = replace(part.penalty, lam=part.penalty.lam * factor).prox(rows, 1.0) == 0
-            part.group_set.write(rows.masked_fill(gone, 0.0), trial.__getitem__)
-        return trial
-
-    bracket, factor = Bracket(target, target, 1.0), 1.0
-    for _ in range(NUM_TRIALS):
-        bracket.update(share(thinned(factor).__getitem__))
-        if bracket.is_met:
-            break
-        factor = bracket.next()
-    for p, values in thinned(bracket.best).items():
-        p.copy_(values)

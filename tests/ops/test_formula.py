@@ -124,7 +124,7 @@ def test_a_formula_without_a_source_is_refused():
 def test_constants_are_folded_and_names_cannot_clash(tmp_path: Path):
     body = translate(written("double = v * (1 / (2 * HALF) - 3)\n    return -double", tmp_path), C)
     assert body.parameters == ("v_", "step_", "lam_")
-    assert body.assignments == (("double_", "(v_ * (-2.0f))"),)
+    assert body.assignments == (("double_", "(v_ * ((real)-2.0))"),)
     assert body.result == "(-double_)"
 
 
@@ -228,14 +228,14 @@ def proxed(penalty: WeightPenalty, weight: Tensor, second: Tensor) -> tuple[Tens
     return weight, expected
 
 
-@pytest.mark.skipif(build.kernels() is None, reason="no C compiler with OpenMP here")
+@pytest.mark.skipif(build.kernels(torch.float32) is None, reason="no C compiler with OpenMP here")
 def test_a_penalty_of_a_user_has_a_kernel_in_c(tmp_path: Path):
     weight, second = torch.cat([torch.randn(3000), torch.zeros(5)]), torch.rand(3005)
     found, expected = proxed(own_penalty(tmp_path), weight, second)
     torch.testing.assert_close(found, expected.float(), rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.skipif(build.kernels() is None, reason="no C compiler with OpenMP here")
+@pytest.mark.skipif(build.kernels(torch.float32) is None, reason="no C compiler with OpenMP here")
 def test_minimum_and_maximum_show_nan_on_either_side():
     """Of the coefficients too, whose NaN no penalty has: so through step, by a second moment."""
 

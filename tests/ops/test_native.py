@@ -1,6 +1,7 @@
 """The C kernels against the bodies in torch, in double precision, and against bisection."""
 
 import ctypes
+import hashlib
 import itertools
 import logging
 import math
@@ -12,16 +13,18 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prox_calls import gated
+from prox_calls import SHAPES, Call, args_of, gated, kernels_of, trimmed
+from prox_calls import param as adamw_param
 from torch import Tensor
 
-from regkit.ops.formula import NUM_COEFFICIENTS, SHRINK, formula, maximum
+from regkit.ops.formula import FOLD, KEEP, NUM_COEFFICIENTS, SHRINK, formula, maximum
 from regkit.ops.kernel_args import NUM_PARAMS, GroupAxis, KernelArgs, Param
 from regkit.ops.native import build
 from regkit.ops.native import launch as native
@@ -41,7 +44,9 @@ from regkit.penalties import (
     WeightPenalty,
 )
 
-pytestmark = pytest.mark.skipif(build.kernels() is None, reason="no C compiler with OpenMP here")
+pytestmark = pytest.mark.skipif(
+    build.kernels(torch.float32) is None, reason="no C compiler with OpenMP here"
+)
 
 PENALTIES: dict[str, WeightPenalty] = {
     "l1": L1(0.7),
@@ -57,6 +62,8 @@ PENALTIES: dict[str, WeightPenalty] = {
 }
 FORMULAS = {
     "shrink": SHRINK,
+    "keep": KEEP,
+    "fold": FOLD,
     **{name: p.kernel for name, p in PENALTIES.items() if p.kernel is not None},
 }
 ENTRIES = list(PENALTIES)
@@ -594,13 +601,171 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(grouped: bool):
         assert all(map(torch.equal, found[0], other))
 
 
+# Updates, other types, other penalties of groups.
+
+
+UPDATED = ("weights", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "gates")
+
+
+def updating(update: str, dtype: torch.dtype, geometry: Tensor | None) -> tuple[Call, KernelArgs]:
+    """Return a pass with gates over weights of all layouts, and the same in double precision."""
+    shapes = SHAPES if geometry is None else [(24, 6, 3, 3, 3), (40, 20), (30, 700)]
+    args = args_of(shapes, "last", "cpu", dtype, dtype)
+    metric = "scalar" if update in ("plain", "sgd") else "adaptive"
+    args = gated(trimmed(replace(args, geometry=geometry), metric, update))
+    exact = {
+        name: [(t.double() if t.is_floating_point() else t).clone() for t in getattr(args, name)]
+        for name in (*UPDATED, "grads")
+    }
+    formulas = kernels_of("l1") if geometry is None else (SHRINK,)
+    return Call(args, formulas, metric, update), replace(args, **exact)
+
+
+ROWS_AND_COLUMNS = torch.tensor(
+    [
+        (0, 0, 0, 1, 0, 24, 162, 1, 0, 1, 0, 162, 1),
+        (1, 1, 0, 1, 0, 20, 1, 1, 0, 1, 0, 40, 20),
+        (2, 2, 0, 1, 0, 30, 700, 1, 0, 1, 0, 700, 1),
+    ]
+)
+
+
+@pytest.mark.parametrize("dtype", build.TYPES, ids=str)
+@pytest.mark.parametrize("where", ["entries", "groups"])
+@pytest.mark.parametrize("update", ["plain", "sgd", "adamw", "amsgrad", "none"])
+def test_update_and_prox_in_one_pass(update: str, where: str, dtype: torch.dtype):
+    chain = ("l1",) if where == "entries" else ("shrink",)
+    for nesterov in (0.0, 1.0) if update == "sgd" else (0.0,):
+        call, exact = updating(update, dtype, ROWS_AND_COLUMNS if where == "groups" else None)
+        rows = [adamw_param(chain, NESTEROV=nesterov), adamw_param(chain, RATE=0.1, DECAY=0.0)]
+        params = torch.tensor(rows, dtype=torch.float64)
+        scale = torch.tensor(4.0) if update != "none" else None
+        renewed = call.prepared().refresh(call.args.grads)
+        assert renewed is not None
+        renewed(params, None, scale)
+        ProxPass(exact, call.formulas, call.metric, call.kind)(params, None, scale)
+        slack = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 2e-2}[dtype]
+        for name in UPDATED[:-1]:
+            for got, want in zip(getattr(call.args, name), getattr(exact, name), strict=True):
+                torch.testing.assert_close(got.double(), want, rtol=slack, atol=slack)
+        if dtype == torch.float64:
+            assert all(map(torch.equal, call.args.gates, exact.gates))
+        assert any((w == 0).any() for w in call.args.weights)
+        assert any((w != 0).any() for w in call.args.weights)
+
+
+@pytest.mark.parametrize("update", ["sgd", "adamw"])
+def test_an_update_without_penalties_is_torchs(update: str):
+    call, _ = updating(update, torch.float32, None)
+    args = replace(call.args, gates=(), param_row=[0] * len(call.args.weights))
+    row = adamw_param(RATE=0.1, DECAY=0.0, EPS=1e-8, REST2=0.01 if update == "adamw" else 1.0)
+    weights = [torch.nn.Parameter(w.clone()) for w in args.weights]
+    plain = {"lr": 0.1, "fused": True}
+    if update == "adamw":
+        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.0, **plain)
+    else:
+        optimizer = torch.optim.SGD(weights, momentum=0.9, **plain)
+    lists = {"exp_avg": args.exp_avgs, "exp_avg_sq": args.exp_avg_sqs}
+    for k, p in enumerate(weights):
+        p.grad = args.grads[k].clone()
+        if update == "adamw":
+            optimizer.state[p] = {name: some[k].clone() for name, some in lists.items()}
+            optimizer.state[p]["step"] = args.step_counts[k] - 1
+        else:
+            optimizer.state[p]["momentum_buffer"] = args.exp_avgs[k].clone()
+    optimizer.step()
+    once = prepare(args, [], call.metric, update)
+    assert once is not None
+    once(torch.tensor([row], dtype=torch.float64))
+    for got, want in zip(args.weights, weights, strict=True):
+        torch.testing.assert_close(got, want.detach(), rtol=3e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", build.TYPES, ids=str)
+@pytest.mark.parametrize("place", PLACES)
+def test_groups_in_every_type(place: str, dtype: torch.dtype):
+    shape, piece = PLACES[place]
+    args = gated(args_on(torch.randn(shape), geometry=geometry(piece)))
+    args = replace(
+        args,
+        weights=[w.to(dtype) for w in args.weights],
+        exp_avg_sqs=[s.to(dtype) for s in args.exp_avg_sqs],
+    )
+    exact = replace(
+        args,
+        weights=[w.double().clone() for w in args.weights],
+        exp_avg_sqs=[s.double() for s in args.exp_avg_sqs],
+        gates=[g.clone() for g in args.gates],
+    )
+    params = param(0.03, STRENGTHS["all"])[None]
+    by_kernel(args, params, ["shrink"], "adaptive")
+    ProxPass(exact, (SHRINK,), "adaptive")(params)
+    slack = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(args.weights[0].double(), exact.weights[0], rtol=slack, atol=slack)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("place", PLACES)
+def test_group_l0_wherever_it_lies(place: str, metric: str):
+    shape, piece = PLACES[place]
+    for price in (0.0, 1e-3, 0.3, 10.0, 1e4):
+        args = args_on(torch.randn(shape), geometry=geometry(piece))
+        size = seen(args.weights[0], piece).shape[1]
+        params = param(0.1, (price * size,))[None]
+        (expected,) = by_reference(args, params, ["keep"], metric)
+        before = args.weights[0].clone()
+        by_kernel(args, params, ["keep"], metric)
+        assert torch.equal(args.weights[0], expected.float())
+        assert price > 0 or torch.equal(args.weights[0], before)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("place", PLACES)
+def test_group_mcp_wherever_it_lies(place: str, metric: str):
+    """Of two candidates whose objectives agree to rounding, either may be chosen."""
+    shape, piece = PLACES[place]
+    for slope, gamma in ((0.0, 3.0), (0.1, 3.0), (1.0, 1.5), (3.0, 3.0), (0.5, 0.01)):
+        args = args_on(torch.randn(shape), geometry=geometry(piece))
+        size = seen(args.weights[0], piece).shape[1]
+        params = param(0.1, (slope * size**0.5, gamma), eps=0.1)[None]
+        (expected,) = by_reference(args, params, ["fold"], metric)
+        before = args.weights[0].clone()
+        by_kernel(args, params, ["fold"], metric)
+        torch.testing.assert_close(args.weights[0], expected.float(), rtol=2e-5, atol=2e-5)
+        assert torch.equal(args.weights[0] == 0, expected == 0)
+        assert slope > 0 or torch.equal(args.weights[0], before)
+
+
+def test_group_l0_of_no_numbers_and_without_steps():
+    v = torch.randn(8, 70)
+    v[1, 3], v[2, 4], v[3] = torch.nan, torch.inf, 0.0
+    args = args_on(v, geometry=rows_of(0, 0, 8, 70))
+    args.exp_avg_sqs[0][5, ::2], args.exp_avg_sqs[0][6] = 0.0, torch.inf
+    (expected,) = by_reference(args, param(0.1, (50.0,), eps=0.0)[None], ["keep"], "adaptive")
+    by_kernel(args, param(0.1, (50.0,), eps=0.0)[None], ["keep"], "adaptive")
+    torch.testing.assert_close(v, expected.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_group_l0_at_every_scale(scale: float):
+    v = torch.randn(20, 100) * scale
+    args = KernelArgs([v], [0], geometry=rows_of(0, 0, 20, 100))
+    price = 100 * scale**2
+    params = param(0.5, (price,))[None]
+    (expected,) = by_reference(args, params, ["keep"], "scalar")
+    by_kernel(args, params, ["keep"], "scalar")
+    assert torch.equal(v, expected.float())
+    assert (v == 0).any()
+    assert (v != 0).any()
+
+
 # What is not served.
 
 
 def test_other_weights_go_another_way(monkeypatch: pytest.MonkeyPatch):
     plain = args_on(torch.randn(6, 4))
     assert native.prepare(plain, [L1.kernel], "adaptive") is not None
-    assert native.prepare(plain, [L1.kernel], "adaptive", "adamw") is None
+    assert native.prepare(plain, [L1.kernel], "adaptive", "adamw") is None  # without gradients
     assert native.prepare(plain, [SHRINK], "adaptive") is None
     assert native.prepare(plain, [L1.kernel, SHRINK], "adaptive") is None
     assert native.prepare(KernelArgs(plain.weights, [0]), [L1.kernel], "adaptive") is None
@@ -609,7 +774,9 @@ def test_other_weights_go_another_way(monkeypatch: pytest.MonkeyPatch):
     assert native.prepare(twice, [L1.kernel], "scalar") is None
     other = KernelArgs(plain.weights, [0], [torch.rand(4, 6).t()])
     assert native.prepare(other, [L1.kernel], "adaptive") is None
-    for weight in (torch.randn(6, 8)[:, ::2], torch.randn(6).double(), torch.randn(6).bfloat16()):
+    mixed = KernelArgs(plain.weights, [0], [torch.rand(6, 4).double()])
+    assert native.prepare(mixed, [L1.kernel], "adaptive") is None
+    for weight in (torch.randn(6, 8)[:, ::2], torch.randn(6).half()):
         assert native.prepare(KernelArgs([weight], [0]), [L1.kernel], "scalar") is None
     grouped = KernelArgs(plain.weights, [0], geometry=rows_of(0, 0, 6, 4))
     assert native.prepare(grouped, [L1.kernel], "scalar") is None
@@ -652,7 +819,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], ctype
     """Build as at first use, in a cache of its own and without optimising."""
     monkeypatch.setattr(build, "FLAGS", tuple(f for f in build.FLAGS if f != "-O3"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return build.kernels.__wrapped__
+    return partial(build.kernels.__wrapped__, torch.float32)
 
 
 def test_the_library_is_built_once(quick: Callable[[], ctypes.CDLL | None], tmp_path: Path):
@@ -664,16 +831,54 @@ def test_the_library_is_built_once(quick: Callable[[], ctypes.CDLL | None], tmp_
     assert path.stat().st_mtime_ns == written.st_mtime_ns
 
 
-def test_a_broken_file_in_the_cache_is_replaced(
-    quick: Callable[[], ctypes.CDLL | None], tmp_path: Path
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeroed": lambda content: bytes(len(content)),
+    "one bit": lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_in_the_cache_is_never_loaded(
+    damage: str, quick: Callable[[], ctypes.CDLL | None], tmp_path: Path
 ):
-    folder = tmp_path / "regkit"
-    folder.mkdir()
-    texts = [file.read_text() for file in (*build.SOURCES, *build.HEADERS)]
-    path = folder / f"passes-{build._fingerprint(shutil.which('cc') or '', texts)}.so"
-    path.write_bytes(b"half a library")
-    assert quick() is not None
-    assert ctypes.CDLL(str(path)).regkit_entries
+    """It may be mapped, and kill the process where its pages are missing."""
+    quick()
+    (path,) = (tmp_path / "regkit").iterdir()
+    sound = path.read_bytes()
+    path.unlink()  # the process has it mapped
+    path.write_bytes(DAMAGES[damage](sound))
+    library = quick()
+    assert library is not None
+    assert str(tmp_path) not in library._name
+    (renewed,) = (tmp_path / "regkit").iterdir()
+    assert renewed.stem.endswith(hashlib.sha256(renewed.read_bytes()).hexdigest()[:32])
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners here")
+def test_a_file_of_somebody_else_is_not_loaded(
+    quick: Callable[[], ctypes.CDLL | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    quick()
+    (path,) = (tmp_path / "regkit").iterdir()
+    assert str(tmp_path) in str(quick()._name)  # type: ignore[union-attr]
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    assert str(tmp_path) not in str(quick()._name)  # type: ignore[union-attr]
+
+
+def test_the_library_of_another_cpu_is_not_loaded(
+    quick: Callable[[], ctypes.CDLL | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A home that several machines share: what -march=native stands for is part of the name."""
+    quick()
+    (mine,) = (tmp_path / "regkit").iterdir()
+    target = build._target(shutil.which(os.environ.get("CC") or "cc") or "")
+    monkeypatch.setattr(build, "_target", lambda _: target.replace("__SSE2__", "__SSE9__"))
+    library = quick()
+    assert library is not None
+    assert mine.name not in library._name
+    assert len(list((tmp_path / "regkit").iterdir())) == 2
 
 
 def test_a_folder_that_cannot_be_written(
@@ -696,7 +901,7 @@ def test_without_a_compiler_a_line_in_the_log(
         assert quick() is None
     (record,) = caplog.records
     assert "taken by torch" in record.getMessage()
-    monkeypatch.setattr(native, "kernels", lambda: None)
+    monkeypatch.setattr(native, "kernels", lambda _: None)
     assert native.prepare(args_on(torch.randn(3)), [L1.kernel], "adaptive") is None
 
 

@@ -1,7 +1,10 @@
 """Launches end where the torch path ends; the kernels are their plain-torch bodies here."""
 
 import copy
+import gc
 import math
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regkit import Regularizer, Schedule
 from regkit.ops import reference
@@ -140,7 +144,7 @@ def assert_equal(a: nn.Module, b: nn.Module, atol: float = 1e-9) -> None:
 def plan_of(reg: Regularizer, update: str = "none") -> StepPlan:
     """Return the plan that served last, of the hook or of a fused update."""
     (step,) = reg._steps
-    return [plan for key, plan in step.plans._plans.items() if key[0] == update][-1]
+    return [plan for key, (plan, _) in step.plans.kept._kept.items() if key[0] == update][-1]
 
 
 CASES = [
@@ -362,3 +366,148 @@ def test_steps_that_are_counted_on_the_host(lr: float | Tensor):
     torch.testing.assert_close(rate / (second.sqrt() + numbers[Param.EPS]), expected)
     assert numbers[Param.LOG_BETA2] == -math.inf
     assert numbers[Param.FIRST] == 0.1
+
+
+def a_step(optimizer: Optimizer, net: nn.Module) -> None:
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("bodies", ["native", "reference"])
+def test_no_gradient_outlives_zero_grad(
+    kernels: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, bodies: str, kind: str
+):
+    if bodies == "reference":
+        kernels(True)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    optimizer = OPTIMIZERS[kind][1](net.parameters())
+    Regularizer(net, [L1(0.01, params="0"), GroupLasso(0.01, params="1")]).attach(optimizer)
+    for _ in range(3):
+        a_step(optimizer, net)
+        seen = [weakref.ref(p.grad) for p in net.parameters()]
+        optimizer.zero_grad()
+        gc.collect()
+        assert [ref() for ref in seen] == [None] * 4
+
+
+@pytest.mark.parametrize("bodies", ["native", "reference"])
+def test_a_gradient_that_lies_otherwise_leaves_the_pass_to_all(
+    kernels: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, bodies: str
+):
+    """Strides of an axis of size 1, which do not matter, and of others, which are copied."""
+    if bodies == "reference":
+        kernels(True)
+    nets = [nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 2, 3)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets[0].to(memory_format=torch.channels_last_3d)
+    advanced = []
+    for net in nets:
+        optimizer = ProxAdamW(net.parameters(), lr=0.01)
+        Regularizer(net, L1(0.1)).attach(optimizer)
+        if net is nets[0]:
+            advance = optimizer._advance
+            monkeypatch.setattr(
+                optimizer, "_advance", lambda g, ps, to=advance: (advanced.append(ps), to(g, ps))
+            )
+        for step in range(4):
+            draw = torch.Generator().manual_seed(step)
+            for p in net.parameters():
+                p.grad = torch.randn(p.shape, generator=draw)
+                if step == 3:
+                    p.grad = torch.empty_like(p).copy_(p.grad)
+            size_1 = net[0].weight
+            last = torch.empty_strided(size_1.shape, (27, 1, 9, 3, 1)).copy_(size_1.grad)
+            size_1.grad = last
+            optimizer.step()
+    assert not advanced
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        assert torch.equal(p == 0, q == 0)
+    assert any((p == 0).any() for p in nets[0].parameters())
+
+
+class Ops(TorchDispatchMode):
+    """Count what torch is asked for, views and what makes no launch left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view:
+            self.seen[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def ops_of_a_step(width: int, groups: int, **options: Any) -> Counter[str]:
+    net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(width)])
+    lr, options = options.pop("lr", 0.01), options
+    each = [{"params": [p for p in net[k::groups].parameters()], "lr": lr} for k in range(groups)]
+    optimizer = ProxAdamW(each)
+    Regularizer(net, L1(0.01), schedule=Schedule(**options)).attach(optimizer)
+    for _ in range(12):
+        a_step(optimizer, net)
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    with Ops() as ops:
+        optimizer.step()
+    return ops.seen
+
+
+def test_a_frozen_support_costs_a_few_launches_whatever_the_number_of_tensors():
+    few, many = (ops_of_a_step(n, 1, num_steps=14, settle=0.5) for n in (2, 20))
+    assert few == many
+
+
+def test_rates_as_tensors_are_written_at_once(kernels: Callable[[bool], None]):
+    kernels(True)
+    few, many = (
+        ops_of_a_step(20, groups, lr=torch.tensor(0.01))["index_copy_.default"] for groups in (1, 9)
+    )
+    assert few == many == 2  # launches of penalised weights, and of others
+    nets = [nn.Linear(3, 3) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, lr in zip(nets, (0.05, torch.tensor(0.05)), strict=True):
+        each = [{"params": [net.weight], "lr": lr}, {"params": [net.bias], "lr": 2 * lr}]
+        optimizer = ProxAdamW(each)
+        Regularizer(net, L1(0.3)).attach(optimizer)
+        for step in range(4):
+            torch.manual_seed(step)
+            for group in optimizer.param_groups if step == 2 else ():
+                group["lr"] = group["lr"] / 2
+            a_step(optimizer, net)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("serve", [True, False])
+def test_paces_of_parameters_that_have_moved_apart(serve: bool, monkeypatch: pytest.MonkeyPatch):
+    """Momentum of a parameter whose gradient came late goes on by itself, as torch has it."""
+    found = []
+    if not serve:
+        monkeypatch.setenv("REGKIT_NATIVE", "0")
+    for make in (optim.SGD, ProxSGD):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
+        optimizer = make(net.parameters(), lr=0.02, momentum=0.9, nesterov=True)
+        reg = Regularizer(net, L1(0.02)).attach(optimizer)
+        for step in range(9):
+            torch.manual_seed(step)
+            for p in net.parameters():
+                p.grad = torch.randn_like(p)
+            if step in (0, 1, 4):
+                net[1].weight.grad = None
+            optimizer.step()
+        found.append((net, reg.state_dict()["steps"][0]["moves"]))
+    (plain, saved), (fused, other) = found
+    assert saved["counts"] == {"0.weight": 9, "1.weight": 6}
+    assert saved["counts"].items() <= other["counts"].items()
+    assert saved["gains"].items() <= other["gains"].items()
+    assert saved["gains"]["0.weight"] > saved["gains"]["1.weight"] > 4
+    for p, q in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+        assert torch.equal(p == 0, q == 0)

@@ -113,6 +113,11 @@ def _num_classes(num_parameters: float) -> int:
     return NUM_CLASSES if num_parameters >= 1e6 else 10
 
 
+def make_small_layers(num_tensors: int) -> nn.Module:
+    """Make a net of so many tensors, with a few weights in each."""
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(num_tensors // 2)))
+
+
 @dataclass(frozen=True)
 class Contestant:
     """One way to step, on weights of its own.
@@ -199,8 +204,8 @@ def penalised(
         regularizer = Regularizer(copy, penalty, example=example).attach(optimizer)
         entries = sum(p.numel() for p in regularizer.penalised())
         extra = GROUP_PASS_BYTES if isinstance(penalty, GroupPenalty) else PASS_BYTES
-        # Only on CUDA is the update of ProxAdamW in one pass with the prox.
-        apart = name == HOOK or example.device.type == "cpu"
+        # The update of ProxAdamW is in one pass with a prox that kernels know.
+        apart = name == HOOK or penalty.kernel is None
         num_bytes = _adamw_bytes(copy) + (extra * entries if apart else 0)
         made.append(Contestant(name, copy, optimizer.step, num_bytes))
     return made

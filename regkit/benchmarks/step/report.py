@@ -1,7 +1,7 @@
 """What a run found: rows of figures, as a table on the screen and as a picture."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class HostRow:
+    """What a step costs the host: on so many tensors of a few weights, nothing else is to be done.
+
+    us: microseconds a tensor, of the calling thread. to_fused: ratio within a round to plain AdamW.
+    """
+
+    num_tensors: int
+    penalty: str | None
+    contestant: str
+    us: Quartiles
+    to_fused: Quartiles
+
+
+@dataclass(frozen=True)
 class Report:
     """A run.
 
     machine, options: what it ran on, and what it was asked for.
     left_out: penalties that do not fit the model, with the reason.
+    host: what the host's part of a step costs.
     """
 
     machine: dict[str, Any]
@@ -88,6 +103,7 @@ class Report:
     rate: Rate
     left_out: dict[str, str]
     rows: list[Row]
+    host: list[HostRow] = field(default_factory=list)
 
 
 def place(machine: Mapping[str, Any]) -> str:
@@ -133,6 +149,25 @@ def line(row: Row) -> str:
     )
 
 
+def host_heading() -> Iterator[str]:
+    """Say what the rows of the host's time are."""
+    yield ""
+    yield (
+        f"{'time of the host, one step':{WIDTH}}  tensors  us a tensor  x fused            "
+        "(on tensors of a few weights)"
+    )
+
+
+def host_line(row: HostRow) -> str:
+    """Return a row of the host's time."""
+    label = row.contestant if row.penalty is None else f"{row.penalty}, {row.contestant}"
+    ratio = row.to_fused
+    return (
+        f"{label:{WIDTH}}  {row.num_tensors:7}  {row.us.median:11.2f}  "
+        f"{ratio.median:5.2f} [{ratio.low:.2f}-{ratio.high:.2f}]"
+    )
+
+
 def legend(report: Report) -> Iterator[str]:
     """Say how to read the table."""
     yield ""
@@ -141,8 +176,9 @@ def legend(report: Report) -> Iterator[str]:
         "round, with quartiles."
     )
     yield (
-        "GB/s: counts 28 bytes a weight for AdamW, also with the prox in its pass (ProxAdamW on "
-        "CUDA); 8 more for a prox in a pass of its own, 12 for groups; 4 for a count."
+        "GB/s: counts 28 bytes a weight for AdamW, also with the prox in its pass (ProxAdamW where "
+        "kernels know the penalty); 8 more for a prox in a pass of its own, 12 for groups; 4 for a "
+        "count."
     )
     if report.options["train_rounds"]:
         yield (
@@ -155,6 +191,9 @@ def everything(report: Report) -> Iterator[str]:
     """Return all lines, as they are printed while it is measured."""
     yield from heading(report)
     yield from map(line, report.rows)
+    if report.host:
+        yield from host_heading()
+        yield from map(host_line, report.host)
     yield from legend(report)
 
 

@@ -4,7 +4,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -21,10 +21,11 @@ from regkit.benchmarks.step.candidates import (
     Contestant,
     baselines,
     draw_gradients,
+    make_small_layers,
     naive,
     penalised,
 )
-from regkit.benchmarks.step.report import Rate, Row
+from regkit.benchmarks.step.report import HostRow, Rate, Row
 from regkit.errors import InputError
 from regkit.penalties import WeightPenalty
 from regkit.timing import seconds, take_turns
@@ -33,6 +34,8 @@ Step = Callable[[], Any]
 # Entries of the arrays that the rate is measured on: as the net has, within these.
 LEAST_ENTRIES, MOST_ENTRIES = 1 << 16, 1 << 26
 RATE_ROUNDS = 12
+# Tensors of the nets that the host's time is measured on.
+HOST_TENSORS = (400, 2000)
 # Cycles of a GPU's clock in a millisecond, at 2 GHz.
 CYCLES_PER_MS = 2_000_000
 # Names in a trace of the host's calls that put a kernel on a queue.
@@ -203,6 +206,44 @@ def _heat(
     whole = take_turns(shown, rounds.training, lambda c, _: time_training(training, c.step, device))
     training.net.zero_grad(set_to_none=True)
     return [row_of(penalty, c, samples, whole[c.name], rate, device) for c in shown]
+
+
+def contest_of_hosts(
+    num_tensors: int, penalties: Mapping[str, WeightPenalty], rounds: Rounds, device: torch.device
+) -> list[HostRow]:
+    """Time what the host does in a step, on tensors that cost nothing and with new gradients.
+
+    The penalties take turns with plain AdamW, all in the same rounds.
+    """
+    net = make_small_layers(num_tensors).to(device)
+    gradients = draw_gradients(net)
+    everyone = [(None, baselines(net, gradients)[0])]
+    for name, penalty in penalties.items():
+        entrants = penalised(net, gradients, penalty, torch.zeros(1, 4, device=device))
+        everyone += [(name, replace(c, name=f"{name}, {c.name}")) for c in entrants]
+    samples = run_rounds(
+        [c for _, c in everyone],
+        rounds.warmup,
+        rounds.steps,
+        lambda c, _: time_host(c),
+    )
+    found = []
+    for penalty, contestant in everyone:
+        own = samples[contestant.name]
+        us = quartiles([{"host": sample["host"] * 1e3 / num_tensors} for sample in own])["host"]
+        to_fused = ratios(own, samples[FUSED])["host"]
+        name = contestant.name.rpartition(", ")[2]
+        found.append(HostRow(num_tensors, penalty, name, us, to_fused))
+    return found
+
+
+def time_host(contestant: Contestant) -> Sample:
+    """Return the time in ms that the calling thread works on a step with new gradients."""
+    for p in contestant.net.parameters():
+        p.grad = torch.ones_like(p)
+    began = time.thread_time()
+    contestant.step()
+    return {"host": (time.thread_time() - began) * 1e3}
 
 
 def row_of(

@@ -1,4 +1,5 @@
-/* Arithmetic of float32, for the kernels and for what is made of formulas.
+/* Arithmetic, for the kernels and for what is made of formulas: in double for float64 weights (where
+ * REGKIT_FLOAT64 is given to the compiler), in float for all others.
  *
  * Laws that the way of writing serves:
  * - NaN is never hidden: every select keeps the side that a NaN is on. No flag may promise that
@@ -10,23 +11,47 @@
 #define REGKIT_NATIVE_ARITHMETIC_H
 
 #include <float.h>
-#include <math.h>
 #include <stdint.h>
+#include <tgmath.h>
 
-/* NaN where a is; cheaper than minimum and maximum, where b is a number. */
-static inline float least(float a, float b) { return b < a ? b : a; }
-static inline float most(float a, float b) { return b > a ? b : a; }
-
-static inline float soft(float v, float threshold) {
-    float size = fabsf(v) - threshold;
-    return size < 0 ? 0 : copysignf(size, v);
-}
+#ifdef REGKIT_FLOAT64
+typedef double real;
+typedef int64_t integer;
+#define MANTISSA 52
+#define BIAS 1023
+#define SIGN INT64_MIN
+#define EPSILON DBL_EPSILON
+#define LARGEST DBL_MAX
+#define TINY DBL_MIN
+#else
+typedef float real;
+typedef int32_t integer;
+#define MANTISSA 23
+#define BIAS 127
+#define SIGN INT32_MIN
+#define EPSILON FLT_EPSILON
+#define LARGEST FLT_MAX
+#define TINY FLT_MIN
+#endif
 
 typedef union {
-    float number;
-    int32_t bits;
+    real number;
+    integer bits;
 } Word;
 
+/* NaN where a is; cheaper than minimum and maximum, where b is a number. */
+static inline real least(real a, real b) { return b < a ? b : a; }
+static inline real most(real a, real b) { return b > a ? b : a; }
+
+static inline real soft(real v, real threshold) {
+    real size = fabs(v) - threshold;
+    return size < 0 ? 0 : copysign(size, v);
+}
+
+#ifdef REGKIT_FLOAT64
+static inline real log_of(real x) { return log(x); }
+static inline real exp_of(real x) { return exp(x); }
+#else
 /* log x, to an ulp or two, of a positive normal number. Coefficients: Cephes, logf. */
 static inline float log_of(float x) {
     Word word = {x};
@@ -57,31 +82,32 @@ static inline float exp_of(float x) {
     Word power = {.bits = ((int32_t)n + 127) * (1 << 23)};
     return (p * r * r + r + 1) * power.number;
 }
+#endif
 
 /* log(1 + s) / s for s >= 0: what 1 + s loses of s is lost above and below. */
-static inline float log1p_share(float s) {
-    float up = 1 + least(s, FLT_MAX);
+static inline real log1p_share(real s) {
+    real up = 1 + least(s, LARGEST);
     return up > 1 ? log_of(up) / (up - 1) : 1;
 }
 
 /* What formulas call, as regkit/ops/formula.py has it in torch. */
 
 /* NaN where a is. That of b is looked for once, in the end: see unless_nan. */
-static inline float minimum(float a, float b) { return least(a, b); }
-static inline float maximum(float a, float b) { return most(a, b); }
+static inline real minimum(real a, real b) { return least(a, b); }
+static inline real maximum(real a, real b) { return most(a, b); }
 
 /* x, but NaN where the entry that it was made of is, or its step. */
-static inline float unless_nan(float x, float v, float step) {
+static inline real unless_nan(real x, real v, real step) {
     return __builtin_isunordered(v, step) ? v + step : x;
 }
 
-static inline float where(int condition, float a, float b) { return condition ? a : b; }
-static inline float inverse_root(float x) { return 1 / sqrtf(x); }
+static inline real where(int condition, real a, real b) { return condition ? a : b; }
+static inline real inverse_root(real x) { return 1 / sqrt(x); }
 
 /* Clip v to a size of `bound`, to 0 where that is negative. */
-static inline float within(float v, float bound) {
+static inline real within(real v, real bound) {
     bound = bound < 0 ? 0 : bound;
-    return fabsf(v) <= bound ? v : copysignf(bound, v);
+    return fabs(v) <= bound ? v : copysign(bound, v);
 }
 
 #endif

@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +24,15 @@ log = logging.getLogger("regkit.ops.native.launch")
 HERE = Path(__file__).parent
 SOURCES = (HERE / "entries.c", HERE / "groups.c")
 HEADERS = (HERE / "arithmetic.h", HERE / "common.h", HERE / "tile.h")
+# Groups up to this size are laid side by side, as many as there are lanes.
+SHORT = 64
+LANES = 16
+# The types of weights, and what tells C of them.
+TYPES = {
+    torch.float32: (),
+    torch.bfloat16: ("-DREGKIT_BFLOAT16",),
+    torch.float64: ("-DREGKIT_FLOAT64",),
+}
 # No flag of -ffast-math that lets NaN vanish or terms change places; see arithmetic.h.
 FLAGS = (
     "-std=gnu11",
@@ -40,6 +48,8 @@ FLAGS = (
     *(f"-DPARAM_{param.name}={param.value}" for param in Param),
     *(f"-DGATE_{bit.name}={bit.value}" for bit in Gate),
     f"-DNUM_PARAMS={NUM_PARAMS}",
+    f"-DSHORT={SHORT}",
+    f"-DLANES={LANES}",
     f"-DNUM_COEFFICIENTS={NUM_COEFFICIENTS}",
 )
 # Partial redundancies of selects are branches, with which GCC leaves a loop scalar.
@@ -47,35 +57,50 @@ FORMULA_FLAGS = ("-fno-tree-pre",)
 
 
 @cache
-def kernels() -> ctypes.CDLL | None:
-    """Return the compiled passes, None where they cannot be had; the log says why."""
-    library = _library("passes", [path.read_text() for path in (*SOURCES, *HEADERS)], _build_passes)
+def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """Return the compiled passes over weights of a type; None where they cannot be had.
+
+    The log says why.
+    """
+    flags = (*FLAGS, *TYPES[dtype])
+
+    def build(compiler: str, target: Path) -> None:
+        objects = []
+        for source in SOURCES:
+            objects.append(str(target.with_name(f"{source.stem}.o")))
+            _run([compiler, *flags, "-c", str(source), "-o", objects[-1]])
+        _run([compiler, "-shared", *objects, "-o", str(target), *_openmp(), "-lm"])
+
+    texts = [path.read_text() for path in (*SOURCES, *HEADERS)]
+    library = _library("passes", texts, flags, build)
     return None if library is None else _typed(library)
 
 
 @cache
-def prox_address(formula: Formula) -> int | None:
-    """Return where the compiled formula is, None where it cannot be had; the log says why.
+def prox_address(formula: Formula, dtype: torch.dtype) -> int | None:
+    """Return where the formula is, compiled for weights of a type; None where it cannot be had.
 
+    The log says why.
     Raises: InputError for a formula that cannot be translated.
     """
     source = source_of(formula)
+    # Weights of bfloat16 are computed with in float.
+    flags = (*FLAGS, *FORMULA_FLAGS, *(TYPES[dtype] if dtype == torch.float64 else ()))
 
     def build(compiler: str, target: Path) -> None:
         file = target.with_suffix(".c")
         file.write_text(source)
-        flags = (*FLAGS, *FORMULA_FLAGS, "-shared")
-        _run([compiler, *flags, str(file), "-o", str(target), *_openmp(), "-lm"])
+        _run([compiler, *flags, "-shared", str(file), "-o", str(target), *_openmp(), "-lm"])
 
     texts = [source, (HERE / "arithmetic.h").read_text()]
-    library = _library(formula.__name__.strip("_"), texts, build)
+    library = _library(formula.__name__.strip("_"), texts, flags, build)
     if library is None:
         return None
     return ctypes.cast(getattr(library, FUNCTION), ctypes.c_void_p).value
 
 
 def _library(
-    name: str, texts: Sequence[str], build: Callable[[str, Path], None]
+    name: str, texts: Sequence[str], flags: Sequence[str], build: Callable[[str, Path], None]
 ) -> ctypes.CDLL | None:
     """Load what these texts compile to, None where that is not possible."""
     compiler = shutil.which(os.environ.get("CC") or "cc")
@@ -83,28 +108,36 @@ def _library(
         log.info("No C compiler (cc, or the one named by CC): the prox is taken by torch.")
         return None
     try:
-        return _cached(compiler, f"{name}-{_fingerprint(compiler, texts)}.so", build)
+        parts = [*texts, *flags, *_openmp(), compiler, _target(compiler)]
+        return _cached(f"{name}-{_digest(chr(0).join(parts).encode())}", compiler, build)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         log.info("C could not be compiled (%s), the prox is taken by torch: %s", name, said)
         return None
 
 
-def _cached(compiler: str, name: str, build: Callable[[str, Path], None]) -> ctypes.CDLL:
-    """Load a library from the user's cache; build it there, or where one may write."""
+def _cached(name: str, compiler: str, build: Callable[[str, Path], None]) -> ctypes.CDLL:
+    """Load a library from the user's cache; build it there, or where one may write.
+
+    Its file is named for what it was made of and for what it holds. One that holds something else
+    (cut short, damaged), or that belongs to somebody else, is not loaded.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    path = Path(home) / "regkit" / name
-    if path.exists():
+    folder = Path(home) / "regkit"
+    for path in folder.glob(f"{name}-*.so"):
         try:
-            return ctypes.CDLL(str(path))
-        except OSError:
-            log.info("%s cannot be loaded and is built again.", path)
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "native.so"
+            if _is_sound(path):
+                return ctypes.CDLL(str(path))
+            log.info("%s is not what was built, or not this user's: it is built again.", path)
+            path.unlink()
+        except OSError as error:
+            log.info("%s cannot be used and is built again: %s", path, error)
+    with tempfile.TemporaryDirectory() as place:
+        built = Path(place) / "native.so"
         build(compiler, built)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as draft:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / f"{name}-{_digest(built.read_bytes())}.so") as draft:
                 shutil.copyfile(built, draft)
         except OSError as error:
             log.info("C is compiled anew in each process: %s", error)
@@ -112,23 +145,21 @@ def _cached(compiler: str, name: str, build: Callable[[str, Path], None]) -> cty
         return ctypes.CDLL(str(built))
 
 
-def _fingerprint(compiler: str, texts: Sequence[str]) -> str:
-    """Name what compiled code depends on."""
-    parts = [*texts, *FLAGS, *FORMULA_FLAGS, *_openmp(), *_machine(compiler)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+def _is_sound(path: Path) -> bool:
+    """Say whether a library is this user's, and holds what its name says."""
+    own = not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+    return own and path.stem.endswith(f"-{_digest(path.read_bytes())}")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 @cache
-def _machine(compiler: str) -> tuple[str, ...]:
-    """Name the compiler and what -march=native stands for."""
-    asked = [compiler, "--version"]
-    version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    parts = [compiler, version, platform.machine(), platform.processor()]
-    cpu = Path("/proc/cpuinfo")
-    if cpu.exists():
-        lines = cpu.read_text().splitlines()
-        parts += sorted({line for line in lines if line.startswith(("flags", "Features", "model"))})
-    return tuple(parts)
+def _target(compiler: str) -> str:
+    """Return what a compiler predefines: its version, and the instructions of this very CPU."""
+    asked = [compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
 
 def _openmp() -> list[str]:
@@ -140,27 +171,16 @@ def _openmp() -> list[str]:
     return [str(found[0]), f"-Wl,-rpath,{found[0].parent}"] if found else ["-fopenmp"]
 
 
-def _build_passes(compiler: str, target: Path) -> None:
-    objects = []
-    for source in SOURCES:
-        objects.append(str(target.with_name(f"{source.stem}.o")))
-        _run([compiler, *FLAGS, "-c", str(source), "-o", objects[-1]])
-    _run([compiler, "-shared", *objects, "-o", str(target), *_openmp(), "-lm"])
-
-
 def _run(command: list[str]) -> None:
     subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
 
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
-    integer, address = ctypes.c_int64, ctypes.c_void_p
-    for function, given, found in (
-        (library.regkit_entries, [address, integer, address, integer, address, integer], None),
-        (
-            library.regkit_groups,
-            [address, integer, *[address] * 2, integer, integer],
-            integer,
-        ),
-    ):
-        function.argtypes, function.restype = given, found
+    integer, address, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
+    common = [integer, number, address]
+    entries, groups = library.regkit_entries, library.regkit_groups
+    entries.argtypes, entries.restype = [*[address, integer] * 2, *common, integer], None
+    groups.argtypes = [address, integer, address, integer, *common, integer, integer]
+    groups.restype = integer
+    library.regkit_count.argtypes, library.regkit_count.restype = [address, integer], None
     return library

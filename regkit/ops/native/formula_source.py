@@ -6,13 +6,13 @@ from regkit.ops.formula import VOCABULARY, Formula
 from regkit.ops.translate import Dialect, translate
 
 FUNCTION = "regkit_prox"
-_OWN_NAMES = {"abs": "fabsf", "sqrt": "sqrtf", "rsqrt": "inverse_root"}
+_OWN_NAMES = {"abs": "fabs", "rsqrt": "inverse_root"}
 
 
 def _number(value: float) -> str:
     if math.isinf(value):
         return "INFINITY" if value > 0 else "(-INFINITY)"
-    return f"{value!r}f" if value >= 0 else f"({value!r}f)"
+    return f"((real){value!r})"
 
 
 C = Dialect({name: _OWN_NAMES.get(name, name) for name in VOCABULARY}, _number)
@@ -30,22 +30,22 @@ def source_of(formula: Formula) -> str:
     lines = [
         '#include "arithmetic.h"',
         "",
-        f"static inline float prox({', '.join(f'float {name}' for name in body.parameters)}) {{",
+        f"static inline real prox({', '.join(f'real {name}' for name in body.parameters)}) {{",
         *(f"    (void){name};" for name in body.parameters),
-        *(f"    float {name};" for name in own),
+        *(f"    real {name};" for name in own),
         *(f"    {name} = {text};" for name, text in body.assignments),
         f"    return {body.result};",
         "}",
         "",
-        f"void {FUNCTION}(float *restrict x, const float *restrict step, int64_t n, float lr,",
+        f"void {FUNCTION}(real *restrict x, const real *restrict step, int64_t n, real lr,",
         "                 const double *c) {",
         "    (void)step, (void)lr;",
-        f"    float {', '.join(f'{name} = (float)c[{k}]' for k, name in enumerate(coefficients))};",
+        f"    real {', '.join(f'{name} = (real)c[{k}]' for k, name in enumerate(coefficients))};",
         f"    if ({coefficients[0]} == 0) return;",
         "#pragma omp simd",
         "    for (int64_t i = 0; i < n; i++) {",
-        f"        float v = x[i], second = {'lr' if formula.decoupled else 'step[i]'};",
-        f"        float found = prox({', '.join(['v', 'second', *coefficients])});",
+        f"        real v = x[i], second = {'lr' if formula.decoupled else 'step[i]'};",
+        f"        real found = prox({', '.join(['v', 'second', *coefficients])});",
         "        x[i] = unless_nan(found, v, second);",
         "    }",
         "}",

@@ -22,7 +22,7 @@ from regkit.benchmarks.step.candidates import (
     penalty_types,
 )
 from regkit.benchmarks.step.report import Report, Row
-from regkit.benchmarks.step.rounds import row_of
+from regkit.benchmarks.step.rounds import HOST_TENSORS, row_of
 from regkit.cli import bench as command
 from regkit.penalties import GroupPenalty
 from regkit.timing import Quartiles, cpu_name
@@ -31,6 +31,7 @@ TINY = [
     *("--model", "synthetic", "--parameters", "1e4", "--clip", "4x16x16"),
     *("--rounds", "2", "--warmup", "1", "--train-rounds", "1"),
 ]
+HOST_NAMES = ("l1", "group_lasso filter")
 BASELINES = [FUSED, FOREACH, NAIVE, NAIVE_ITEM]
 
 
@@ -63,6 +64,15 @@ def test_a_run_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFix
         p.numel() for p in candidates.make_net("synthetic", 1e4).parameters()
     )
     assert [row.label for row in found.rows] == shown(printed)
+    assert [(row.num_tensors, row.penalty, row.contestant) for row in found.host] == [
+        (num, penalty, contestant)
+        for num in HOST_TENSORS
+        for penalty, contestants in ((None, [FUSED]), *((p, [HOOK, PROX]) for p in HOST_NAMES))
+        for contestant in contestants
+    ]
+    assert all(row.us.median > 0 for row in found.host)
+    assert found.host[0].to_fused == Quartiles(1.0, 1.0, 1.0)
+    assert "time of the host" in printed
     assert found.rows[0].to_fused == {"wall": Quartiles(1.0, 1.0, 1.0)}
     for row in found.rows:
         assert row.training_ms is not None
