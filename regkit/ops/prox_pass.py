@@ -112,11 +112,14 @@ class ProxPass:
         taken: 0 where the step is skipped; 0-d on the device, or 1.
         """
         counts = list(self.args.step_counts)
-        if self.update == "none":
+        if self.update == "none" or not counts:
             return
         if self.table is not None and BACKENDS[self.args.weights[0].device.type] is native:
             native.count_step(self.table)
-        elif counts:
+        elif isinstance(taken, Tensor):
+            # Without alpha, torch reads the number on the host.
+            torch._foreach_add_(counts, taken, alpha=1.0)  # pyright: ignore[reportPrivateImportUsage]: no public name
+        else:
             torch._foreach_add_(counts, taken)  # pyright: ignore[reportPrivateImportUsage]: no public name
 
     def refresh(self, grads: Sequence[Tensor]) -> "ProxPass | None":

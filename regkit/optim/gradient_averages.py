@@ -95,9 +95,10 @@ class GradientAverages:
                 alike[group, self.by_parameter[p].count, values.dtype, values.device].append(move)
         for some in alike.values():
             source = self.average_of(some[0])
-            raw = source.key is None
+            raw, scale = source.key is None, source.full_scale()
             if raw and unscale is not None:
-                source = replace(source, scale=source.scale / unscale)
+                scale = scale / unscale
+            source = replace(source, scale=scale, decay=0.0)
             self._take_in(some, source, skip if raw else None)
 
     def is_due(self, step: int, leads: Iterable[Move]) -> bool:

@@ -119,7 +119,15 @@ def on_device(
             "read them from freed memory. Take a step before, with the learning rate as a tensor, "
             "strengths that stay, and no momentum (under SGD the prox follows its build-up)."
         )
-    staged = table.float().pin_memory()
     if old is None:
-        return staged.to(device, non_blocking=True)
-    return old.copy_(staged, non_blocking=True)
+        return sent(table.float(), device)
+    return old.copy_(table.float().pin_memory(), non_blocking=True)
+
+
+def sent(small: Tensor, device: torch.device) -> Tensor:
+    """Return a small tensor on a device; the host does not wait for it."""
+    if small.device == device:
+        return small
+    return (small.pin_memory() if small.device.type == "cpu" else small).to(
+        device, non_blocking=True
+    )

@@ -17,6 +17,7 @@ from regkit.optim.budget import Budget
 from regkit.optim.density_control import DensityController, Factors
 from regkit.optim.density_step import DensityStep
 from regkit.optim.gradient_averages import SAMPLE_INTERVAL, GradientAverages
+from regkit.optim.kernel_params import sent
 from regkit.optim.moves import MoveHistory, Roster, held_by
 from regkit.optim.optimizer_checks import (
     check_optimizer,
@@ -240,7 +241,8 @@ class ProximalStep:
         scale = Scale(context.factors)
         grad_scale = getattr(self.optimizer, "grad_scale", None)
         for launch, own in zip(plan.launches, passes, strict=True):
-            launch.prox_pass.count_step(taken)
+            here = sent(taken, launch.device) if isinstance(taken, Tensor) else taken
+            launch.prox_pass.count_step(here)
             launch.run(roster.moves, self.step_size, scale, context.skip, grad_scale, own)
             for p, first in launch.fresh.items():
                 self.optimizer.state[p].setdefault(FIRST_MOMENT_KEYS[update], first)

@@ -13,7 +13,7 @@ from regkit.ops.kernel_args import MOST_FORMULAS, KernelArgs, Param, is_like
 from regkit.ops.prox_pass import ProxPass, prepare
 from regkit.optim.batching import is_dense
 from regkit.optim.group_layout import geometry_of
-from regkit.optim.kernel_params import ParamRow, ParamTable, kernel_params, on_device
+from regkit.optim.kernel_params import ParamRow, ParamTable, kernel_params, on_device, sent
 from regkit.optim.moves import LastFew, Roster
 from regkit.optim.parts import Chain, Part
 from regkit.optim.sharding import DividedParts, divide
@@ -89,17 +89,19 @@ class Launch:
         if self._params is None or numbers != self._numbers:
             self._params = on_device(self.device, numbers, self._params)
             self._numbers = numbers
-            places = torch.tensor(on_tensors, dtype=torch.int64)
-            factors = [[numbers[k][Param.RATE], 1.0] for k in on_tensors]
-            where = self._params.device
-            self._rated = (
-                places.to(where),
-                torch.tensor(factors, dtype=self._params.dtype).to(where),
-            )
+            if on_tensors:
+                places = torch.tensor(on_tensors, dtype=torch.int64)
+                factors = [[numbers[k][Param.RATE], 1.0] for k in on_tensors]
+                self._rated = (
+                    sent(places, self.device),
+                    sent(torch.tensor(factors, dtype=self._params.dtype), self.device),
+                )
         if on_tensors:
             self._write_rates(
                 [(steps[k].rate, moves[self.rows[k].lead].group["lr"]) for k in on_tensors]
             )
+        # A loss scaler keeps both on one device, also where weights lie on several.
+        skip, grad_scale = (None if t is None else sent(t, self.device) for t in (skip, grad_scale))
         (prox_pass or self.prox_pass)(self._params, skip, grad_scale)
 
     def _write_rates(self, rates: Sequence[tuple[Any, Any]]) -> None:
@@ -111,8 +113,7 @@ class Launch:
         places, factors = self._rated
         values = torch.stack([torch.as_tensor(rate).reshape(()) for pair in rates for rate in pair])
         values = values.to(self._params.dtype)
-        if values.device != self._params.device:
-            values = values.pin_memory().to(self._params.device, non_blocking=True)
+        values = sent(values, self._params.device)
         columns = self._params[:, Param.RATE : Param.LR + 1]
         columns.index_copy_(0, places, values.view(-1, 2) * factors)
 

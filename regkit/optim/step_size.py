@@ -307,11 +307,18 @@ class GradientAverage:
 
     key: of its state; None where it keeps none, and the gradient itself is meant.
     scale: a number, or a 0-d tensor. span: steps that the average goes back.
+    decay, count: of an average that began at zero so many steps ago.
     """
 
     key: str | None = None
     scale: Number = 1.0
     span: float = 1.0
+    decay: float = 0.0
+    count: Number = math.inf
+
+    def full_scale(self) -> Number:
+        """Return the scale, corrected for a beginning at zero; on a GPU that takes launches."""
+        return self.scale / (1 - self.decay**self.count)
 
 
 AverageOf = Callable[[Move], GradientAverage]
@@ -331,7 +338,7 @@ def _momentum(move: Move) -> GradientAverage:
 
 def _decayed(key: str, beta: float, count: Number) -> GradientAverage:
     """Return an average that begins at zero, which is corrected for."""
-    return GradientAverage(key, 1 / (1 - beta**count), 1 / (1 - beta))
+    return GradientAverage(key, 1.0, 1 / (1 - beta), beta, count)
 
 
 def _first_moment(move: Move) -> GradientAverage:

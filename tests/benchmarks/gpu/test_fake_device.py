@@ -9,6 +9,7 @@ from regkit.benchmarks.gpu.cases import EXAMPLE, OPTIMIZERS, Case, Chain, Shapes
 from regkit.benchmarks.gpu.fake_device import Counts, draw_fake_gradients, fake_gpu, to_fake
 from regkit.data.augment import Augment
 from regkit.data.made import SyntheticMotion
+from regkit.optim.fused_optimizers import ProxAdamW, ProxSGD
 from regkit.optim.schedule import Schedule
 
 PENALTIES = dict(penalties())
@@ -135,3 +136,20 @@ def test_the_fake_leaves_nothing_behind():
     with fake_gpu():
         assert changed() != before
     assert changed() == before
+
+
+@pytest.mark.parametrize("optimizer", ["ProxAdamW", "ProxSGD"])
+def test_a_loss_scaler_makes_no_step_wait(optimizer: str):
+    """Whether it skips the step only the device knows."""
+    with fake_gpu() as count:
+        net = to_fake(Chain())
+        options = {"lr": 0.01, "amp_scaling": True}
+        made = {"ProxAdamW": ProxAdamW, "ProxSGD": ProxSGD}[optimizer](net.parameters(), **options)
+        Regularizer(net, PENALTIES["l1"]).attach(made)
+        found = Counts()
+        for _ in range(4):
+            draw_fake_gradients(net)
+            made.grad_scale, made.found_inf = (torch.ones((), device="meta") for _ in range(2))
+            found = count(made.step)
+        assert found.waits == []
+        assert found.launches == {"prox_entries": 2}

@@ -169,6 +169,6 @@ def test_bytes_are_those_of_the_arrays_that_have_to_move():
     # Rows of the output layer, which are classes, are no groups.
     for name, extra, entries in (("l1", 8, sum(inside)), ("group_lasso", 12, sum(inside[:-1]))):
         (penalty,) = make_penalties([name], 1.0, ["filter"]).values()
-        for c in penalised(net, gradients, penalty, clip()[:1]):
-            # On a CPU both pass over the weights once more.
-            assert c.num_bytes == 28 * every + extra * entries
+        hook, prox = penalised(net, gradients, penalty, clip()[:1])
+        assert hook.num_bytes == 28 * every + extra * entries
+        assert prox.num_bytes == 28 * every  # one pass
