@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regkit.ops import prox_pass, reference
-from regkit.ops.formula import SHRINK, Formula
+from regkit.ops.formula import KEEP, SHRINK, Formula
 from regkit.ops.gpu import launch as gpu
 from regkit.ops.gpu.launch_tables import SIZES, Sizes, prepare
 from regkit.ops.kernel_args import (
@@ -49,10 +49,12 @@ PENALTIES: dict[str, WeightPenalty] = {
 }
 FORMULAS: dict[str, Formula] = {
     "shrink": SHRINK,
+    "keep": KEEP,
     **{name: p.kernel for name, p in PENALTIES.items() if p.kernel is not None},
 }
 COEFFICIENTS = {
     "shrink": (0.3, 1.0, 0.5),
+    "keep": (40.0,),
     **{name: p.coefficients(1) for name, p in PENALTIES.items()},
 }
 SHAPES = [(130,), (1,), (), (0, 4), (3, 2, 3, 1, 2), (256,), (7, 5)]

@@ -92,7 +92,7 @@ F32, B16 = tl.float32, tl.bfloat16
 ENTRIES = {
     "types": (F32,) * 5, "update": "adamw", "states": 2, "root": 0, "counted": True,
     "formula1": kernel_of(ElasticNet.kernel), "formula2": None, "gated": True, "block": 1024,
-    "num_blocks": 4,
+    "num_blocks": 4, "keeps": False,
 }  # fmt: skip
 # A step of AdamW under AMP, in its metric: all there is.
 FULL = {"root": 1, "skip": "*", "scale": "*"}
@@ -118,6 +118,9 @@ VARIANTS = {
     ),
     "long rows of r3d_18, adamw root": (prox_long, 16, {**FULL, "nums": (4, 7), "classes": 2}),
     "long 4 x 2048 adamw": (prox_long, 16, {"nums": (4,)}),
+    "tile 1 x 2048 adamw root, kept whole": (
+        prox_tiles, 8, {**FULL, "rows": (1,), "columns": (2048,), "keeps": True},
+    ),
     "one group": (
         prox_groups, 8, {"metric": False, "groups": (1,), "entries": (2048,), "across": (0,)},
     ),

@@ -35,6 +35,7 @@ MOST = {
     "tile 1 x 2048 sgd": (128, 0, None),
     "long rows of r3d_18, adamw root": (128, 32, None),
     "long 4 x 2048 adamw": (128, 0, None),
+    "tile 1 x 2048 adamw root, kept whole": (128, 0, None),
     "one group": (128, 32, None),
     "groups across root": (128, 32, None),
 }

@@ -106,9 +106,10 @@ def test_gates_of_entries(update: str):
     assert not left.any()
 
 
+@pytest.mark.parametrize("name", ["shrink", "keep"])
 @pytest.mark.parametrize("metric", ["scalar", "adaptive"])
 @pytest.mark.parametrize("update", ["none", "adamw"])
-def test_gates_of_groups(update: str, metric: str):
+def test_gates_of_groups(update: str, metric: str, name: str):
     """In a tile, in several, too long for both, across memory, and in two weights."""
     shapes = [(9, 16), (3, 27), (1, 63), (2, 96), (1, 160), (9, 4), (30, 9)]
     rows = [(k, k, [(n, m)], [(m, 1)]) for k, (n, m) in enumerate(shapes[:6])]
@@ -120,8 +121,8 @@ def test_gates_of_groups(update: str, metric: str):
         rows[-1] = (6, 7, [(16, 1)], [(9, 16)])
     args = trimmed(args_of(shapes), metric, update)
     args = gated(replace(args, geometry=geometry(*rows)))
-    call = Call(args, kernels_of("shrink"), metric, update, SMALL)
-    compare(call, params_for("shrink", RATE=0.3))
+    call = Call(args, kernels_of(name), metric, update, SMALL)
+    compare(call, params_for(name, RATE=0.3))
     zero = torch.cat(args.gates) & 1 == 1
     assert zero.any()
     assert not zero.all()
@@ -279,17 +280,19 @@ def groups_of_a_conv(layout: str) -> list[tuple[KernelArgs, Tensor]]:
     return found
 
 
+@pytest.mark.parametrize("name", ["shrink", "keep"])
 @pytest.mark.parametrize("metric", ["scalar", "adaptive"])
 @pytest.mark.parametrize("layout", ["plain", "last", "odd"])
-def test_groups_of_any_axes(layout: str, metric: str):
+def test_groups_of_any_axes(layout: str, metric: str, name: str):
     for args, table in groups_of_a_conv(layout):
         args = replace(trimmed(args, metric, "none"), geometry=table)
-        params = params_for("shrink", RATE=1.2 if metric == "scalar" else 0.3)
-        compare(Call(args, kernels_of("shrink"), metric, sizes=SMALL), params)
+        params = params_for(name, RATE=1.2 if metric == "scalar" else 0.3)
+        compare(Call(args, kernels_of(name), metric, sizes=SMALL), params)
 
 
+@pytest.mark.parametrize("name", ["shrink", "keep"])
 @pytest.mark.parametrize("metric", ["scalar", "adaptive"])
-def test_bundles_of_several_pieces_with_rates_of_their_own(metric: str):
+def test_bundles_of_several_pieces_with_rates_of_their_own(metric: str, name: str):
     """Rows of one weight with columns of another, and a bias; two params, so steps that differ."""
     args = trimmed(args_of([(4, 6), (10, 4), (4,), (4, 70)]), metric, "none")
     table = geometry(
@@ -299,24 +302,27 @@ def test_bundles_of_several_pieces_with_rates_of_their_own(metric: str):
         (1, 3, [], [(280, 1)]),
     )
     args = replace(args, geometry=table)
-    params = params_for("shrink", RATE=0.4)
+    params = params_for(name, RATE=0.4)
     params[1, Param.RATE] = 0.9
-    compare(Call(args, kernels_of("shrink"), metric, sizes=SMALL), params)
+    compare(Call(args, kernels_of(name), metric, sizes=SMALL), params)
 
 
+@pytest.mark.parametrize("name", ["shrink", "keep"])
 @pytest.mark.parametrize("metric", ["scalar", "adaptive"])
 @pytest.mark.parametrize("update", ["plain", "sgd", "adamw", "amsgrad"])
-def test_rows_updated_in_one_go(update: str, metric: str):
+def test_rows_updated_in_one_go(update: str, metric: str, name: str):
     """In a tile, in several, and too long for both; lengths that vectors divide or do not."""
     shapes = [(9, 16), (3, 27), (1, 63), (2, 96), (1, 160)]
     args = trimmed(args_of(shapes, "odd" if metric == "scalar" else "plain"), metric, update)
     rows = [(k, k, [(n, m)], [(m, 1)]) for k, (n, m) in enumerate(shapes)]
-    call = Call(
-        replace(args, geometry=geometry(*rows)), kernels_of("shrink"), metric, update, SMALL
-    )
+    call = Call(replace(args, geometry=geometry(*rows)), kernels_of(name), metric, update, SMALL)
     numbers = call.table().table
     assert all(len(n) > 0 for n in numbers[3:7])
-    compare(call, params_for("shrink", RATE=0.8), scale=torch.tensor(2.0))
+    rate = 0.8 if name == "shrink" else 2.0
+    compare(call, params_for(name, RATE=rate), scale=torch.tensor(2.0))
+    if name == "keep":  # some rows go, others stay
+        alive = [bool(row.any()) for weight in args.weights for row in weight]
+        assert set(alive) == {False, True}
 
 
 @pytest.mark.parametrize("spread", [1e2, 1e8])

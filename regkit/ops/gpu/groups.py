@@ -15,7 +15,7 @@ from regkit.ops.gpu.formula_kernel import coefficients
 from regkit.ops.gpu.group_layout import NUM_NUMBERS
 from regkit.ops.gpu.jit import jit
 from regkit.ops.gpu.optimizer import inverse_scale, rates
-from regkit.ops.gpu.rows import thinned
+from regkit.ops.gpu.rows import thinned, unless_cheap, worth
 from regkit.ops.gpu.secular import closer, factor, multiplier, shrunk, start
 from regkit.ops.kernel_args import NUM_PARAMS, GroupAxis, Param
 
@@ -67,15 +67,19 @@ def _along(piece, entry):
 
 
 @jit
-def _loaded(at, r, c, offsets, mask, root: tl.constexpr):
-    """Return entries after soft threshold and ridge, and their steps; beyond the end both are 0."""
+def _loaded(at, r, c, offsets, mask, root: tl.constexpr, keeps: tl.constexpr):
+    """Return entries after soft threshold and ridge, and their steps; beyond the end both are 0.
+
+    keeps: entries as they are.
+    """
     x = tl.load(at[0] + offsets, mask, 0.0).to(tl.float32)
     step = r[0]
     if root == 1:
         step = r[0] * inverse_scale(tl.load(at[3] + offsets, mask, 0.0).to(tl.float32), r)
     if root == 2:
         step = r[0] * inverse_scale(tl.load(at[4] + offsets, mask, 0.0).to(tl.float32), r)
-    x, step = thinned(x, step, c)
+    if not keeps:
+        x, step = thinned(x, step, c)
     return tl.where(mask, x, 0.0), tl.where(mask, step, 0.0)
 
 
@@ -83,14 +87,15 @@ def _loaded(at, r, c, offsets, mask, root: tl.constexpr):
 def _sums(
     tables, own, group, entry, there, c, unit, scale, pass_: tl.constexpr,
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, axis: tl.constexpr,
-    entries: tl.constexpr,
+    entries: tl.constexpr, keeps: tl.constexpr,
 ):  # fmt: skip
     """Go over all entries of the groups; return three sums (or, in "size", a maximum) for each.
 
     own: first piece and how many. entry, group: places along both axes of a tile; there: which
     groups there are.
     size: largest entry, sum of squares; scaled: z^2 with z in units; start: z^2 / (step scale +
-    eps^2)^k; moments: (z / (1 + step scale))^2 / (1 + step scale)^k; k = 0, 1, 2.
+    eps^2)^k; moments: (z / (1 + step scale))^2 / (1 + step scale)^k; k = 0, 1, 2. worth: as
+    `regkit.ops.gpu.rows.worth`, at the price c[0].
     """
     pointers, pieces, params, num_weights = tables
     none = tl.zeros_like(entry + group).to(tl.float32)
@@ -106,10 +111,12 @@ def _sums(
         done = 0
         while done < length:
             mask = (done + entry < length) & there
-            x, step = _loaded(at, r, c, base + _along(piece, done + entry), mask, root)
+            x, step = _loaded(at, r, c, base + _along(piece, done + entry), mask, root, keeps)
             if pass_ == "size":
                 a = tl.maximum(a, tl.abs(x))
                 b += x * x
+            elif pass_ == "worth":
+                a += worth(x, step, c[0])
             elif pass_ == "scaled":
                 x = x * unit
                 a += x * x
@@ -138,7 +145,7 @@ def _sums(
 def _write(
     tables, own, group, entry, there, c, mu, dead, share, broken, gate,
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, axis: tl.constexpr,
-    entries: tl.constexpr, metric: tl.constexpr, gated: tl.constexpr,
+    entries: tl.constexpr, metric: tl.constexpr, gated: tl.constexpr, keeps: tl.constexpr,
 ):  # fmt: skip
     """Write all entries of the groups."""
     pointers, pieces, params, num_weights = tables
@@ -159,8 +166,10 @@ def _write(
         while done < length:
             mask = (done + entry < length) & there
             offsets = base + _along(piece, done + entry)
-            x, step = _loaded(at, r, c, offsets, mask, root)
-            if metric:
+            x, step = _loaded(at, r, c, offsets, mask, root, keeps)
+            if keeps:
+                x = unless_cheap(x, step, c[0], dead)
+            elif metric:
                 x = tl.where(broken == broken, shrunk(x, step, mu, dead), broken)
             else:
                 x = x * share
@@ -181,8 +190,9 @@ def _shrunk(
     tables, own, first, num, c, evaluations, gate,
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
     gated: tl.constexpr, groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr,
+    keeps: tl.constexpr,
 ):  # fmt: skip
-    """Shrink some groups."""
+    """Shrink some groups, or keep or drop them."""
     if across:
         axis: tl.constexpr = 0
         lane = tl.arange(0, groups)[None, :]
@@ -193,17 +203,24 @@ def _shrunk(
         entry = tl.arange(0, entries)[None, :]
     group, there = first + lane, lane < num
     ones = there.to(tl.float32)
+    if keeps:
+        first_pass: tl.constexpr = "worth"
+    else:
+        first_pass: tl.constexpr = "size"
     largest, squares, _ = _sums(
-        tables, own, group, entry, there, c, 1.0, 0.0, "size", types, root, counted, axis, entries
-    )
+        tables, own, group, entry, there, c, 1.0, 0.0, first_pass,
+        types, root, counted, axis, entries, keeps,
+    )  # fmt: skip
     norm = tl.sqrt(squares)
     unit = 1.0 / tl.maximum(largest, _TINY)
     mu, dead, share, broken = 0.0 * ones, there, ones, ones
-    if metric:
+    if keeps:
+        dead = largest < 1.0  # the sum of their worth
+    elif metric:
         tau = tl.minimum(c[1] / tl.maximum(largest, _TINY), _LARGEST)
         norm, between, inverse = _sums(
             tables, own, group, entry, there, c, unit, tau, "start",
-            types, root, counted, axis, entries,
+            types, root, counted, axis, entries, keeps,
         )  # fmt: skip
         broken = tl.sqrt(inverse)
         s, lower, upper = start(tl.sqrt(norm), between, broken)
@@ -212,7 +229,7 @@ def _shrunk(
             done += 1
             m0, m1, m2 = _sums(
                 tables, own, group, entry, there, c, unit, multiplier(s, tau), "moments",
-                types, root, counted, axis, entries,
+                types, root, counted, axis, entries, keeps,
             )  # fmt: skip
             s, lower, upper = closer(s, lower, upper, m0, m1, m2)
         mu, dead = multiplier(s, tau), broken <= 1.0 + 8 * _EPS
@@ -221,7 +238,7 @@ def _shrunk(
         if tl.max(tl.max(extreme.to(tl.int32), 1), 0) > 0:
             norm, _, _ = _sums(
                 tables, own, group, entry, there, c, unit, 0.0, "scaled",
-                types, root, counted, axis, entries,
+                types, root, counted, axis, entries, keeps,
             )  # fmt: skip
             norm = tl.sqrt(norm) * tl.maximum(largest, _TINY)
         param = tables[2] + tl.load(tables[1] + own[0] * _NUMBERS + _PARAM_ROW) * _COLUMNS
@@ -229,7 +246,7 @@ def _shrunk(
         share = factor(norm, step / (1.0 + step * c[2]), c[1])
     _write(
         tables, own, group, entry, there, c, mu, dead, share, broken, gate,
-        types, root, counted, axis, entries, metric, gated,
+        types, root, counted, axis, entries, metric, gated, keeps,
     )  # fmt: skip
 
 
@@ -241,13 +258,13 @@ def prox_groups(
     pointers, items, pieces, params, skip, num_weights, evaluations,
     types: tl.constexpr, root: tl.constexpr, counted: tl.constexpr, metric: tl.constexpr,
     gated: tl.constexpr, groups: tl.constexpr, entries: tl.constexpr, across: tl.constexpr,
-    classes: tl.constexpr,
+    classes: tl.constexpr, keeps: tl.constexpr,
 ):  # fmt: skip
-    """Shrink the groups of one item: (first piece, pieces, first group, groups, class, gate).
+    """Work on the groups of one item: (first piece, pieces, first group, groups, class, gate).
 
     gate: where the byte of the group set's first group is.
-
     metric: whether entries of a group may have different steps.
+    keeps: groups are kept or put to zero whole (KEEP); else shrunk (SHRINK).
     """
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
@@ -263,5 +280,5 @@ def prox_groups(
         if kind == k:
             _shrunk(
                 tables, own, first, num, c, evaluations, gate, types, root, counted, metric,
-                gated, groups[k], entries[k], across[k],
+                gated, groups[k], entries[k], across[k], keeps,
             )  # fmt: skip

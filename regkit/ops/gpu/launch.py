@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regkit.ops.formula import Formula
+from regkit.ops.formula import KEEP, Formula
 from regkit.ops.gpu.launch_tables import GpuTable, prepare, refresh
 from regkit.ops.kernel_args import KernelArgs, LaunchTable
 
@@ -46,7 +46,8 @@ def run(
         if args.geometry is None:
             _entries(args, numbers, params, skip, scale, update, metric, formulas)
         else:
-            _groups(args, numbers, params, skip, scale, update, metric)
+            keeps = tuple(formulas) == (KEEP,)
+            _groups(args, numbers, params, skip, scale, update, metric, keeps)
     # Autograd is told what was written behind its back.
     states = (*args.exp_avgs, *args.exp_avg_sqs, *args.max_exp_avg_sqs) if update != "none" else ()
     torch.autograd.graph.increment_version((*args.weights, *states, *args.gates))
@@ -102,6 +103,7 @@ def _groups(
     scale: Tensor | None,
     update: str,
     metric: str,
+    keeps: bool,
 ) -> None:
     from regkit.ops.gpu import groups, rows
 
@@ -113,14 +115,14 @@ def _groups(
         classes = n.tile_classes.tolist()
         rows.prox_tiles[(len(n.tiles),)](
             n.pointers, n.tiles, *common, bool(args.gates),
-            tuple(c[0] for c in classes), tuple(c[1] for c in classes), len(classes), vector,
+            tuple(c[0] for c in classes), tuple(c[1] for c in classes), len(classes), vector, keeps,
             **_options("tiles"),
         )  # fmt: skip
     if len(n.long):
         classes = n.long_classes.tolist()
         rows.prox_long[(len(n.long),)](
             n.pointers, n.long, *common, bool(args.gates),
-            tile, tuple(c[0] for c in classes), len(classes), vector, **_options("long"),
+            tile, tuple(c[0] for c in classes), len(classes), vector, keeps, **_options("long"),
         )  # fmt: skip
     # The update of weights whose groups neither kernel holds; their prox follows.
     _entries(args, n, params, skip, scale, update, metric, ())
@@ -129,7 +131,7 @@ def _groups(
         groups.prox_groups[(len(n.groups),)](
             n.pointers, n.groups, n.pieces, params, skip, len(args.weights), EVALUATIONS,
             traits[0], *traits[3:], bool(differ), bool(args.gates),
-            *(tuple(c[k] for c in classes) for k in range(3)), len(classes),
+            *(tuple(c[k] for c in classes) for k in range(3)), len(classes), keeps,
             **_options("groups"),
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkit.errors import InputError
-from regkit.ops.formula import SHRINK, Formula
+from regkit.ops.formula import KEEP, SHRINK, Formula
 from regkit.ops.gpu import tiling
 from regkit.ops.gpu.group_layout import group_sets, overlap
 from regkit.ops.gpu.tiling import Sizes, Stack
@@ -61,15 +61,15 @@ def prepare(
     """Lay down where everything is, None where the kernels do not serve.
 
     They serve dense float32, bfloat16 and float16 on one CUDA device, states and gradients with
-    the strides of their weight, up to two formulas of entries; or SHRINK of groups that do not
-    overlap, with an update only where they are the rows of a whole weight. In Triton's interpreter
-    they serve the CPU.
+    the strides of their weight, up to two formulas of entries; or SHRINK or KEEP of groups that do
+    not overlap, with an update only where they are the rows of a whole weight. In Triton's
+    interpreter they serve the CPU.
     Raises: InputError for a formula that cannot be translated.
     """
     if args.geometry is None:
         known = len(formulas) <= MOST_FORMULAS and not any(f.grouped for f in formulas)
     else:
-        known = tuple(formulas) == (SHRINK,)
+        known = tuple(formulas) in ((SHRINK,), (KEEP,))
     if not (known and args.weights and _is_here(args) and _is_served(args, metric, update)):
         return None
     used = _used(args, metric, update)

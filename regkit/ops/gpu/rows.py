@@ -32,6 +32,25 @@ def thinned(x, step, c):
 
 
 @jit
+def _threshold(step, price):
+    """Return the size at which an entry, alone, is worth its price."""
+    return tl.sqrt(step * (2.0 * price))
+
+
+@jit
+def worth(x, step, price):
+    """Return the squares that add up to 1 where a group is as dear to lose as to keep."""
+    ratio = x / tl.maximum(_threshold(step, price), _TINY)
+    return ratio * ratio
+
+
+@jit
+def unless_cheap(x, step, price, cheap):
+    """Put entries of cheap groups to zero; those that do not move stay, and so does NaN."""
+    return tl.where(_threshold(step, price) > 0.0, tl.where(cheap, 0.0, x), x)
+
+
+@jit
 def _shrunk_tile(x, step, tau, evaluations, root: tl.constexpr):
     """Shrink the rows of a tile; beyond a row's end, x and step are 0."""
     largest = tl.maximum(tl.max(tl.abs(x), 1), _TINY)
@@ -68,6 +87,7 @@ def _tile(
     at, r, c, unscale, evaluations, start_, num_rows, length, stride, gate,
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     rows: tl.constexpr, columns: tl.constexpr, aligned: tl.constexpr, gated: tl.constexpr,
+    keeps: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of rows after update and prox."""
     row = tl.arange(0, rows)[:, None]
@@ -78,8 +98,12 @@ def _tile(
     x, step = updated(p, offsets, mask, r, unscale, update, states, root)
     if root > 0:
         step = tl.where(mask, step, 0.0)
-    x, step = thinned(tl.where(mask, x, 0.0), step, c)
-    x = _shrunk_tile(x, step, c[1], evaluations, root)
+    x = tl.where(mask, x, 0.0)
+    if keeps:
+        x = unless_cheap(x, step, c[0], (tl.sum(worth(x, step, c[0]), 1) < 1.0)[:, None])
+    else:
+        x, step = thinned(x, step, c)
+        x = _shrunk_tile(x, step, c[1], evaluations, root)
     if gated:
         place = tl.arange(0, rows)
         byte = tl.load(gate + place, place < num_rows, 0)
@@ -91,10 +115,11 @@ def _tile(
 
 
 @jit
-def _long(
+def _long(  # noqa: C901  all branches are decided while compiling
     at, r, c, unscale, evaluations, start_, length, gate,
     update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     tile: tl.constexpr, num: tl.constexpr, aligned: tl.constexpr, gated: tl.constexpr,
+    keeps: tl.constexpr,
 ):  # fmt: skip
     """Write one row, held as `num` tiles, after update and prox."""
     p = past(at, start_, aligned)
@@ -108,14 +133,21 @@ def _long(
         x, step = updated(p, offsets, mask, r, unscale, update, states, root)
         if root > 0:
             step = tl.where(mask, step, 0.0)
-        x, step = thinned(tl.where(mask, x, 0.0), step, c)
-        largest = tl.maximum(largest, tl.abs(x))
+        x = tl.where(mask, x, 0.0)
+        if keeps:  # `largest` is their worth
+            largest += worth(x, step, c[0])
+        else:
+            x, step = thinned(x, step, c)
+            largest = tl.maximum(largest, tl.abs(x))
         xs = xs + (x,)  # noqa: RUF005  the compiler knows no stars
         steps = steps + (step,)  # noqa: RUF005
-    largest = tl.maximum(tl.max(largest, 0), _TINY)
-    if root == 0:
+    if keeps:
+        cheap = tl.sum(largest, 0) < 1.0
+    elif root == 0:
+        largest = tl.maximum(tl.max(largest, 0), _TINY)
         share = _factor_of_tiles(xs, steps[0], largest, c[1], tile, num)
     else:
+        largest = tl.maximum(tl.max(largest, 0), _TINY)
         mu, dead, broken = _multiplier_of_tiles(xs, steps, largest, c[1], evaluations, tile, num)
     closed = False
     alive = tl.zeros((tile,), tl.int32)
@@ -125,7 +157,9 @@ def _long(
     for k in tl.static_range(num):
         offsets = k * tile + lane
         mask = offsets < length
-        if root == 0:
+        if keeps:
+            x = unless_cheap(xs[k], steps[k], c[0], cheap)
+        elif root == 0:
             x = xs[k] * share
         else:
             x = tl.where(broken == broken, shrunk(xs[k], steps[k], mu, dead), broken)
@@ -192,9 +226,12 @@ def prox_tiles(
     pointers, items, params, skip, scale, num_weights, evaluations,
     types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     counted: tl.constexpr, gated: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
-    classes: tl.constexpr, vector: tl.constexpr,
+    classes: tl.constexpr, vector: tl.constexpr, keeps: tl.constexpr,
 ):  # fmt: skip
-    """Work on the rows of one item, a row of `GpuTable.tiles`."""
+    """Work on the rows of one item, a row of `GpuTable.tiles`.
+
+    keeps: rows are kept or put to zero whole (KEEP); else shrunk (SHRINK).
+    """
     if skip is not None:  # noqa: SIM102  that is asked while compiling
         if tl.load(skip) != 0:
             return
@@ -217,12 +254,12 @@ def prox_tiles(
             if whole & are_aligned(at):
                 _tile(
                     at, r, c, unscale, evaluations, start_, num, even, apart, gate,
-                    update, states, root, rows[k], columns[k], True, gated,
+                    update, states, root, rows[k], columns[k], True, gated, keeps,
                 )  # fmt: skip
             else:
                 _tile(
                     at, r, c, unscale, evaluations, start_, num, length, stride, gate,
-                    update, states, root, rows[k], columns[k], False, gated,
+                    update, states, root, rows[k], columns[k], False, gated, keeps,
                 )  # fmt: skip
 
 
@@ -234,7 +271,7 @@ def prox_long(
     pointers, items, params, skip, scale, num_weights, evaluations,
     types: tl.constexpr, update: tl.constexpr, states: tl.constexpr, root: tl.constexpr,
     counted: tl.constexpr, gated: tl.constexpr, tile: tl.constexpr, nums: tl.constexpr,
-    classes: tl.constexpr, vector: tl.constexpr,
+    classes: tl.constexpr, vector: tl.constexpr, keeps: tl.constexpr,
 ):  # fmt: skip
     """Work on the one row of an item, written as those of `prox_tiles`."""
     if skip is not None:  # noqa: SIM102  that is asked while compiling
@@ -256,10 +293,10 @@ def prox_long(
             if whole & are_aligned(at):
                 _long(
                     at, r, c, unscale, evaluations, start_, length // vector * vector, gate,
-                    update, states, root, tile, nums[k], True, gated,
+                    update, states, root, tile, nums[k], True, gated, keeps,
                 )  # fmt: skip
             else:
                 _long(
                     at, r, c, unscale, evaluations, start_, length, gate,
-                    update, states, root, tile, nums[k], False, gated,
+                    update, states, root, tile, nums[k], False, gated, keeps,
                 )  # fmt: skip

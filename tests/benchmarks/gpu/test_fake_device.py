@@ -22,6 +22,10 @@ OURS = {
         {"prox_tiles": 1, "prox_long": 1, "prox_groups": 1},
         {"prox_tiles": 1, "prox_long": 1, "prox_groups": 1, "prox_entries": 1},
     ),
+    "group_l0 filter": (
+        {"prox_tiles": 1, "prox_long": 1, "prox_groups": 1},
+        {"prox_tiles": 1, "prox_long": 1, "prox_groups": 1, "prox_entries": 1},
+    ),
     "group_lasso channel": ({"prox_groups": 1}, {"prox_groups": 1}),
 }
 
