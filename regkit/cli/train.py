@@ -22,6 +22,7 @@ from regkit.training.overrides import (
     quote_paths,
     use_own,
 )
+from regkit.training.progress import is_first
 from regkit.training.runs import RunFolder, refuse_unwritable
 
 RUNS = Path("runs")  # as in configs/train.yaml
@@ -62,7 +63,7 @@ def _check_run(config: DictConfig) -> None:
         check(config)
         folder = _folder(config)  # before Hydra writes to it
         refuse_unwritable(folder)
-        if folder != RUNS and folder.is_dir():
+        if is_first() and folder != RUNS and folder.is_dir():  # the first of all ranks owns it
             RunFolder(folder).refuse_if_owned()
 
 

@@ -371,9 +371,15 @@ class RunFolder:
         return finite({key: value for part in parts for key, value in part.items()})
 
     def finish(self) -> None:
-        """Write the summary, last of all."""
-        if is_first():
+        """Write the summary, last of all; one that is there and whole stays as it is."""
+        if is_first() and not self._is_written():
             write_json(self.path / SUMMARY, self.summary())
+
+    def _is_written(self) -> bool:
+        try:
+            return json.loads((self.path / SUMMARY).read_text()) == self.summary()
+        except (OSError, ValueError):
+            return False
 
     def fail(self, error: Exception) -> None:
         """Leave word of what stopped the job."""
