@@ -188,8 +188,8 @@ class KeepCheckpoints(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Write a checkpoint if it is time, and end if that was asked for."""
-        asked = _is_asked_to_stop(trainer)
         every, steps = self._every_n_steps, trainer.global_step
+        asked = _is_asked_to_stop(trainer, steps)
         stepped = trainer.fit_loop._should_accumulate() is False
         if not stepped or not (asked or (every is not None and steps % every == 0)):
             return
@@ -210,7 +210,8 @@ class KeepCheckpoints(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         """End if that was asked for; the validation is done again."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and _is_asked_to_stop(trainer):
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fits and _is_asked_to_stop(trainer, batch_idx):
             if not trainer.fit_loop._should_accumulate():
                 self._save_within(trainer, validates=True)
             self._end(trainer)
@@ -290,11 +291,18 @@ def _epochs(trainer: pl.Trainer) -> int:
     return current.processed
 
 
-def _is_asked_to_stop(trainer: pl.Trainer) -> bool:
-    """Say whether any rank got a signal; with several, a collective."""
+def _is_asked_to_stop(trainer: pl.Trainer, count: int = 0) -> bool:
+    """Say whether any rank got a signal.
+
+    With several that is a collective, for which the host waits: only at every few steps.
+
+    count: of steps, the same on all ranks.
+    """
     asked = stop.requested is not None
     if trainer.world_size == 1:
         return asked
+    if count % max(getattr(trainer, "log_every_n_steps", 1), 1):
+        return False
     return trainer.strategy.reduce_boolean_decision(asked, all=False)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from tensorboard.compat.proto.event_pb2 import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]  # made when it is imported
@@ -204,17 +204,16 @@ def group_norms(run: Run) -> dict[str, Float[np.ndarray, " rows"]]:
 
 
 def _resolved(text: str) -> Any:
+    """Return a configuration with values in the place of their keys.
+
+    What a resolver would make stays as it is written: one of a stranger's could read the
+    environment.
+    """
     content = _yaml(text)
-    if isinstance(content, dict):
-        content.pop("name", None)  # it is made by a resolver that only train.py has
-        known = _looked_up(content, content)
-        if "${" not in str(known):
-            return known
-    config = OmegaConf.create(content or {})
-    try:
-        return OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException:  # a resolver of the user's own
-        return OmegaConf.to_container(config, resolve=False)
+    if not isinstance(content, dict):
+        return content or {}
+    content.pop("name", None)  # it is made by a resolver that only train.py has
+    return _looked_up(content, content)
 
 
 def _looked_up(part: Any, whole: Any) -> Any:

@@ -42,9 +42,11 @@ def test_a_run_says_what_it_was(tmp_path: Path):
     assert run.name == "l1 seed=3"
 
 
-def test_a_resolver_of_the_users_own_is_left_as_it_stands(tmp_path: Path):
-    config = 'seed: 3\nlr: "${mine:2}"\n'
-    assert read_run(make(tmp_path / "a", config=config)).recipe == {"seed": 3, "lr": "${mine:2}"}
+@pytest.mark.parametrize("written", ["${mine:2}", "${oc.env:HOME}"])
+def test_no_resolver_runs_where_a_run_is_read(tmp_path: Path, written: str):
+    """The user's own is not known here, and a stranger's may read the environment."""
+    run = read_run(make(tmp_path / "a", config=f'seed: 3\nlr: "{written}"\n'))
+    assert run.recipe == {"seed": 3, "lr": written}
 
 
 def test_what_became_of_a_run(tmp_path: Path):
