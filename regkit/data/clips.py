@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -282,7 +283,8 @@ class _Wait:
             since = self.since
             if since is not None and time.perf_counter() - since > patience_s:
                 for worker in self._workers:
-                    worker.kill()
+                    with suppress(ValueError):  # torch has closed it in the meantime
+                        worker.kill()
             time.sleep(_LOOK_S)
 
 

@@ -1,5 +1,6 @@
 """Order, death and resumption of loaders."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from regkit.data.clip_spec import ClipSpec, Sampling
-from regkit.data.clips import ClipDataset, ClipLoader, EpochSampler
+from regkit.data.clips import ClipDataset, ClipLoader, EpochSampler, _Wait
 from regkit.data.readers import PyAV
 from regkit.data.timeline import Timeline
 from regkit.data.video import Video
@@ -132,3 +133,17 @@ def test_sampler_shuffles_by_seed_and_epoch():
     assert order(0, 2) == order(0, 2)
     assert order(0, 2) != order(0, 3)
     assert order(0, 2) != order(1, 2)
+
+
+def test_a_worker_that_is_closed_already_ends_no_watch():
+    worker = multiprocessing.Process(target=int)
+    worker.start()
+    worker.join()
+    worker.close()
+    wait = _Wait()
+    wait.since = time.perf_counter() - 10
+    wait.watch([worker], 0.0)
+    time.sleep(0.3)
+    assert wait._thread is not None
+    assert wait._thread.is_alive()
+    wait.end()
