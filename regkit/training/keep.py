@@ -241,11 +241,16 @@ class KeepCheckpoints(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Let a signal end the run at once from here on, and name the file of a lost worker."""
+        """Let a signal end the run at once from here on, and name the file of a lost worker.
+
+        Schedulers signal all processes of a job: torch's workers end at once, the run with them.
+        """
         stop.waits = False
         every = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
         for loader in every:
             loss = loader.loss_of(exception) if isinstance(loader, ClipLoader) else None
+            if loss is not None and stop.requested is not None:
+                raise stop.Stopped(stop.requested) from exception
             if loss is not None:
                 raise loss from exception
 
