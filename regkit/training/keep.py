@@ -243,14 +243,15 @@ class KeepCheckpoints(Checkpoint):
     ) -> None:
         """Let a signal end the run at once from here on, and name the file of a lost worker.
 
-        Schedulers signal all processes of a job: torch's workers end at once, the run with them.
+        Schedulers signal all processes of a job: torch's workers end at once, and the run with
+        them, from its last checkpoint; a fault of another kind comes again when it goes on.
         """
         stop.waits = False
+        if stop.requested is not None and isinstance(exception, Exception):
+            raise stop.Stopped(stop.requested) from exception
         every = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
         for loader in every:
             loss = loader.loss_of(exception) if isinstance(loader, ClipLoader) else None
-            if loss is not None and stop.requested is not None:
-                raise stop.Stopped(stop.requested) from exception
             if loss is not None:
                 raise loss from exception
 
